@@ -1,0 +1,135 @@
+"""What a capture backend saw of one action, before any judgement.
+
+A backend returns an `Observation`; `predicate.py` turns it into the predicate. The leaf tables are
+kept in their encoded form (docs/formats.md), because an action may have hundreds of thousands of
+materials and no Python object should exist for each of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Mapping, Optional, Tuple
+
+
+class Posture(enum.Enum):
+    """How strong a capture was, weakest first (DESIGN 5.6)."""
+
+    WALKED = "walked"  # directory snapshots before and after
+    OBSERVED = "observed"  # events seen after the fact
+    HELD = "held"  # the opener was blocked while the content was hashed
+    SEALED = "sealed"  # fs-verity: the kernel refuses other content
+
+    @property
+    def rank(self) -> int:
+        """0 for the weakest."""
+        return list(Posture).index(self)
+
+
+class LeafKind(enum.IntEnum):
+    """What a leaf stands for."""
+
+    FILE = 0  # a regular file that was opened or left behind
+    EXECUTABLE = 1  # a regular file that was executed (program or its loader)
+    SYMLINK = 2  # digest and size are of the link's target text
+
+
+class DigestSource(enum.IntEnum):
+    """Where the digest of a leaf comes from (DESIGN 5.6)."""
+
+    FANOTIFY_OPEN_TIME = 0
+    PTRACE_OPEN_TIME = 1
+    OPENAT_PATH_HASH = 2
+    BPF_STREAMING = 3
+    FANOTIFY_ONLY = 4
+    FSVERITY_MEASURED = 5
+    IMA = 6
+    WALK = 7
+    FANOTIFY_CLOSE_WRITE = 8
+
+    @property
+    def text(self) -> str:
+        """The name used in JSON, for example `fanotify-open-time`."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafTable:
+    """An encoded, sorted leaf table and its RFC 6962 summary.
+
+    Attributes:
+        raw: The table as docs/formats.md describes it, not compressed.
+        tree_root: RFC 6962 root over the leaves, 32 bytes.
+        tree_size: Number of leaves.
+    """
+
+    raw: bytes
+    tree_root: bytes
+    tree_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessRecord:
+    """One process of the action. Paths and arguments are bytes, as the kernel has them.
+
+    Attributes:
+        processid: Process id in the daemon's pid namespace.
+        parentpid: Parent's id when the process was first seen, 0 if unknown.
+        program: Path of the executed file; empty if never seen.
+        comm: Command name, at most 15 bytes.
+        cmdline: Arguments of the last exec that was seen; empty if never seen.
+        programdigest: SHA-256 of the executed file, or None if it was not seen to be executed.
+        exedigest: SHA-256 of the loaded executable as /proc/PID/exe names it, or None.
+        exitcode: Exit code, 128+signal if killed, None where the backend cannot know it.
+    """
+
+    processid: int
+    parentpid: int
+    program: bytes
+    comm: bytes
+    cmdline: Tuple[bytes, ...]
+    programdigest: Optional[bytes]
+    exedigest: Optional[bytes]
+    exitcode: Optional[int] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MountMark:
+    """One mount of the action's namespace and what was done about it.
+
+    Attributes:
+        mount_point: Path in the action's namespace.
+        filesystem: Filesystem type, for example `ext4`.
+        marked: Whether events of this mount are captured.
+        reason: Why not, if not; else empty.
+    """
+
+    mount_point: bytes
+    filesystem: str
+    marked: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """Everything one scope saw.
+
+    Attributes:
+        backend: `fanotify`, `walk`, `ptrace`, `ebpf`, or several joined by `+`.
+        posture: What the backend achieved.
+        materials: Leaf table of domain `M`.
+        products: Leaf table of domain `P`.
+        opens: Opens table (which process opened which material), not compressed.
+        processes: The process table; the opens table refers to it by index.
+        mounts: Mounts of the namespace; empty for `walk`.
+        counters: Every counter of `diagnostics.NAMES`.
+    """
+
+    backend: str
+    posture: Posture
+    materials: LeafTable
+    products: LeafTable
+    opens: bytes
+    processes: Tuple[ProcessRecord, ...]
+    mounts: Tuple[MountMark, ...]
+    counters: Mapping[str, int]
