@@ -1,0 +1,243 @@
+"""Verification of one action record; used by the verifier, by `seal`, and by the daemon's CHECK.
+
+Nothing in a record is believed before the signature over it was verified (checks 8 to 17 of
+`checks.Check`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from rootseal import canonical, diagnostics, digest, envelope, leaf_table, opens_table, statement
+from rootseal.checks import Check, checking
+from rootseal.errors import (
+    EncodingError,
+    EnvelopeError,
+    IncompleteError,
+    PolicyError,
+    ProofError,
+    SignatureError,
+    StatementError,
+    VerificationError,
+)
+from rootseal.keys import PublicKey
+from rootseal.leaf_table import Domain
+from rootseal.observation import LeafKind
+from rootseal.predicate import ActionPredicate, StoredTables, TableReference, read_action_predicate
+from rootseal.record import ActionRecord, parse_record
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifiedRecord:
+    """An action record that passed every check up to its counters.
+
+    Attributes:
+        predicate: What it says.
+        counters: Every counter.
+        losses: The gating counters that are not zero.
+        envelope_sha256: SHA-256 of the envelope, as the action leaf has it, 32 bytes.
+        keyid: The capture key that signed it.
+        record: Its parts.
+    """
+
+    predicate: ActionPredicate
+    counters: Mapping[str, int]
+    losses: Mapping[str, int]
+    envelope_sha256: bytes
+    keyid: str
+    record: ActionRecord = dataclasses.field(repr=False)
+
+
+def verify_record(
+    data: bytes, *, action_key: bytes, trusted: Sequence[PublicKey], about: Optional[str] = None
+) -> VerifiedRecord:
+    """Check that a record is genuine, whole, and of this action (checks 8 to 14).
+
+    Losses and posture are the caller's to judge: `refuse_losses`, and the posture in the result.
+
+    Args:
+        data: The record.
+        action_key: The action it must be of, 32 bytes.
+        trusted: Capture keys that may have signed it.
+        about: How errors name the action; by default by its key.
+
+    Raises:
+        VerificationError: The subclass and `check` say what failed.
+    """
+    about = about or f"action {action_key.hex()[:16]}"
+    with checking(Check.RECORD_FORMAT, StatementError, about=about):
+        parts = parse_record(data)
+    predicate, keyid = verify_action_envelope(
+        parts.envelope, action_key=action_key, trusted=trusted, about=about
+    )
+    with checking(Check.RECORD_TABLES, ProofError, about=about):
+        check_tables(predicate, parts.tables)
+    counters, losses = read_counters(predicate, about=about)
+    return VerifiedRecord(predicate, counters, losses, digest.sha256(parts.envelope), keyid, parts)
+
+
+def verify_action_envelope(
+    data: bytes, *, action_key: bytes, trusted: Sequence[PublicKey], about: str
+) -> Tuple[ActionPredicate, str]:
+    """Checks 9 to 12 on an action's envelope; returns its predicate and the signing key's id."""
+    with checking(Check.RECORD_ENVELOPE, EnvelopeError, about=about):
+        found = envelope.parse(data)
+    with checking(Check.RECORD_SIGNATURE, SignatureError, about=about):
+        payload = envelope.verify(found, trusted)
+    with checking(Check.RECORD_STATEMENT, StatementError, about=about):
+        signed = statement.parse(payload, predicate_type=statement.ACTION_TYPE)
+        predicate = read_action_predicate(signed.predicate)
+    with checking(Check.RECORD_ACTION_KEY, StatementError, about=about):
+        if predicate.action_key != action_key:
+            raise StatementError(f"the record is of action {predicate.action_key.hex()}")
+        if signed.subjects != (statement.action_subject(action_key),):
+            raise StatementError("the subject is not the action of the predicate")
+    return predicate, found.keyid
+
+
+def read_counters(
+    predicate: ActionPredicate, *, about: str
+) -> Tuple[Dict[str, int], Dict[str, int]]:
+    """Check 14: every counter is there, and the stated losses follow from them."""
+    with checking(Check.RECORD_COUNTERS, IncompleteError, about=about):
+        counters = diagnostics.diagnostics_from_json(predicate.counters)
+        losses = diagnostics.losses(counters)
+        if tuple(sorted(losses)) != predicate.losses:
+            raise IncompleteError("the stated losses are not the gating counters above zero")
+        if counters["descendantsKilled"] != predicate.document["descendantsKilled"]:
+            raise IncompleteError("descendantsKilled differs from its counter")
+    return counters, losses
+
+
+def refuse_losses(
+    predicate: ActionPredicate, losses: Mapping[str, int], *, allow: bool, about: str
+) -> None:
+    """Check 15: nothing was lost, unless the caller's policy accepts losses.
+
+    A record that was itself captured under `requireZeroDrops` may never have any.
+    """
+    with checking(Check.RECORD_LOSSES, IncompleteError, about=about):
+        if losses and (predicate.require_zero_drops or not allow):
+            text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
+            remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
+            raise IncompleteError(
+                f"the capture lost something: {text}. {remedy}", data=dict(losses)
+            )
+
+
+def check_tables(predicate: ActionPredicate, tables: StoredTables) -> None:
+    """Check 13: the stored tables are the ones that the predicate binds, and well-formed.
+
+    Raises:
+        ProofError: A digest, root or size differs.
+        EncodingError: A table breaks its format.
+    """
+    open_table(predicate.materials, tables.materials, Domain.MATERIAL)
+    open_table(predicate.products, tables.products, Domain.PRODUCT)
+    _check_stored("opens", tables.opens, predicate.opens_sha256, predicate.opens_size)
+    raw = leaf_table.decompress(tables.opens, bytes_max=opens_table.RAW_BYTES_MAX)
+    opens_table.verify(
+        raw,
+        process_count=predicate.process_count,
+        material_count=predicate.materials.tree_size,
+    )
+
+
+def open_table(reference: TableReference, stored: bytes, domain: Domain) -> bytes:
+    """The table that a signed reference binds, checked against it; returns it uncompressed.
+
+    Raises:
+        ProofError: The digest, root or size differs.
+        EncodingError: The table breaks its format.
+    """
+    name = domain.name.lower()
+    _check_stored(name, stored, reference.stored_sha256, reference.stored_size)
+    raw = leaf_table.decompress(stored)
+    root, size = leaf_table.verify(raw, domain)
+    if size != reference.tree_size:
+        raise ProofError(f"the {name} table has {size} leaves, signed are {reference.tree_size}")
+    if root != reference.tree_root:
+        raise ProofError(
+            f"the {name} table has root {root.hex()}, signed is {reference.tree_root.hex()}",
+            data={"calculated": root.hex(), "expected": reference.tree_root.hex()},
+        )
+    return raw
+
+
+def check_record(
+    record_bytes: bytes,
+    *,
+    action_key: bytes,
+    trusted_public_keys: Sequence[PublicKey],
+    declared_outputs: Iterable[Mapping[str, object]],
+) -> VerifiedRecord:
+    """Decide whether a cached result may count: its record is genuine and explains its outputs.
+
+    Args:
+        record_bytes: The record that came with the result.
+        action_key: The action that was asked for, 32 bytes.
+        trusted_public_keys: Capture keys that the configuration trusts.
+        declared_outputs: Every output of the result: `{"path": text, "sha256": hex}` for a file
+            (with `size` if known), `{"path": text, "target": text}` for a symlink. Path and
+            target are path text (docs/formats.md), the path relative to the action's root.
+
+    Raises:
+        VerificationError: It may not count; says why.
+    """
+    about = f"action {action_key.hex()[:16]}"
+    verified = verify_record(record_bytes, action_key=action_key, trusted=trusted_public_keys)
+    refuse_losses(
+        verified.predicate,
+        verified.losses,
+        allow=not verified.predicate.require_zero_drops,
+        about=about,
+    )
+    with checking(Check.RECORD_OUTPUTS, PolicyError, about=about):
+        _check_outputs(verified, declared_outputs)
+    return verified
+
+
+def _check_outputs(
+    verified: VerifiedRecord, declared_outputs: Iterable[Mapping[str, object]]
+) -> None:
+    missing = dict(_declared_output(item) for item in declared_outputs)
+    raw = leaf_table.decompress(verified.record.tables.products)
+    for leaf in leaf_table.iter_leaves(raw, Domain.PRODUCT):
+        wanted = missing.get(leaf.path)
+        if wanted is None:
+            continue
+        wanted_digest, size, is_symlink = wanted
+        if leaf.digest == wanted_digest and (leaf.kind == LeafKind.SYMLINK) == is_symlink:
+            if size is not None and size != leaf.size:
+                raise PolicyError(
+                    f"output {canonical.path_text(leaf.path)} has another size than the record says"
+                )
+            del missing[leaf.path]
+    if missing:
+        names: List[str] = sorted(canonical.path_text(path) for path in missing)
+        raise PolicyError(
+            f"{len(names)} outputs of the result are not products of the record: {names[0]}, …",
+            data={"outputs": names[:100]},
+        )
+
+
+def _declared_output(item: Mapping[str, object]) -> Tuple[bytes, Tuple[bytes, Optional[int], bool]]:
+    if set(item) - {"path", "sha256", "size", "target"}:
+        raise EncodingError("a declared output has an unknown field")
+    path, target, size = item.get("path"), item.get("target"), item.get("size")
+    if not isinstance(path, str) or ("sha256" in item) == ("target" in item):
+        raise EncodingError("a declared output needs a path and either sha256 or target")
+    if isinstance(target, str):
+        return canonical.path_bytes(path), (digest.sha256(canonical.path_bytes(target)), None, True)
+    if size is not None and type(size) is not int:
+        raise EncodingError("the size of a declared output is not an integer")
+    return canonical.path_bytes(path), (digest.digest_from_hex(item.get("sha256")), size, False)
+
+
+def _check_stored(name: str, stored: bytes, sha256: str, size: int) -> None:
+    if len(stored) != size or digest.sha256_hex(stored) != sha256:
+        raise ProofError(f"the {name} table is not the one that was signed")
+
+
+__all__ = ["VerificationError", "VerifiedRecord", "check_record", "refuse_losses", "verify_record"]
