@@ -1,0 +1,64 @@
+# Everything a contributor or CI runs. `make` alone lists the commands.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PANTS_VENV := .venv-pants
+C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h')
+FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 30
+
+help: ## List these commands.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install what is missing: system packages, .venv, .venv-pants (quick when done).
+	@scripts/setup.sh
+
+build: setup ## Compile launcher, helper and capture core; install rootseal into .venv.
+	@scripts/build.sh
+
+test: build ## Set up, build, run every test group (GROUP="unit kernel" for some); a table at the end.
+	@$(PY) scripts/test.py $(GROUP)
+
+lint: build ## ruff, mypy strict, clang-format, and the tests that lint the repository.
+	@scripts/lint.sh
+
+fmt: setup ## Format Python and C in place.
+	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix --quiet .
+	@[ -z "$(C_FILES)" ] || clang-format -i $(C_FILES)
+
+asan: setup ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+	@scripts/native_tests.sh asan
+
+fuzz: setup ## Fuzz each C parser for FUZZ_SECONDS (60).
+	@scripts/native_tests.sh fuzz $(FUZZ_SECONDS)
+
+bench: build ## Run the benchmarks and write docs/benchmarks.md.
+	@$(PY) bench/run_all.py
+
+soak: build ## Many captured actions for SOAK_MINUTES (30): no loss, no growth of memory or fds.
+	@$(PY) bench/soak.py --minutes $(SOAK_MINUTES)
+
+demo: build ## The main job on examples/: package, attest, verify, prove, refuse a tampered copy.
+	@scripts/demo.sh
+
+lab: ## Boot other kernels under qemu and run the kernel tests there (not built yet).
+	@echo "make lab: there is no kernel lab yet; it comes with a later release (see CHANGELOG.md)." >&2
+	@exit 2
+
+ci: ## What .ci/run runs: lint, test and demo.
+	@$(MAKE) lint
+	@$(MAKE) test
+	@$(MAKE) demo
+
+install-helper: build ## As root: install rootseal-scope, the one privileged binary (see SECURITY.md).
+	@$(MAKE) -C native install-helper
+
+clean: ## Remove build outputs and both virtual environments.
+	@rm -rf build .venv .venv-pants pants-plugins/rootseal/bin pants-plugins/*.egg-info dist
+	@find pants-plugins -name '*.so' -delete
+
+.PHONY: help setup build test lint fmt asan fuzz bench soak demo lab ci install-helper clean
