@@ -21,9 +21,9 @@ FILE_LINES_MAX = 500
 
 # STYLE: imports go to the same layer or below. A module `cli_x` has the layer of `cli`.
 LAYERS: Mapping[str, int] = {
-    **dict.fromkeys(("errors", "digest", "canonical", "diagnostics", "_native"), 0),
+    **dict.fromkeys(("errors", "digest", "canonical", "diagnostics", "checks", "_native"), 0),
     **dict.fromkeys(("_native_build", "action", "observation", "merkle", "leaf_table"), 1),
-    **dict.fromkeys(("keys", "wire", "paths", "tables"), 1),
+    **dict.fromkeys(("keys", "wire", "schema", "opens_table"), 1),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("predicate",), 3),
     **dict.fromkeys(("statement",), 4),

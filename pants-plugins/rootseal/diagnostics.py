@@ -35,15 +35,29 @@ _REPORT = "Run `rootseal doctor` and report the action, the kernel and this coun
 COUNTERS: Tuple[Counter, ...] = (
     # What was available and done: never gating.
     Counter("fanotifyAvailable", False, "1 if fanotify permission events were used.", _NONE),
-    Counter("fanotifyEventsHashed", False, "Events whose file was hashed, or found in the cache.", _NONE),
+    Counter(
+        "fanotifyEventsHashed", False, "Events whose file was hashed, or found in the cache.", _NONE
+    ),
     Counter("fanotifyDigestsMerged", False, "Distinct material leaves that fanotify gave.", _NONE),
-    Counter("fsVerityAvailable", False, "1 if a filesystem of the products supports fs-verity.", _NONE),
+    Counter(
+        "fsVerityAvailable", False, "1 if a filesystem of the products supports fs-verity.", _NONE
+    ),
     Counter("fsVerityFilesSealed", False, "Products sealed with fs-verity.", _NONE),
     Counter("partialReadFallbacks", False, "Reads that were completed by a second read.", _NONE),
     Counter("digestCacheHits", False, "Opens whose digest came from the digest cache.", _NONE),
     Counter("bytesHashed", False, "Bytes read and hashed for this action.", _NONE),
-    Counter("descendantsKilled", False, "Descendants killed after the action's own process ended.", _NONE),
-    Counter("excludedMounts", False, "Mounts of a pseudo filesystem (proc, sysfs, ...), not marked.", _NONE),
+    Counter(
+        "descendantsKilled",
+        False,
+        "Descendants killed after the action's own process ended.",
+        _NONE,
+    ),
+    Counter(
+        "excludedMounts",
+        False,
+        "Mounts of a pseudo filesystem (proc, sysfs, ...), not marked.",
+        _NONE,
+    ),
     # Loss: each is gating.
     Counter("fanotifyTimeouts", True, "Hashes that were abandoned for time.", _REPORT),
     Counter("fanotifyQueueOverflows", True, "Times the kernel dropped events.", _REPORT),
@@ -71,25 +85,78 @@ COUNTERS: Tuple[Counter, ...] = (
         "Processes left out because the action reached its process cap.",
         "Split the action, or report the need for a larger cap.",
     ),
-    Counter("fsVeritySealFailures", True, "Products that could not be sealed though it was required.", _REPORT),
-    Counter("ringbufOpenatDrops", True, "Open events that the trace ring buffer dropped.", "Raise the ring size."),
-    Counter("ringbufReadTapDrops", True, "Read events that the trace ring buffer dropped.", "Raise the ring size."),
-    Counter("ringbufExecDrops", True, "Exec events that the trace ring buffer dropped.", "Raise the ring size."),
-    Counter("ringbufForkDrops", True, "Fork and exit events that the ring buffer dropped.", "Raise the ring size."),
-    Counter("ringbufFileOpDrops", True, "File operation events that the ring dropped.", "Raise the ring size."),
-    Counter("ringbufNetworkDrops", True, "Network events that the trace ring dropped.", "Raise the ring size."),
-    Counter("ringbufSyscallDrops", True, "Other system call events that the ring dropped.", "Raise the ring size."),
-    Counter("traceMapFull", True, "Insertions that a full BPF map refused.", "Raise the map sizes."),
+    Counter(
+        "fsVeritySealFailures",
+        True,
+        "Products that could not be sealed though it was required.",
+        _REPORT,
+    ),
+    Counter(
+        "ringbufOpenatDrops",
+        True,
+        "Open events that the trace ring buffer dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "ringbufReadTapDrops",
+        True,
+        "Read events that the trace ring buffer dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "ringbufExecDrops",
+        True,
+        "Exec events that the trace ring buffer dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "ringbufForkDrops",
+        True,
+        "Fork and exit events that the ring buffer dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "ringbufFileOpDrops",
+        True,
+        "File operation events that the ring dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "ringbufNetworkDrops",
+        True,
+        "Network events that the trace ring dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "ringbufSyscallDrops",
+        True,
+        "Other system call events that the ring dropped.",
+        "Raise the ring size.",
+    ),
+    Counter(
+        "traceMapFull", True, "Insertions that a full BPF map refused.", "Raise the map sizes."
+    ),
     Counter("unhashedOpensTotal", True, "Opens of regular files without a digest.", _REPORT),
     Counter("fallbackHashFailures", True, "Files that could not be read to be hashed.", _REPORT),
-    Counter("mutatedAfterOpen", True, "Materials changed by others after they were hashed.", "Build again."),
-    Counter("unstableFiles", True, "Files that kept changing while they were hashed.", "Build again."),
-    Counter("namespaceEscapes", True, "Times a process left the captured mount namespace.", _REPORT),
+    Counter(
+        "mutatedAfterOpen",
+        True,
+        "Materials changed by others after they were hashed.",
+        "Build again.",
+    ),
+    Counter(
+        "unstableFiles", True, "Files that kept changing while they were hashed.", "Build again."
+    ),
+    Counter(
+        "namespaceEscapes", True, "Times a process left the captured mount namespace.", _REPORT
+    ),
     Counter("unmarkedMounts", True, "Mounts that can hold files and could not be marked.", _REPORT),
     Counter("tracerDetaches", True, "Processes that the tracer lost.", _REPORT),
     Counter("handlerErrors", True, "Errors of the capture's own threads.", _REPORT),
     Counter("lateEvents", True, "Events that came after the scope was closed.", _REPORT),
-    Counter("scopeRestarts", True, "Times the capture of this action was interrupted.", "Build again."),
+    Counter(
+        "scopeRestarts", True, "Times the capture of this action was interrupted.", "Build again."
+    ),
 )
 
 NAMES: Tuple[str, ...] = tuple(counter.name for counter in COUNTERS)
@@ -97,12 +164,12 @@ BY_NAME: Mapping[str, Counter] = {counter.name: counter for counter in COUNTERS}
 COUNTER_VALUE_MAX = 2**53 - 1  # the largest integer every JSON reader keeps exact
 
 
-def zeros() -> "dict[str, int]":
+def zeros() -> dict[str, int]:
     """All counters, each 0."""
-    return {name: 0 for name in NAMES}
+    return dict.fromkeys(NAMES, 0)
 
 
-def losses(counters: Mapping[str, int]) -> "dict[str, int]":
+def losses(counters: Mapping[str, int]) -> dict[str, int]:
     """The gating counters that are not zero.
 
     Args:
@@ -112,13 +179,13 @@ def losses(counters: Mapping[str, int]) -> "dict[str, int]":
     return {name: value for name, value in checked.items() if BY_NAME[name].gating and value != 0}
 
 
-def add(left: Mapping[str, int], right: Mapping[str, int]) -> "dict[str, int]":
+def add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
     """Sum of two complete sets of counters, capped at `COUNTER_VALUE_MAX`."""
     a, b = diagnostics_from_json(left), diagnostics_from_json(right)
     return {name: min(a[name] + b[name], COUNTER_VALUE_MAX) for name in NAMES}
 
 
-def diagnostics_from_json(value: object) -> "dict[str, int]":
+def diagnostics_from_json(value: object) -> dict[str, int]:
     """Read a set of counters: every known name present, no unknown name, each an int >= 0.
 
     Raises:
@@ -133,7 +200,9 @@ def diagnostics_from_json(value: object) -> "dict[str, int]":
     for name in NAMES:
         number = value.get(name)
         if number is None:
-            raise EncodingError(f"diagnostics lacks the counter {name}; absence is never read as zero")
+            raise EncodingError(
+                f"diagnostics lacks the counter {name}; absence is never read as zero"
+            )
         if type(number) is not int or not 0 <= number <= COUNTER_VALUE_MAX:
             raise EncodingError(f"diagnostics counter {name} is not an integer from 0 to 2^53-1")
         result[name] = number

@@ -86,7 +86,11 @@ class VerificationError(Error):
     """
 
     def __init__(
-        self, message: str, *, check: Optional[str] = None, data: Optional[Mapping[str, object]] = None
+        self,
+        message: str,
+        *,
+        check: Optional[str] = None,
+        data: Optional[Mapping[str, object]] = None,
     ) -> None:
         super().__init__(message)
         self.check = check

@@ -16,7 +16,7 @@ def leaf(path: bytes, content: bytes = b"", *, kind: int = 0, source: int = 0) -
     return Leaf(path, digest.sha256(content), len(content), 0o644, kind, source)
 
 
-def counters(**changes: int) -> "dict[str, int]":
+def counters(**changes: int) -> dict[str, int]:
     return {**diagnostics.zeros(), "fanotifyAvailable": 1, **changes}
 
 

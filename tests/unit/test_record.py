@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import core_factory as factory
 import pytest
-
 from rootseal import keys, record_check
 from rootseal.errors import PolicyError, SignatureError, StatementError, VerificationError
 
@@ -17,7 +16,7 @@ def signer(request: pytest.FixtureRequest) -> keys.KeyFileSigner:
     return keys.generate(request.param)
 
 
-def check(data: bytes, signer: keys.KeyFileSigner, *outputs: "dict[str, object]") -> None:
+def check(data: bytes, signer: keys.KeyFileSigner, *outputs: dict[str, object]) -> None:
     record_check.check_record(
         data,
         action_key=KEY,
@@ -69,7 +68,7 @@ def test_the_record_of_another_action_is_refused(signer: keys.KeyFileSigner) -> 
     ],
 )
 def test_outputs_that_the_record_does_not_explain_are_refused(
-    signer: keys.KeyFileSigner, output: "dict[str, object]"
+    signer: keys.KeyFileSigner, output: dict[str, object]
 ) -> None:
     with pytest.raises(PolicyError, match="record-outputs"):
         check(factory.signed_record(signer), signer, output)
