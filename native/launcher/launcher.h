@@ -1,0 +1,173 @@
+/*
+ * launcher.h: what the parts of rootseal-exec share.
+ *
+ * Functions return 0 (or a count) or -errno; ret_ outputs come last and are written only on
+ * success. A function that fails for a reason the user can act on says so by say() first: the
+ * callers above only choose the exit code. No part reads an environment variable.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define EXIT_ROOTSEAL	    125 /* Rootseal itself failed */
+#define EXIT_NOT_EXECUTABLE 126 /* as a shell's */
+#define EXIT_NOT_FOUND	    127 /* as a shell's */
+
+#define DROP_GROUPS_MAX	  1024
+#define MESSAGE_BYTES_MAX 4096
+
+/* An fd that is closed when its variable goes out of scope. */
+static inline void cleanup_fd_(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+}
+#define cleanup_fd __attribute__((cleanup(cleanup_fd_)))
+
+enum descendants_policy { DESCENDANTS_KILL, DESCENDANTS_WAIT };
+
+/* The identity that the action gets when the launcher is privileged (--drop-to). */
+struct drop_to {
+	bool wanted;
+	uid_t uid;
+	gid_t gid;
+	gid_t groups[DROP_GROUPS_MAX];
+	size_t group_count;
+};
+
+/* The second stage, after the helper: what the first stage passes on. */
+struct stage2 {
+	bool wanted;
+	int conn_fd;
+	int control_fd;
+	pid_t parent_pid;
+};
+
+/* The command line; all strings belong to argv. */
+struct options {
+	uint8_t action_key[32];
+	const char *root;
+	const char *record;
+	const char *socket; /* NULL: the fixed places */
+	const char *helper; /* NULL: the fixed places */
+	const char **output_files;
+	size_t output_file_count;
+	const char **output_dirs;
+	size_t output_dir_count;
+	const char **options;
+	size_t option_count;
+	enum descendants_policy descendants;
+	unsigned int descendants_seconds;
+	struct drop_to drop_to;
+	struct stage2 stage2;
+	char **argv; /* of the action */
+};
+
+/* say.c: one line on stderr, beginning with `rootseal-exec: `; control characters become '?'. */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* args.c */
+int args_parse(int argc, char **argv, struct options *ret_options);
+
+/* paths.c: absolute, lexically normal paths; every result is malloc'd. */
+int path_normal(const char *base, const char *path, char **ret_path);
+int path_below(const char *root, const char *path, const char **ret_relative);
+
+/* wire.c */
+struct buffer {
+	uint8_t *data;
+	size_t length;
+	size_t capacity;
+	size_t tlv_count;
+};
+struct frame_header {
+	uint32_t length;
+	uint8_t type;
+};
+int frame_begin(struct buffer *buffer, uint8_t type);
+int frame_add(struct buffer *buffer, uint16_t tag, const void *value, size_t length);
+int frame_add_text(struct buffer *buffer, uint16_t tag, const char *text);
+int frame_send(int fd, struct buffer *buffer);
+int frame_send_empty(int fd, uint8_t type);
+int read_exactly(int fd, void *data, size_t length);
+int frame_read_header(int fd, struct frame_header *ret_header);
+int frame_skip(int fd, size_t length);
+int frame_read_text(int fd, size_t length, uint16_t tag, char *text, size_t text_bytes);
+int frame_say_error(int fd, size_t length, bool *ret_not_allowed);
+uint32_t read_u32(const uint8_t *data);
+uint16_t read_u16(const uint8_t *data);
+
+/* connect.c: the next daemon in the list of places, or -ENOENT when there is no further one. */
+struct places {
+	const char *only; /* --socket, or NULL */
+	int next;
+	bool refused; /* a daemon was there, but refused this user */
+};
+int connect_next(struct places *places, int *ret_fd);
+
+/* helper.c: how the child can get a private mount namespace. */
+enum namespace_way { NAMESPACE_DIRECT, NAMESPACE_HELPER, NAMESPACE_NONE };
+enum namespace_way namespace_way(const char *wanted_helper, const char **ret_helper);
+const char *namespace_way_name(enum namespace_way way);
+
+/* announce.c: connect, send ANNOUNCE, wait for PREPARED. */
+int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private);
+
+/* signals.c: the state that the action must get back exactly. */
+struct signal_state {
+	uint64_t mask;	    /* the kernel's form */
+	bool child_ignored; /* SIGCHLD was ignored */
+};
+int signals_take(struct signal_state *ret_state, int *ret_signal_fd);
+int signals_restore(const struct signal_state *state);
+bool signal_is_for_child(uint32_t signo, int32_t code);
+
+/* privilege.c */
+bool have_sys_admin(void);
+int privileges_drop(const struct drop_to *drop_to);
+int die_with_parent(pid_t parent_pid);
+
+/* child.c: between fork and exec; neither returns. */
+#define CONTROL_ARMED  'A' /* capture is armed, the connection belongs to the parent alone */
+#define CONTROL_FAILED 'F' /* not the action's end: Rootseal failed, and has said why */
+struct child {
+	int conn_fd;
+	int control_fd;
+	pid_t parent_pid;
+	bool private_namespace;
+	enum namespace_way way;
+	const char *helper;
+	struct signal_state signals;
+};
+_Noreturn void child_run(const struct options *options, struct child *child);
+_Noreturn void child_stage2(const struct options *options);
+
+/* exec.c: execvp over the action's own environment; returns only on failure, with -errno. */
+int exec_action(char **argv);
+
+/* descendants.c: this process is their subreaper. */
+int descendants_kill_all(uint64_t *ret_killed);
+int descendants_end(const struct options *options, int signal_fd, int conn_fd,
+		    uint64_t *ret_killed);
+
+/* supervise.c: from fork to the end of the last descendant. */
+struct outcome {
+	int wait_status;
+	uint64_t killed;
+};
+int supervise(const struct options *options, pid_t pid, int signal_fd, int control_fd, int conn_fd,
+	      struct outcome *ret_outcome);
+int connection_event(int conn_fd);
+
+/* record.c: where the record goes, and how it comes there. */
+struct record_place {
+	int dir_fd; /* owned */
+	const char *name;
+	const char *path;
+};
+int record_place_open(const char *path, struct record_place *ret_place);
+int record_receive(int conn_fd, const struct outcome *outcome, const struct record_place *place);

@@ -1,0 +1,166 @@
+/*
+ * supervise.c: the launcher while the action runs.
+ *
+ *   signals → forwarded to the action      action's end → wait status
+ *   daemon's connection → lost: the action and all its descendants are killed
+ *
+ * Until the child says that it is armed, it alone reads the connection; from then on the parent
+ * does. Owns none of the fds. Privilege: none (the namespace was the child's affair).
+ */
+#include "launcher.h"
+#include "../protocol.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+
+struct supervision {
+	const struct options *options;
+	pid_t pid;
+	int signal_fd;
+	int control_fd;
+	int conn_fd;
+	bool armed;
+	bool failed; /* the child has said why */
+	bool ended;
+	int wait_status;
+};
+
+/* Something came on the connection while the action runs: only PROGRESS lets it go on. */
+int connection_event(int conn_fd)
+{
+	struct frame_header header;
+	int r = frame_read_header(conn_fd, &header);
+
+	if (r >= 0 && header.type == RS_FRAME_PROGRESS)
+		r = frame_skip(conn_fd, header.length);
+	else if (r >= 0 && header.type == RS_FRAME_ERROR)
+		return frame_say_error(conn_fd, header.length, NULL) < 0 ? -EPROTO : -ECANCELED;
+	else if (r >= 0)
+		r = -EPROTO;
+	if (r < 0)
+		say("the Rootseal daemon went away while the action ran (%s), so the action was "
+		    "killed. "
+		    "Run `rootseal daemon ensure` and build again.",
+		    strerror(-r));
+	return r;
+}
+
+static void control_event(struct supervision *s)
+{
+	char message;
+	ssize_t n = read(s->control_fd, &message, 1);
+
+	if (n == 1 && message == CONTROL_ARMED)
+		s->armed = true;
+	else if (n == 1)
+		s->failed = true;
+	if (n <= 0)
+		s->control_fd = -1; /* poll ignores it; main closes it */
+}
+
+/* The shell shows the job as stopped only if we stop too; SIGCONT comes to us and is forwarded. */
+static void mirror_stop(int status)
+{
+	int signo = WSTOPSIG(status);
+
+	if (signo == SIGTSTP || signo == SIGTTIN || signo == SIGTTOU)
+		kill(getpid(), SIGSTOP);
+}
+
+/* Reap whoever ended or stopped; -ECHILD cannot happen before the child itself was reaped. */
+static int child_event(struct supervision *s)
+{
+	for (;;) {
+		int status;
+		pid_t pid = waitpid(-1, &status, WNOHANG | WUNTRACED);
+
+		if (pid == 0 || (pid < 0 && errno == ECHILD && s->ended))
+			return 0;
+		if (pid < 0 && errno != EINTR)
+			return -errno;
+		if (pid != s->pid)
+			continue;
+		if (WIFSTOPPED(status)) {
+			mirror_stop(status);
+			continue;
+		}
+		s->ended = true;
+		s->wait_status = status;
+	}
+}
+
+static int signal_event(struct supervision *s)
+{
+	struct signalfd_siginfo info;
+
+	while (read(s->signal_fd, &info, sizeof(info)) == sizeof(info))
+		if (signal_is_for_child(info.ssi_signo, info.ssi_code) && !s->ended)
+			kill(s->pid, info.ssi_signo); /* ESRCH: it has just ended */
+	return child_event(s);
+}
+
+static int run_until_end(struct supervision *s)
+{
+	while (!s->ended) {
+		struct pollfd fds[3] = {
+		    {s->signal_fd, POLLIN, 0},
+		    {s->control_fd, POLLIN, 0},
+		    {s->armed ? s->conn_fd : -1, POLLIN, 0},
+		};
+		int r = poll(fds, 3, -1);
+
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r <= 0)
+			continue;
+		if (fds[1].revents)
+			control_event(s);
+		if (fds[2].revents) {
+			r = connection_event(s->conn_fd);
+			if (r < 0)
+				return r;
+		}
+		if (fds[0].revents) {
+			r = signal_event(s);
+			if (r < 0)
+				return r;
+		}
+	}
+	if (s->control_fd >= 0 && !s->armed)
+		control_event(s); /* its last word, if it failed */
+	if (s->control_fd >= 0 && !s->failed)
+		control_event(s);
+	return 0;
+}
+
+int supervise(const struct options *options, pid_t pid, int signal_fd, int control_fd, int conn_fd,
+	      struct outcome *ret_outcome)
+{
+	struct supervision s = {.options = options,
+				.pid = pid,
+				.signal_fd = signal_fd,
+				.control_fd = control_fd,
+				.conn_fd = conn_fd};
+	uint64_t killed;
+	int r = run_until_end(&s);
+
+	if (r >= 0 && (s.failed || !s.armed)) {
+		if (!s.failed && !WIFSIGNALED(s.wait_status))
+			say("the action's process ended before it was armed. Run `rootseal "
+			    "doctor`.");
+		ret_outcome->wait_status = s.wait_status;
+		r = s.failed || !WIFSIGNALED(s.wait_status) ? -ECANCELED : -EINTR;
+	}
+	if (r >= 0)
+		r = descendants_end(options, signal_fd, conn_fd, &killed);
+	if (r < 0) {
+		descendants_kill_all(&killed);
+		return r;
+	}
+	*ret_outcome = (struct outcome){s.wait_status, killed};
+	return 0;
+}

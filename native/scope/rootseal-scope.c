@@ -1,0 +1,109 @@
+/*
+ * rootseal-scope: enter a private mount namespace, give up every privilege, exec.
+ *
+ *   rootseal-scope PROGRAM ARGUMENT…
+ *
+ * This is the only privileged program of Rootseal (file capability cap_sys_admin+ep, or set-user-ID
+ * root where a filesystem has no capabilities). It uses no C library, reads no file, no environment
+ * variable and no option, allocates nothing, and has no branch that keeps a privilege: each step is
+ * checked, and the first failure ends it. SECURITY.md argues why it is safe to install.
+ *
+ * Entry: CAP_SYS_ADMIN, or effective uid 0.   Exit: the invoking user's ids, no capability.
+ */
+#include "start.h"
+
+#define CAPABILITY_VERSION_3	 0x20080522
+#define CLONE_NEWNS		 0x00020000
+#define MS_REC			 16384
+#define MS_PRIVATE		 (1 << 18)
+#define PR_CAP_AMBIENT		 47
+#define PR_CAP_AMBIENT_CLEAR_ALL 4
+#define EXIT_ROOTSEAL		 125
+
+struct capability_header {
+	unsigned int version;
+	int pid;
+};
+
+struct capability_data {
+	unsigned int effective;
+	unsigned int permitted;
+	unsigned int inheritable;
+};
+
+static unsigned long length_of(const char *text)
+{
+	unsigned long length = 0;
+
+	while (text[length])
+		length++;
+	return length;
+}
+
+static void say(const char *text)
+{
+	system_call3(SYS_write, 2, (long)text, length_of(text));
+}
+
+static int fail(const char *what)
+{
+	say("rootseal-scope: ");
+	say(what);
+	say("\n");
+	return EXIT_ROOTSEAL;
+}
+
+/* Private, so that later mounts outside stay outside: what is not marked must not appear here. */
+static long enter_namespace(void)
+{
+	long r = system_call1(SYS_unshare, CLONE_NEWNS);
+
+	if (r < 0)
+		return r;
+	return system_call5(SYS_mount, 0, (long)"/", 0, MS_REC | MS_PRIVATE, 0);
+}
+
+/* The ids first (with set-user-ID root this needs the privilege), then every capability. */
+static long drop_privileges(void)
+{
+	struct capability_header header = {CAPABILITY_VERSION_3, 0};
+	struct capability_data none[2] = {{0, 0, 0}, {0, 0, 0}};
+	long gid = system_call0(SYS_getgid), uid = system_call0(SYS_getuid);
+	long r = system_call3(SYS_setresgid, gid, gid, gid);
+
+	if (r >= 0)
+		r = system_call3(SYS_setresuid, uid, uid, uid);
+	if (r >= 0)
+		r = system_call5(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	if (r >= 0)
+		r = system_call2(SYS_capset, (long)&header, (long)none);
+	return r;
+}
+
+/* Ask the kernel, rather than believe the calls above. */
+static int holds_privilege(void)
+{
+	struct capability_header header = {CAPABILITY_VERSION_3, 0};
+	struct capability_data now[2] = {{~0u, ~0u, ~0u}, {~0u, ~0u, ~0u}};
+
+	if (system_call2(SYS_capget, (long)&header, (long)now) < 0)
+		return 1;
+	if (system_call0(SYS_geteuid) != system_call0(SYS_getuid) ||
+	    system_call0(SYS_getegid) != system_call0(SYS_getgid))
+		return 1;
+	return (now[0].effective | now[0].permitted | now[0].inheritable | now[1].effective |
+		now[1].permitted | now[1].inheritable) != 0;
+}
+
+int scope_main(long argc, char **argv, char **environment)
+{
+	if (argc < 2)
+		return fail("usage: rootseal-scope PROGRAM ARGUMENT... (started by rootseal-exec)");
+	if (enter_namespace() < 0)
+		return fail(
+		    "no private mount namespace: not permitted. Run `sudo make install-helper`.");
+	if (drop_privileges() < 0 || holds_privilege())
+		return fail("the privileges cannot be dropped; nothing was started.");
+	system_call3(SYS_execve, (long)argv[1], (long)(argv + 1), (long)environment);
+	return fail("the launcher cannot be executed. Build again with the same release of both.");
+}
