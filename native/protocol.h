@@ -8,7 +8,7 @@
 #pragma once
 
 #define RS_PROTOCOL_VERSION	       1
-#define RS_FRAME_HEADER_BYTES	       8
+#define RS_HEADER_BYTES		       8
 #define RS_TLV_HEADER_BYTES	       8
 #define RS_PAYLOAD_TO_DAEMON_BYTES_MAX 16777216
 #define RS_PAYLOAD_BYTES_MAX	       536870912

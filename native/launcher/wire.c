@@ -32,7 +32,7 @@ static void write_u32(uint8_t *data, uint32_t value)
 
 static int reserve(struct buffer *buffer, size_t more)
 {
-	size_t limit = RS_PAYLOAD_TO_DAEMON_BYTES_MAX + RS_FRAME_HEADER_BYTES;
+	size_t limit = RS_PAYLOAD_TO_DAEMON_BYTES_MAX + RS_HEADER_BYTES;
 	size_t capacity = buffer->capacity ? buffer->capacity : 4096;
 	uint8_t *data;
 
@@ -53,14 +53,14 @@ static int reserve(struct buffer *buffer, size_t more)
 int frame_begin(struct buffer *buffer, uint8_t type)
 {
 	*buffer = (struct buffer){0};
-	int r = reserve(buffer, RS_FRAME_HEADER_BYTES);
+	int r = reserve(buffer, RS_HEADER_BYTES);
 
 	if (r < 0)
 		return r;
-	memset(buffer->data, 0, RS_FRAME_HEADER_BYTES);
+	memset(buffer->data, 0, RS_HEADER_BYTES);
 	buffer->data[4] = type;
 	buffer->data[5] = RS_PROTOCOL_VERSION;
-	buffer->length = RS_FRAME_HEADER_BYTES;
+	buffer->length = RS_HEADER_BYTES;
 	return 0;
 }
 
@@ -109,7 +109,7 @@ int frame_send(int fd, struct buffer *buffer)
 {
 	int r;
 
-	write_u32(buffer->data, buffer->length - RS_FRAME_HEADER_BYTES);
+	write_u32(buffer->data, buffer->length - RS_HEADER_BYTES);
 	r = send_all(fd, buffer->data, buffer->length);
 	free(buffer->data);
 	*buffer = (struct buffer){0};
@@ -118,7 +118,7 @@ int frame_send(int fd, struct buffer *buffer)
 
 int frame_send_empty(int fd, uint8_t type)
 {
-	const uint8_t header[RS_FRAME_HEADER_BYTES] = {0, 0, 0, 0, type, RS_PROTOCOL_VERSION, 0, 0};
+	const uint8_t header[RS_HEADER_BYTES] = {0, 0, 0, 0, type, RS_PROTOCOL_VERSION, 0, 0};
 
 	return send_all(fd, header, sizeof(header));
 }
@@ -146,7 +146,7 @@ int read_exactly(int fd, void *data, size_t length)
 
 int frame_read_header(int fd, struct frame_header *ret_header)
 {
-	uint8_t header[RS_FRAME_HEADER_BYTES];
+	uint8_t header[RS_HEADER_BYTES];
 	int r = read_exactly(fd, header, sizeof(header));
 
 	if (r < 0)

@@ -20,7 +20,7 @@ from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from rootseal.errors import CaptureError, EncodingError
 
 PROTOCOL_VERSION = 1
-FRAME_HEADER_BYTES = 8
+HEADER_BYTES = 8
 TLV_HEADER_BYTES = 8
 PAYLOAD_TO_DAEMON_BYTES_MAX = 16 * 2**20
 PAYLOAD_BYTES_MAX = 512 * 2**20
@@ -201,7 +201,7 @@ def decode_header(header: bytes) -> Tuple[FrameType, int]:
     Raises:
         EncodingError: Not the header of a frame of this version.
     """
-    if len(header) != FRAME_HEADER_BYTES:
+    if len(header) != HEADER_BYTES:
         raise EncodingError("the frame is cut short")
     length, number, version, zero = _HEADER.unpack(header)
     if version != PROTOCOL_VERSION or zero != 0:
@@ -281,7 +281,7 @@ def read_frame(
         OSError: The connection broke.
     """
     try:
-        frame_type, length = decode_header(read_exactly(sock, FRAME_HEADER_BYTES, deadline))
+        frame_type, length = decode_header(read_exactly(sock, HEADER_BYTES, deadline))
         if length > payload_bytes_max:
             raise EncodingError(f"a {frame_type.name} frame of {length} bytes is too large")
         return decode_payload(frame_type, read_exactly(sock, length, deadline))

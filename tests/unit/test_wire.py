@@ -29,7 +29,7 @@ def test_protocol_h_has_the_same_constants() -> None:
     expected.update({f"TAG_{tag.name}": int(tag) for tag in Tag})
     for name in (
         "PROTOCOL_VERSION",
-        "FRAME_HEADER_BYTES",
+        "HEADER_BYTES",
         "TLV_HEADER_BYTES",
         "PAYLOAD_TO_DAEMON_BYTES_MAX",
         "PAYLOAD_BYTES_MAX",
