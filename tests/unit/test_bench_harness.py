@@ -1,0 +1,77 @@
+"""The benchmark harness: order of runs, what counts, what the page says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent.parent / "bench"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+harness, report = load("harness"), load("report")
+
+
+def test_runs_alternate_and_warmups_do_not_count() -> None:
+    order: list[str] = []
+
+    def variant(name: str, seconds: float) -> object:
+        def run() -> float:
+            order.append(name)
+            return seconds
+
+        return harness.Variant(name, run)
+
+    samples = harness.alternate([variant("a", 1.0), variant("b", 3.0)], runs=2, warmups=1)
+    assert order == ["a", "b"] * 3
+    assert samples == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
+    assert harness.summary(samples)["b"]["ratio"] == 3.0
+
+
+def test_prepare_is_called_before_each_run() -> None:
+    calls: list[str] = []
+    variant = harness.Variant("a", lambda: calls.append("run"), lambda: calls.append("prepare"))
+    samples = harness.alternate([variant], runs=2, warmups=0)
+    assert calls == ["prepare", "run"] * 2
+    assert all(seconds >= 0 for seconds in samples["a"])
+
+
+@pytest.mark.parametrize("runs", [0, -1, 10_001])
+def test_number_of_runs_has_limits(runs: int) -> None:
+    with pytest.raises(ValueError, match="runs must be 1 to"):
+        harness.alternate([harness.Variant("a", lambda: 0.0)], runs=runs)
+
+
+def test_result_and_page_carry_where_it_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    harness.compare("x", "How long?", [harness.Variant("a", lambda: 0.002)], runs=3, facts={"n": 7})
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert document["samples"] == {"a": [0.002] * 3}
+    page = report.page([document])
+    for wanted in (
+        "## How long?",
+        "| a | 2.0 ms |",
+        "1.00×",
+        "- n: 7",
+        document["machine"]["kernel"],
+    ):
+        assert wanted in page
+
+
+def test_page_without_results_says_so() -> None:
+    assert "make bench" in report.page([])
