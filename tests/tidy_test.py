@@ -237,30 +237,3 @@ def test_changelog_has_an_unreleased_section_with_lines() -> None:
     lines = [line for line in section.group(1).splitlines() if line.startswith("- ")]
     assert len(lines) == len(set(lines)), "a line is there twice (a merge?)"
     assert lines
-
-
-def test_protocol_constants_of_c_and_python_agree() -> None:
-    header, wire = REPO / "native" / "protocol.h", PACKAGE / "wire.py"
-    if not (header.exists() and wire.exists()):
-        pytest.skip("optional: native/protocol.h or wire.py does not exist yet")
-    in_c = dict(re.findall(r"\bRS_((?:TAG|FRAME|MSG|TYPE)_\w+)\s*=\s*(\d+)", header.read_text()))
-    in_c.update(
-        re.findall(r"#define\s+RS_((?:TAG|FRAME|MSG|TYPE)_\w+)\s+(\d+)", header.read_text())
-    )
-    numbers = python_enum_numbers(wire)
-    assert in_c, "no RS_TAG_*, RS_FRAME_*, RS_MSG_* or RS_TYPE_* constants found in protocol.h"
-    for name, value in in_c.items():
-        kind, _, member = name.partition("_")
-        assert numbers.get(member.lower()) is not None, f"wire.py lacks {kind} {member}"
-        assert int(value) in numbers[member.lower()], f"{name}: C has {value}"
-
-
-def python_enum_numbers(path: Path) -> dict[str, set[int]]:
-    """Every `NAME = <int>` of a file, by lower-case name."""
-    numbers: dict[str, set[int]] = collections.defaultdict(set)
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            for target in node.targets:
-                if isinstance(target, ast.Name) and type(node.value.value) is int:
-                    numbers[target.id.lower()].add(node.value.value)
-    return numbers
