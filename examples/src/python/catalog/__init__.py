@@ -1,0 +1,1 @@
+"""What is sold, and for how much: a library that both programs share."""

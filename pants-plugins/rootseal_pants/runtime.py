@@ -1,0 +1,148 @@
+"""The plugin's side of the `rootseal` executable and its daemon.
+
+Owns no state: every function asks the daemon or starts the executable, with a limit on the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from rootseal import wire
+from rootseal.errors import CaptureError, ConfigError
+
+ENSURE_TIMEOUT_SECONDS = 60
+CHECK_TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class DaemonInfo:
+    """A daemon that answers.
+
+    Attributes:
+        socket: Path of its socket.
+        version: Rootseal's version.
+        launcher: Path of `rootseal-exec`.
+        posture: The strongest posture that it can reach.
+        backend: The capture backend that reaches it.
+        capture_key: Path of the public key (PEM) that its records are signed with.
+    """
+
+    socket: str
+    version: str
+    launcher: str
+    posture: str
+    backend: str
+    capture_key: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the daemon says of a record that came with a result."""
+
+    accepted: bool
+    reason: str
+
+
+def find_executable(configured: str, build_root: str) -> str:
+    """Path of the `rootseal` executable.
+
+    Args:
+        configured: `[rootseal].executable`, may be empty.
+        build_root: Absolute path.
+    """
+    if configured:
+        path = Path(build_root, configured)
+        if os.access(path, os.X_OK):
+            return str(path)
+        raise ConfigError(
+            f"[rootseal].executable is {configured!r}, but {path} is not an executable file. "
+            "Correct it, or remove it to use `.venv/bin/rootseal` or the one on PATH."
+        )
+    local = Path(build_root, ".venv", "bin", "rootseal")
+    found = str(local) if os.access(local, os.X_OK) else shutil.which("rootseal")
+    if found is None:
+        raise ConfigError(
+            "The `rootseal` executable was not found. Run `make setup build` in this repository, "
+            "or `pip install rootseal`, or set [rootseal].executable in pants.toml; "
+            "`--no-rootseal-enabled` builds without an attestation."
+        )
+    return found
+
+
+def run_rootseal(
+    command: Sequence[str], *, timeout_seconds: float
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run the executable to its end, with its output captured."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CaptureError(
+            f"`{' '.join(command)}` did not end within {timeout_seconds:.0f} s. "
+            "Run it by hand to see why."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+def ensure_daemon(executable: str, socket: str) -> DaemonInfo:
+    """Make sure that a daemon answers, starting one if it must be."""
+    command = [executable, "daemon", "ensure", "--json"]
+    if socket:
+        command += ["--socket", socket]
+    done = run_rootseal(command, timeout_seconds=ENSURE_TIMEOUT_SECONDS)
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        raise CaptureError(f"`{' '.join(command)}` failed: {why}. `rootseal doctor` says more.")
+    return daemon_info_from_json(done.stdout)
+
+
+def daemon_info_from_json(text: bytes) -> DaemonInfo:
+    """Read the answer of `rootseal daemon ensure --json`."""
+    try:
+        value: Mapping[str, Any] = json.loads(text)
+        names = ("socket", "version", "launcher", "posture", "backend", "captureKey")
+        fields = [value[name] for name in names]
+        if not all(isinstance(field, str) for field in fields):
+            raise TypeError("a field is not text")
+        return DaemonInfo(*fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaptureError(
+            f"`rootseal daemon ensure --json` gave an unexpected answer ({error!r}). "
+            "Are the plugin and the executable of the same version?"
+        ) from error
+
+
+def check_record(
+    socket: str,
+    *,
+    action_key: str,
+    record: bytes,
+    outputs: Sequence[Mapping[str, Any]],
+    trusted_capture_keys: Sequence[str],
+) -> Verdict:
+    """Let the daemon judge the record that came with a result.
+
+    Args:
+        socket: Path of the daemon's socket.
+        action_key: What the record must name, 64 hex digits.
+        record: The record's bytes.
+        outputs: Every file and symlink of the result; see docs/protocol.md, CHECK.
+        trusted_capture_keys: Public keys (PEM) that are accepted beside the daemon's own.
+    """
+    request = {"outputs": list(outputs), "trustedCaptureKeys": list(trusted_capture_keys)}
+    answer = wire.check(
+        socket,
+        action_key=bytes.fromhex(action_key),
+        record=record,
+        request=request,
+        timeout_seconds=CHECK_TIMEOUT_SECONDS,
+    )
+    return Verdict(bool(answer["accepted"] is True), str(answer.get("reason", "")))

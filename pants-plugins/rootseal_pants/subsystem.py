@@ -1,0 +1,127 @@
+"""The options of the [rootseal] scope."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pants.option.option_types import (
+    BoolOption,
+    EnumOption,
+    IntOption,
+    StrListOption,
+    StrOption,
+)
+from pants.option.subsystem import Subsystem
+
+
+class Switch(Enum):
+    """A feature that can be forbidden, used where it works, or demanded."""
+
+    OFF = "off"
+    AUTO = "auto"
+    ON = "on"
+
+
+class Hardening(Enum):
+    """How much is demanded of every capture."""
+
+    OFF = "off"
+    STANDARD = "standard"
+    STRICT = "strict"
+
+
+class RootsealSubsystem(Subsystem):
+    """Options that decide how actions are captured, and where the attestation goes."""
+
+    options_scope = "rootseal"
+    help = (
+        "Capture of every process that Pants runs, and the signed attestation of what it packages."
+    )
+
+    enabled = BoolOption(
+        default=True,
+        help="Capture every process and attest every run of the package goal. If false, Pants "
+        "works as if the backend were not there, and nothing is attested.",
+    )
+    capture_mode = StrOption(
+        default="auto",
+        help="Which capture backend to use: auto, walk, trace, trace:ebpf, trace:ptrace, "
+        "trace:auto or ima. `auto` takes the strongest one that works on the host and records "
+        "why a stronger one does not.",
+    )
+    fanotify = EnumOption(
+        default=Switch.AUTO,
+        help="Whether every open is held by the kernel until the file is hashed. `on` refuses to "
+        "build where that is not possible.",
+    )
+    fsverity = EnumOption(
+        default=Switch.AUTO,
+        help="Whether files are sealed and measured with fs-verity. `on` refuses to build where "
+        "the filesystem cannot do it.",
+    )
+    hardening = EnumOption(
+        default=Hardening.STANDARD,
+        help="How much to demand: `off` takes any capture, `standard` the strongest that the host "
+        "offers and reports losses, `strict` demands held opens and no losses at all.",
+    )
+    require_zero_drops = BoolOption(
+        default=False,
+        help="Fail an action, and so the build, if any event of it may have been missed.",
+    )
+    key = StrOption(
+        default="",
+        help="Path of the private key (PEM, Ed25519 or ECDSA P-256) that signs the attestation. "
+        "If empty, a key of your own is used, which `rootseal` creates the first time.",
+    )
+    executable = StrOption(
+        default="",
+        help="Path of the `rootseal` executable, relative to the build root or absolute. If empty, "
+        "`.venv/bin/rootseal` below the build root is taken if it exists, else the one on PATH.",
+    )
+    out = StrOption(
+        default="rootseal",
+        help="Directory for the attestation, relative to the distribution directory (dist/).",
+    )
+    trusted_capture_keys = StrListOption(
+        help="Paths of public keys (PEM) of other machines whose captures are accepted, for "
+        "results that come from a remote cache or from remote execution. This machine's own "
+        "key is always accepted.",
+    )
+    descendants = StrOption(
+        default="kill:2",
+        help="What happens to processes that an action leaves behind: `kill:SECONDS` waits that "
+        "long and then kills them, `wait` waits for them.",
+    )
+    max_digests = IntOption(
+        default=262144,
+        help="The largest number of distinct files that one action may read. Reaching it marks "
+        "the action incomplete.",
+    )
+    max_record_bytes = IntOption(
+        default=64 * 1024 * 1024,
+        help="The largest size of the record of one action, in bytes. Reaching it marks the "
+        "action incomplete.",
+    )
+    max_hashed_bytes = IntOption(
+        default=1024 * 1024 * 1024 * 1024,
+        help="The largest number of bytes that are hashed for one action. Reaching it marks the "
+        "action incomplete.",
+    )
+    records_dir = StrOption(
+        default="",
+        advanced=True,
+        help="Directory where action records are kept, relative to the build root or absolute. If "
+        "empty, `rootseal/records` below the Pants working directory (.pants.d).",
+    )
+    records_max_bytes = IntOption(
+        default=4 * 1024 * 1024 * 1024,
+        advanced=True,
+        help="The size of the directory of action records, in bytes, above which the records that "
+        "were not used for longest are removed at the end of a run.",
+    )
+    daemon_socket = StrOption(
+        default="",
+        advanced=True,
+        help="Path of the daemon's socket, if it is not at one of the usual places. It becomes "
+        "part of the identity of every action, so caches are not shared with other machines.",
+    )

@@ -1,0 +1,153 @@
+"""The wrap changes nothing: every process shape gives the same result with and without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pants.engine.fs import (
+    EMPTY_DIGEST,
+    CreateDigest,
+    Digest,
+    DigestEntries,
+    FileContent,
+)
+from pants.engine.internals.scheduler import ExecutionError
+from pants.engine.process import FallibleProcessResult, Process
+from pants.testutil.rule_runner import QueryRule, RuleRunner
+
+BASH = "/bin/bash"
+PATH = {"PATH": "/bin:/usr/bin"}
+
+SHAPES: "dict[str, dict[str, Any]]" = {
+    "streams and a file": {
+        "argv": [BASH, "-c", "echo hi; echo err >&2; echo x > out.txt"],
+        "output_files": ["out.txt"],
+        "env": PATH,
+    },
+    "no outputs": {"argv": [BASH, "-c", "echo hi"]},
+    "directory of everything": {
+        "argv": [
+            BASH,
+            "-c",
+            "mkdir -p d/empty d/sub; echo a > d/sub/f; chmod +x d/sub/f; ln -s f d/sub/l;"
+            "ln -s nowhere d/dangling; echo h > d/.hidden",
+        ],
+        "output_directories": ["d"],
+        "env": PATH,
+    },
+    "empty directory": {
+        "argv": [BASH, "-c", "mkdir -p e"],
+        "output_directories": ["e"],
+        "env": PATH,
+    },
+    "working directory": {
+        "argv": [BASH, "-c", "cat in.txt > out.txt; cp ../top.txt copy.txt"],
+        "working_directory": "w/v",
+        "output_files": ["out.txt", "copy.txt"],
+        "env": PATH,
+        "inputs": {"w/v/in.txt": b"in", "w/top.txt": b"top"},
+    },
+    "relative argv": {
+        "argv": ["./s.sh"],
+        "output_files": ["o"],
+        "inputs": {"s.sh": b"#!/bin/bash\necho rel > o\n"},
+    },
+    "bare argv with PATH": {"argv": ["bash", "-c", "echo 1"], "env": {"PATH": "/bin"}},
+    "failure": {"argv": [BASH, "-c", "echo x > o; exit 3"], "output_files": ["o"]},
+    "own exit code 125": {"argv": [BASH, "-c", "echo x > o; exit 125"], "output_files": ["o"]},
+    "signal": {"argv": [BASH, "-c", "kill -TERM $$"]},
+    "chroot": {
+        "argv": [BASH, "-c", "test -d {chroot} && echo ok > o"],
+        "output_files": ["o"],
+    },
+    "root directory": {
+        "argv": [BASH, "-c", "mkdir z; echo q > z/q; echo r > r"],
+        "output_directories": ["."],
+        "env": PATH,
+    },
+    "missing output": {"argv": [BASH, "-c", "true"], "output_files": ["nope.txt"]},
+    "timeout": {"argv": [BASH, "-c", "sleep 5"], "timeout_seconds": 1, "env": PATH},
+    "environment": {
+        "argv": ["/usr/bin/env"],
+        "env": {"A": "b c", "EMPTY": "", "QUOTE": "'\"$`", "LINES": "a\nb"},
+    },
+    "no environment": {"argv": ["/usr/bin/env"]},
+    "odd arguments": {
+        "argv": ["/usr/bin/printf", "%s|", "", "--", "--action=x", " ", "a\nb", "é"],
+    },
+    "binary streams": {
+        "argv": [BASH, "-c", r"printf '\x00\xff\n'; printf '\xfe' >&2; cat"],
+        "env": PATH,
+    },
+    "append-only cache": {
+        "argv": [BASH, "-c", "test -d cache && echo c > cache/f && cat cache/f > o"],
+        "append_only_caches": {"rootseal_equivalence": "cache"},
+        "output_files": ["o"],
+        "env": PATH,
+    },
+    "large output": {
+        "argv": [BASH, "-c", "head -c 3000000 /dev/zero > big; ln big alias"],
+        "output_files": ["big", "alias"],
+        "env": PATH,
+    },
+    "many files": {
+        "argv": [BASH, "-c", "mkdir m; for i in {1..500}; do echo $i > m/$i; done"],
+        "output_directories": ["m"],
+        "env": PATH,
+    },
+    "odd names": {
+        "argv": [BASH, "-c", "mkdir n; echo 1 > 'n/a b'; echo 2 > 'n/%41'; echo 3 > n/é"],
+        "output_directories": ["n"],
+        "env": PATH,
+    },
+}
+
+
+def result_of(rules: RuleRunner, shape: "dict[str, Any]") -> Any:
+    fields = dict(shape)
+    inputs = fields.pop("inputs", {})
+    digest = EMPTY_DIGEST
+    if inputs:
+        files = [FileContent(path, text, is_executable=True) for path, text in inputs.items()]
+        digest = rules.request(Digest, [CreateDigest(files)])
+    process = Process(fields.pop("argv"), description="shape", input_digest=digest, **fields)
+    try:
+        result = rules.request(FallibleProcessResult, [process])
+    except ExecutionError as error:
+        return ("error", type(error.wrapped_exceptions[0]).__name__)
+    return (
+        result.exit_code,
+        result.stdout,
+        result.stderr,
+        result.stdout_digest,
+        result.stderr_digest,
+        result.output_digest,
+        rules.request(DigestEntries, [result.output_digest]),
+    )
+
+
+@pytest.fixture(scope="module")
+def plain() -> RuleRunner:
+    return RuleRunner(rules=queries())
+
+
+def queries() -> "list[Any]":
+    return [
+        QueryRule(FallibleProcessResult, [Process]),
+        QueryRule(DigestEntries, [Digest]),
+    ]
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_same_result(name: str, plain: RuleRunner, wrapped: RuleRunner) -> None:
+    assert result_of(wrapped, SHAPES[name]) == result_of(plain, SHAPES[name])
+
+
+def test_a_program_that_does_not_exist_is_the_one_difference(
+    plain: RuleRunner, wrapped: RuleRunner
+) -> None:
+    """Pants refuses to start it; wrapped, it is an action that ends with 127, as in a shell."""
+    shape = {"argv": ["/no/such/program"]}
+    assert result_of(plain, shape)[0] == "error"
+    assert result_of(wrapped, shape)[0] == 127
