@@ -29,7 +29,7 @@ from rootseal_pants.manifest import Artifact
 class AttestRoots:
     """What `pants package` builds for the specs of this run."""
 
-    field_sets: "tuple[PackageFieldSet, ...]"
+    field_sets: tuple[PackageFieldSet, ...]
 
 
 @rule
@@ -72,8 +72,8 @@ class AttestedTarget:
     address: str
     hint: str
     digest: Digest
-    artifacts: "tuple[Artifact, ...]"
-    dangling: "tuple[str, ...]"
+    artifacts: tuple[Artifact, ...]
+    dangling: tuple[str, ...]
 
 
 @rule(desc="List the files of a package")
@@ -115,7 +115,7 @@ async def current_run(run_id: RunId) -> CurrentRun:
     return CurrentRun(int(run_id))
 
 
-def rules() -> "list[object]":
+def rules() -> list[object]:
     """The rules of this module."""
     return [
         *collect_rules(),

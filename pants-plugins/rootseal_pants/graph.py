@@ -30,7 +30,7 @@ class NodeGraph:
     labels: Mapping[int, str]
     edges: Mapping[int, Sequence[int]]
 
-    def reachable(self, start: Iterable[int]) -> "frozenset[int]":
+    def reachable(self, start: Iterable[int]) -> frozenset[int]:
         """The nodes that are reachable from `start`, these included."""
         seen = set(start)
         waiting = deque(seen)
@@ -41,7 +41,7 @@ class NodeGraph:
                     waiting.append(node)
         return frozenset(seen)
 
-    def rules_named(self, name: str) -> "dict[int, str]":
+    def rules_named(self, name: str) -> dict[int, str]:
         """Nodes of a rule, and the hint of each: what its parameters say of themselves."""
         found = {}
         start = f"@rule({name}("
@@ -53,7 +53,7 @@ class NodeGraph:
                 found[node] = match[2]
         return found
 
-    def nodes_of_kind(self, kind: str) -> "dict[int, str]":
+    def nodes_of_kind(self, kind: str) -> dict[int, str]:
         """Nodes of the engine itself, for example `Process`, and their labels."""
         start = f"{kind}("
         return {node: label for node, label in self.labels.items() if label.startswith(start)}
@@ -65,8 +65,8 @@ def parse_graph(lines: Iterable[str]) -> NodeGraph:
     Raises:
         EncodingError: A line is neither a node nor an edge, or an edge names no node.
     """
-    labels: "dict[int, str]" = {}
-    edges: "dict[int, list[int]]" = {}
+    labels: dict[int, str] = {}
+    edges: dict[int, list[int]] = {}
     for line in lines:
         if match := _EDGE.match(line):
             edges.setdefault(int(match[1]), []).append(int(match[2]))

@@ -1,4 +1,4 @@
-"""The one place where Pants is patched: how a scheduler is built.
+"""The two places where Pants is patched: how a scheduler is built, and how its goals are run.
 
 Schedulers without our rules (the one that resolves `plugins=`) are not touched.
 """
@@ -9,27 +9,50 @@ import functools
 from typing import Any, Callable
 
 import pants.engine.internals.scheduler as pants_scheduler
+from pants.init.engine_initializer import GraphSession
 
+from rootseal_pants.attest import Run, attest_run, now
 from rootseal_pants.wrap_get import captured_execute, engine_process_type
 
-_MARK = "_rootseal_wraps_processes"
+_PATCHED = "_rootseal_patched"
+_OURS = "_rootseal_wraps_processes"
 
 
 def install() -> None:
-    """Patch `Scheduler.__init__`, once in a process."""
+    """Patch both, once in a process."""
     scheduler: Any = pants_scheduler.Scheduler
-    if getattr(scheduler.__init__, _MARK, False):
-        return
-    scheduler.__init__ = _with_process_type(scheduler.__init__)
+    graph_session: Any = GraphSession
+    if not getattr(scheduler.__init__, _PATCHED, False):
+        scheduler.__init__ = _with_process_type(scheduler.__init__)
+        graph_session.run_goal_rules = _with_attestation(graph_session.run_goal_rules)
 
 
 def _with_process_type(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         rules = tuple(kwargs["rules"])
-        ours = any(getattr(rule, "func", None) is captured_execute.rule.func for rule in rules)
+        wrapper: Any = captured_execute
+        ours = any(getattr(rule, "func", None) is wrapper.rule.func for rule in rules)
         with engine_process_type(ours):
             original(self, *args, **{**kwargs, "rules": rules})
+        setattr(self, _OURS, ours)
 
-    setattr(init, _MARK, True)
+    setattr(init, _PATCHED, True)
     return init
+
+
+def _with_attestation(original: Callable[..., int]) -> Callable[..., int]:
+    """After the goals of a run, attest what the package goal built; its failure is the run's."""
+
+    @functools.wraps(original)
+    def run_goal_rules(self: Any, **kwargs: Any) -> int:
+        started_at = now()
+        goals = tuple(kwargs["goals"])
+        code = original(self, **{**kwargs, "goals": goals})
+        session = self.scheduler_session
+        if code != 0 or "package" not in goals or not getattr(session.scheduler, _OURS, False):
+            return code
+        run_id = f"pants_run_{started_at}"
+        return attest_run(Run(session, kwargs["specs"], run_id, started_at))
+
+    return run_goal_rules

@@ -65,12 +65,12 @@ def wrapped_argv(
     argv: Sequence[str],
     *,
     key: str,
-    working_directory: "str | None",
+    working_directory: str | None,
     output_files: Sequence[str],
     output_directories: Sequence[str],
     settings: Sequence[str],
     salt: str,
-) -> "tuple[str, ...]":
+) -> tuple[str, ...]:
     """The argv that has the launcher run `argv` (docs/protocol.md, Launcher).
 
     Args:
@@ -92,7 +92,7 @@ def wrapped_argv(
         *(f"--output-file={path}" for path in output_files),
         *(f"--output-dir={path}" for path in output_directories),
         *settings,
-        *((f"--salt={salt}",) if salt else ()),
+        *((f"--option=attempt={salt}",) if salt else ()),
         "--",
         *argv,
     )

@@ -53,7 +53,7 @@ class RecordStore:
         except FileNotFoundError:
             return False
 
-    def prune(self, *, max_bytes: int, keep: "set[str]") -> int:
+    def prune(self, *, max_bytes: int, keep: set[str]) -> int:
         """Remove the records unused for longest until at most `max_bytes` are left.
 
         Args:

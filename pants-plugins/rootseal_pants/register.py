@@ -9,11 +9,17 @@ if not (2, 17) <= PANTS_SEMVER.release[:2] <= (2, 21):
         f"Rootseal does not support Pants {PANTS_SEMVER} yet; it supports 2.17 to 2.21."
     )
 
-from rootseal_pants import hook, setup_rules, wrap_get  # noqa: E402
+from rootseal_pants import attest_rules, hook, setup_rules, wrap_get
+from rootseal_pants.attest_goal import AttestGoal
 
 hook.install()
 
 
-def rules() -> "list[object]":
+def rules() -> list[object]:
     """The rules of the backend."""
-    return [*setup_rules.rules(), *wrap_get.rules()]
+    return [
+        *setup_rules.rules(),
+        *wrap_get.rules(),
+        *attest_rules.rules(),
+        *AttestGoal.rules(),
+    ]

@@ -17,7 +17,6 @@ from rootseal import wire
 from rootseal.errors import CaptureError, ConfigError
 
 ENSURE_TIMEOUT_SECONDS = 60
-CHECK_TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def find_executable(configured: str, build_root: str) -> str:
 
 def run_rootseal(
     command: Sequence[str], *, timeout_seconds: float
-) -> "subprocess.CompletedProcess[bytes]":
+) -> subprocess.CompletedProcess[bytes]:
     """Run the executable to its end, with its output captured."""
     try:
         return subprocess.run(
@@ -137,12 +136,12 @@ def check_record(
         outputs: Every file and symlink of the result; see docs/protocol.md, CHECK.
         trusted_capture_keys: Public keys (PEM) that are accepted beside the daemon's own.
     """
-    request = {"outputs": list(outputs), "trustedCaptureKeys": list(trusted_capture_keys)}
     answer = wire.check(
         socket,
         action_key=bytes.fromhex(action_key),
         record=record,
-        request=request,
-        timeout_seconds=CHECK_TIMEOUT_SECONDS,
+        outputs=outputs,
+        trusted_capture_keys=trusted_capture_keys,
     )
-    return Verdict(bool(answer["accepted"] is True), str(answer.get("reason", "")))
+    accepted, reason = answer.get("accepted"), answer.get("reason")
+    return Verdict(accepted is True, reason if isinstance(reason, str) else "no reason was given")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pants.base.build_root import BuildRoot
 from pants.core.util_rules import distdir
@@ -14,8 +14,8 @@ from pants.engine.fs import CreateDigest, Digest, FileContent
 from pants.engine.platform import Platform
 from pants.engine.rules import Get, QueryRule, _uncacheable_rule, collect_rules, rule
 from pants.option.global_options import GlobalOptions
-
 from rootseal.errors import ConfigError
+
 from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.subsystem import RootsealSubsystem
 
@@ -53,14 +53,14 @@ class Settings:
     records_dir: str
     records_max_bytes: int
     key: str
-    trusted_capture_keys: "tuple[str, ...]"
+    trusted_capture_keys: tuple[str, ...]
     daemon_socket: str
     capture_mode: str
     fanotify: str
     fsverity: str
     hardening: str
     require_zero_drops: bool
-    launcher_arguments: "tuple[str, ...]"
+    launcher_arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DaemonRequest:
     executable: str
     build_root: str
     socket: str
-    trusted_capture_keys: "tuple[str, ...]"
+    trusted_capture_keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ReadyDaemon:
     executable: str
     launcher_sha256: str
     capture_key: str
-    trusted_capture_keys: "tuple[str, ...]"
+    trusted_capture_keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Capture:
     """
 
     settings: Settings
-    launcher: "Digest | None"
-    daemon: "ReadyDaemon | None"
+    launcher: Digest | None
+    daemon: ReadyDaemon | None
     platform: str
 
 
@@ -118,22 +118,19 @@ async def resolve_settings(
 ) -> Settings:
     """Read the options once, and refuse what cannot be."""
     root = build_root.path
-    dist = os.path.join(root, str(dist_dir.relpath))
+    dist = Path(root, dist_dir.relpath)
     workdir = global_options.pants_workdir
     return Settings(
         enabled=rootseal.enabled,
         executable=rootseal.executable,
         build_root=root,
-        dist_dir=dist,
-        out_dir=os.path.join(dist, rootseal.out),
-        records_dir=os.path.join(
-            root, rootseal.records_dir or os.path.join(workdir, "rootseal", "records")
-        ),
+        dist_dir=str(dist),
+        out_dir=str(dist / rootseal.out),
+        records_dir=str(Path(root, rootseal.records_dir or Path(workdir, "rootseal", "records"))),
         records_max_bytes=rootseal.records_max_bytes,
-        key=os.path.join(root, os.path.expanduser(rootseal.key)) if rootseal.key else "",
+        key=str(Path(root, Path(rootseal.key).expanduser())) if rootseal.key else "",
         trusted_capture_keys=tuple(
-            os.path.join(root, os.path.expanduser(path))
-            for path in rootseal.trusted_capture_keys
+            str(Path(root, Path(path).expanduser())) for path in rootseal.trusted_capture_keys
         ),
         daemon_socket=rootseal.daemon_socket,
         capture_mode=rootseal.capture_mode,
@@ -161,7 +158,7 @@ def _read_key(path: str) -> str:
     return content.decode("ascii", errors="strict")
 
 
-def _launcher_arguments(rootseal: RootsealSubsystem) -> "tuple[str, ...]":
+def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:
     options = {
         "capture-mode": rootseal.capture_mode,
         "fanotify": rootseal.fanotify.value,
@@ -215,9 +212,7 @@ class LauncherDirectory:
 async def launcher_directory(request: LauncherRequest) -> LauncherDirectory:
     """Put the launcher into the engine's store."""
     content = Path(request.daemon.info.launcher).read_bytes()
-    digest = await Get(
-        Digest, CreateDigest([FileContent("exec", content, is_executable=True)])
-    )
+    digest = await Get(Digest, CreateDigest([FileContent("exec", content, is_executable=True)]))
     return LauncherDirectory(digest)
 
 
@@ -240,6 +235,12 @@ async def prepare_capture(settings: Settings) -> Capture:
     return Capture(settings, launcher.digest, daemon, platform)
 
 
-def rules() -> "list[object]":
+def _distdir_rules() -> list[object]:
+    """The rules that know where dist/ is."""
+    module: Any = distdir
+    return list(module.rules())
+
+
+def rules() -> list[object]:
     """The rules of this module."""
-    return [*collect_rules(), *distdir.rules(), QueryRule(Capture, ())]
+    return [*collect_rules(), *_distdir_rules(), QueryRule(Capture, ())]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import uuid
 from dataclasses import dataclass
 from typing import Any, Iterator
@@ -34,6 +35,7 @@ from pants.engine.fs import (
 from pants.engine.process import FallibleProcessResult, Process
 from pants.engine.rules import Get, MultiGet, collect_rules, rule
 from pants.util.logging import LogLevel
+from rootseal.canonical import path_text
 
 from rootseal_pants.evidence import DESCRIPTION_CHARACTERS_MAX, Evidence, FileSummary
 from rootseal_pants.identity import (
@@ -88,7 +90,7 @@ class SplitOutput:
 
     rest: Digest
     record: Digest
-    outputs: "tuple[tuple[str, str, int], ...]"
+    outputs: tuple[tuple[str, str, int], ...]
 
 
 @rule
@@ -120,7 +122,7 @@ class AdmissionRequest:
     capture: Capture
     action_key: str
     record: Digest
-    outputs: "tuple[tuple[str, str, int], ...]"
+    outputs: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,11 @@ async def admit_record(request: AdmissionRequest) -> Admission:
     return Admission(verdict, hashlib.sha256(record).hexdigest(), len(record))
 
 
-def _output_json(path: str, content: str, size: int) -> "dict[str, object]":
+def _output_json(path: str, content: str, size: int) -> dict[str, object]:
+    text = path_text(os.fsencode(path))
     if size < 0:
-        return {"path": path, "target": content}
-    return {"path": path, "sha256": content, "size": size}
+        return {"path": text, "target": path_text(os.fsencode(content))}
+    return {"path": text, "sha256": content, "size": size}
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,6 @@ def _summary(digest: Any) -> FileSummary:
     return FileSummary(digest.fingerprint, digest.serialized_bytes_length)
 
 
-def rules() -> "list[object]":
+def rules() -> list[object]:
     """The rules of this module."""
     return list(collect_rules())

@@ -8,13 +8,12 @@ import pytest
 from pants.engine.fs import Digest, DigestEntries
 from pants.engine.process import FallibleProcessResult, Process
 from pants.testutil.rule_runner import QueryRule, RuleRunner
-
 from rootseal_pants import register
 
 
 @pytest.fixture(scope="module")
 def wrapped() -> Iterator[RuleRunner]:
-    rules: "list[Any]" = [
+    rules: list[Any] = [
         *register.rules(),
         QueryRule(FallibleProcessResult, [Process]),
         QueryRule(DigestEntries, [Digest]),

@@ -19,7 +19,7 @@ from pants.testutil.rule_runner import QueryRule, RuleRunner
 BASH = "/bin/bash"
 PATH = {"PATH": "/bin:/usr/bin"}
 
-SHAPES: "dict[str, dict[str, Any]]" = {
+SHAPES: dict[str, dict[str, Any]] = {
     "streams and a file": {
         "argv": [BASH, "-c", "echo hi; echo err >&2; echo x > out.txt"],
         "output_files": ["out.txt"],
@@ -104,7 +104,7 @@ SHAPES: "dict[str, dict[str, Any]]" = {
 }
 
 
-def result_of(rules: RuleRunner, shape: "dict[str, Any]") -> Any:
+def result_of(rules: RuleRunner, shape: dict[str, Any]) -> Any:
     fields = dict(shape)
     inputs = fields.pop("inputs", {})
     digest = EMPTY_DIGEST
@@ -132,7 +132,7 @@ def plain() -> RuleRunner:
     return RuleRunner(rules=queries())
 
 
-def queries() -> "list[Any]":
+def queries() -> list[Any]:
     return [
         QueryRule(FallibleProcessResult, [Process]),
         QueryRule(DigestEntries, [Digest]),

@@ -1,0 +1,164 @@
+"""The end of a run: every package that was built gets its attestation.
+
+    run_goal_rules("package") -> attest_run -> targets and artifacts (rules, memoized)
+                                            -> node graph -> actions -> manifest -> sealing.seal
+
+This runs in the session and on the thread of the run itself, after its goals. A callback for
+finished workunits would run later, on another thread, and could neither look anything up in the
+engine safely nor make the run fail.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+from pants.base.specs import Specs
+from pants.core.util_rules.environments import determine_bootstrap_environment
+from pants.engine.fs import Digest, DigestContents
+from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
+from pants.engine.internals.selectors import Params
+from pants.version import VERSION
+from rootseal.errors import CaptureError, Error
+
+from rootseal_pants import sealing
+from rootseal_pants.attest_rules import AttestedTarget, AttestRoots, AttestTarget, CurrentRun
+from rootseal_pants.evidence import Evidence
+from rootseal_pants.graph import NodeGraph, parse_graph
+from rootseal_pants.manifest import Artifact, build_manifest, find_actions, source_name
+from rootseal_pants.records import RecordStore
+from rootseal_pants.setup_rules import Capture, ReadyDaemon, Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of Pants whose packages are to be attested.
+
+    Attributes:
+        session: The engine session of the run.
+        specs: What the user named.
+        run_id: Pants' name for the run.
+        started_at: When it began, RFC 3339.
+    """
+
+    session: SchedulerSession
+    specs: Specs
+    run_id: str
+    started_at: str
+
+
+def now() -> str:
+    """The time, RFC 3339."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def attest_run(run: Run) -> int:
+    """Attest what the package goal of this run built; returns the exit code."""
+    try:
+        (capture,) = run.session.product_request(Capture, [Params()])
+        if capture.daemon is None:
+            return 0
+        return _attest(run, capture.settings, capture.daemon)
+    except (Error, ExecutionError) as error:
+        logger.error(f"Nothing was attested: {error}")
+        return 1
+
+
+def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
+    roots = requested_targets(run.session, run.specs)
+    if not roots:
+        return 0
+    environment = determine_bootstrap_environment(run.session)
+    targets = run.session.product_request(
+        AttestedTarget, [Params(AttestTarget(root), environment) for root in roots]
+    )
+    artifacts = artifacts_by_hint(targets)
+    sealing.check_artifacts(
+        settings.dist_dir, (artifact for _, files in artifacts.values() for artifact in files)
+    )
+    findings = find_actions(dump_graph(run.session), artifacts)
+    (current,) = run.session.product_request(CurrentRun, [Params()])
+    restore_records(run.session, RecordStore(settings.records_dir), findings.actions.values())
+    manifest = build_manifest(
+        findings,
+        current_run_id=current.run_id,
+        tool_version=VERSION,
+        run={"id": run.run_id, "startedAt": run.started_at, "finishedAt": now()},
+        vcs=sealing.vcs_state(settings.build_root),
+        policy=sealing.policy_of(settings),
+        capture_keys=daemon.trusted_capture_keys,
+        modes=sealing.input_modes(settings.build_root, findings.engine_inputs),
+    )
+    sealed = sealing.seal(settings, daemon, manifest)
+    RecordStore(settings.records_dir).prune(
+        max_bytes=settings.records_max_bytes, keep=set(findings.actions)
+    )
+    sources = [source_name(action, current.run_id) for action in findings.actions.values()]
+    logger.info(
+        sealing.closing_line(
+            sealed,
+            targets=len(findings.targets),
+            sources=sources,
+            build_root=settings.build_root,
+        )
+    )
+    return 0
+
+
+def requested_targets(session: SchedulerSession, specs: Specs) -> tuple[Any, ...]:
+    """The field sets that the package goal builds for these specs."""
+    params = Params(specs, determine_bootstrap_environment(session))
+    (roots,) = session.product_request(AttestRoots, [params])
+    return tuple(roots.field_sets)
+
+
+def artifacts_by_hint(
+    targets: Sequence[AttestedTarget],
+) -> dict[str, tuple[str, tuple[Artifact, ...]]]:
+    """Address and artifacts of each target, by the hint of its node in the graph."""
+    found = {}
+    for target in targets:
+        for path in target.dangling:
+            logger.warning(
+                f"{path} of {target.address} is a symlink that leads out of the package; it is "
+                "not attested."
+            )
+        found[target.hint] = (target.address, target.artifacts)
+    return found
+
+
+def dump_graph(session: SchedulerSession) -> NodeGraph:
+    """The node graph of this session, memoized nodes included."""
+    with tempfile.TemporaryDirectory(prefix="rootseal-graph-") as directory:
+        path = Path(directory, "graph.dot")
+        session.visualize_graph_to_file(str(path))
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+            return parse_graph(lines)
+
+
+def restore_records(
+    session: SchedulerSession, store: RecordStore, actions: Iterable[Evidence]
+) -> None:
+    """Fetch the records that the plugin's directory has lost from the engine's own store."""
+    for action in actions:
+        if not store.holds(action.record, action.record_size):
+            store.put(_record_from_engine(session, action))
+
+
+def _record_from_engine(session: SchedulerSession, action: Evidence) -> bytes:
+    directory = Digest(action.record_directory.sha256, action.record_directory.size)
+    try:
+        (contents,) = session.product_request(DigestContents, [directory])
+        return bytes(contents[0].content)
+    except (ExecutionError, IndexError) as error:
+        raise CaptureError(
+            f"the record {action.record} of action {action.action_key[:16]} "
+            f"({action.description}) is lost: neither the records directory nor Pants' store has "
+            "it. Stop pantsd (remove .pids/) and build again with --no-local-cache."
+        ) from error

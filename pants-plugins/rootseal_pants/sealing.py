@@ -1,0 +1,182 @@
+"""From a finished run to the files in dist/rootseal/: manifest, `rootseal seal`, a closing line.
+
+Owns the output directory and the records directory of the run. Trusts neither: the executable
+checks every record again, and the artifacts are hashed from the files that are really in dist/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+from rootseal.canonical import path_text
+from rootseal.errors import CaptureError
+
+from rootseal_pants.manifest import Artifact, EngineInput
+from rootseal_pants.runtime import run_rootseal
+from rootseal_pants.setup_rules import ReadyDaemon, Settings
+
+SEAL_TIMEOUT_SECONDS = 3600
+GIT_TIMEOUT_SECONDS = 60
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What `rootseal seal` wrote, and what it said of it."""
+
+    bundle: str
+    summary: Mapping[str, Any]
+
+
+def check_artifacts(dist_dir: str, artifacts: Iterable[Artifact]) -> None:
+    """Make sure that the files in dist/ are what the engine built.
+
+    Raises:
+        CaptureError: A file is missing or has other content.
+    """
+    for artifact in artifacts:
+        path = os.path.join(dist_dir, artifact.name)
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise CaptureError(
+                f"{path} cannot be read ({error.strerror}), so it is not attested. Build again."
+            ) from error
+        if found != artifact.sha256:
+            raise CaptureError(
+                f"{path} is not the file that was built: its SHA-256 is {found}, and "
+                f"{artifact.sha256} was built. Something changed it meanwhile; build again."
+            )
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def input_modes(build_root: str, inputs: Iterable[EngineInput]) -> dict[str, int]:
+    """Permission bits of the engine inputs that are files of the build root."""
+    modes = {}
+    for item in inputs:
+        try:
+            modes[item.path] = os.stat(os.path.join(build_root, item.path)).st_mode & 0o7777
+        except OSError:
+            continue  # a download, or a file that is gone: the engine knows no mode either
+    return modes
+
+
+def vcs_state(build_root: str) -> dict[str, object] | None:
+    """Commit and cleanness of the git work tree, or None where there is none."""
+    commit = _git(build_root, "rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    changes = _git(build_root, "status", "--porcelain")
+    return {"system": "git", "commit": commit.strip(), "dirty": changes != ""}
+
+
+def _git(build_root: str, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", build_root, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def policy_of(settings: Settings) -> dict[str, object]:
+    """The policy of the manifest."""
+    return {
+        "captureMode": settings.capture_mode,
+        "fanotify": settings.fanotify,
+        "fsverity": settings.fsverity,
+        "hardening": settings.hardening,
+        "requireZeroDrops": settings.require_zero_drops or settings.hardening == "strict",
+        "posture": "held" if settings.hardening == "strict" else "walked",
+    }
+
+
+def seal(settings: Settings, daemon: ReadyDaemon, manifest: Mapping[str, object]) -> Sealed:
+    """Write the manifest and have `rootseal seal` sign it; nothing is left behind on failure."""
+    out = Path(settings.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    bundle, manifest_path = out / "build.rootseal", out / "manifest.json"
+    for stale in (bundle, manifest_path, *out.glob("targets/*.intoto.json")):
+        stale.unlink(missing_ok=True)
+    _write_whole(manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    done = run_rootseal(
+        [daemon.executable, *_seal_arguments(settings, daemon, manifest_path, bundle)],
+        timeout_seconds=SEAL_TIMEOUT_SECONDS,
+    )
+    if done.returncode != 0:
+        bundle.unlink(missing_ok=True)
+        why = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        raise CaptureError(f"`rootseal seal` refused this build: {why}")
+    try:
+        answer = json.loads(done.stdout)
+        return Sealed(str(bundle), answer["summary"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaptureError(
+            f"`rootseal seal --json` gave an unexpected answer: {error!r}"
+        ) from error
+
+
+def _seal_arguments(
+    settings: Settings, daemon: ReadyDaemon, manifest_path: Path, bundle: Path
+) -> list[str]:
+    return [
+        "seal",
+        str(manifest_path),
+        "--records",
+        settings.records_dir,
+        "--out",
+        str(bundle),
+        "--targets",
+        str(bundle.parent / "targets"),
+        "--capture-key",
+        daemon.info.capture_key,
+        *(("--key", settings.key) if settings.key else ()),
+        "--json",
+    ]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
+        try:
+            file.write(text)
+            file.close()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def closing_line(sealed: Sealed, *, targets: int, sources: Sequence[str], build_root: str) -> str:
+    """What the user reads at the end of a run."""
+    summary = sealed.summary
+    where = os.path.relpath(sealed.bundle, build_root)
+    counts = {source: sources.count(source) for source in sorted(set(sources))}
+    origin = ", ".join(f"{count} {source}" for source, count in counts.items())
+    losses = "" if not summary.get("losses") else f", LOSSES {summary['losses']}"
+    return (
+        f"Attested {targets} target{'s' * (targets != 1)}: {summary['actions']} actions "
+        f"({origin}), {summary['materials']} materials, posture {summary['posture']}{losses}. "
+        f"Wrote {path_text(os.fsencode(where))}"
+    )
