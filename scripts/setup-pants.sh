@@ -11,26 +11,9 @@ venv=${ROOTSEAL_PANTS_VENV:-$root/.venv-pants}
 pants_version=$(sed -n 's/^pants_version = "\(.*\)"$/\1/p' pants.toml)
 pex_version=2.1.137 # the newest that Pants 2.17 accepts and that this script can build itself
 
-find_python39() {
-    local candidate
-    for candidate in "${ROOTSEAL_PYTHON39:-}" python3.9 \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.9.*/bin/python3.9; do
-        [ -n "$candidate" ] || continue
-        if "$candidate" -c 'import sys, venv, ctypes; sys.exit(sys.version_info[:2] != (3, 9))' \
-            2>/dev/null; then
-            command -v "$candidate"
-            return
-        fi
-    done
-    echo "setup-pants: Pants $pants_version needs CPython 3.9, and none was found." >&2
-    echo "setup-pants: install it (for example: pyenv install 3.9, or uv python install 3.9)," >&2
-    echo "setup-pants: or name it: ROOTSEAL_PYTHON39=/path/to/python3.9 make setup" >&2
-    exit 1
-}
-
 if ! "$venv/bin/pants" --version >/dev/null 2>&1 ||
     ! "$venv/bin/python" -c 'import pants.testutil' 2>/dev/null; then
-    python39=$(find_python39)
+    python39=$(.venv/bin/python scripts/find_python39.py)
     "$python39" -m venv "$venv"
     "$venv/bin/pip" install --quiet -r scripts/pants-requirements.txt
 fi

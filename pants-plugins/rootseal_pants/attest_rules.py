@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from pants.base.specs import Specs
 from pants.core.goals.package import (
@@ -85,7 +86,7 @@ async def attest_target(request: AttestTarget) -> AttestedTarget:
     dangling = []
     for entry in entries:
         if isinstance(entry, SymlinkEntry):
-            target = os.path.normpath(os.path.join(os.path.dirname(entry.path), entry.target))
+            target = os.path.normpath(PurePath(entry.path).parent / entry.target)
             if target in files:
                 files[entry.path] = files[target]
             else:

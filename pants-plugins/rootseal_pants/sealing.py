@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
@@ -42,7 +41,7 @@ def check_artifacts(dist_dir: str, artifacts: Iterable[Artifact]) -> None:
         CaptureError: A file is missing or has other content.
     """
     for artifact in artifacts:
-        path = os.path.join(dist_dir, artifact.name)
+        path = Path(dist_dir, artifact.name)
         try:
             found = _sha256(path)
         except OSError as error:
@@ -56,9 +55,9 @@ def check_artifacts(dist_dir: str, artifacts: Iterable[Artifact]) -> None:
             )
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -69,7 +68,7 @@ def input_modes(build_root: str, inputs: Iterable[EngineInput]) -> dict[str, int
     modes = {}
     for item in inputs:
         try:
-            modes[item.path] = os.stat(os.path.join(build_root, item.path)).st_mode & 0o7777
+            modes[item.path] = Path(build_root, item.path).stat().st_mode & 0o7777
         except OSError:
             continue  # a download, or a file that is gone: the engine knows no mode either
     return modes
@@ -155,17 +154,12 @@ def _seal_arguments(
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that no reader ever sees half of it."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            file.write(text)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def closing_line(sealed: Sealed, *, targets: int, sources: Sequence[str], build_root: str) -> str:

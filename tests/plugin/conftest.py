@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pants.engine.fs import Digest, DigestEntries
 from pants.engine.process import FallibleProcessResult, Process
 from pants.testutil.rule_runner import QueryRule, RuleRunner
-from rootseal_pants import register
+from rootseal_pants import hook, setup_rules, wrap_get
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def executable() -> str:
+    """The `rootseal` executable of this checkout."""
+    path = os.environ.get("ROOTSEAL_EXECUTABLE", str(REPO / ".venv" / "bin" / "rootseal"))
+    if not os.access(path, os.X_OK):
+        pytest.skip(f"{path} is not there; run `make build`")
+    return path
 
 
 @pytest.fixture(scope="module")
-def wrapped() -> Iterator[RuleRunner]:
+def wrapped(executable: str) -> RuleRunner:
+    """An engine whose processes are wrapped."""
+    hook.install()
     rules: list[Any] = [
-        *register.rules(),
+        *setup_rules.rules(),
+        *wrap_get.rules(),
         QueryRule(FallibleProcessResult, [Process]),
         QueryRule(DigestEntries, [Digest]),
     ]
     runner = RuleRunner(rules=rules)
-    runner.set_options(["--rootseal-executable=/tmp/lab/pants-standin/rootseal"])
-    yield runner
+    runner.set_options([f"--rootseal-executable={executable}"])
+    return runner
