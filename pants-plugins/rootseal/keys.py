@@ -136,7 +136,7 @@ def parse_public_key(pem: bytes, *, where: str = "public key") -> PublicKey:
     label = _one_pem_block(pem, where)
     if "PRIVATE KEY" in label:
         raise ConfigError(
-            f"{where} holds a private key; give the public one (`rootseal keygen` writes it as .pub)"
+            f"{where} holds a private key; give the public one (`rootseal keygen` wrote it: .pub)"
         )
     if label != "PUBLIC KEY":
         raise ConfigError(f"{where} holds a PEM {label}; a PEM PUBLIC KEY is needed")

@@ -50,7 +50,12 @@ class VerifiedRecord:
 
 
 def verify_record(
-    data: bytes, *, action_key: bytes, trusted: Sequence[PublicKey], about: Optional[str] = None
+    data: bytes,
+    *,
+    action_key: bytes,
+    envelope_sha256: Optional[bytes],
+    trusted: Sequence[PublicKey],
+    about: Optional[str] = None,
 ) -> VerifiedRecord:
     """Check that a record is genuine, whole, and of this action (checks 8 to 14).
 
@@ -59,6 +64,7 @@ def verify_record(
     Args:
         data: The record.
         action_key: The action it must be of, 32 bytes.
+        envelope_sha256: What the tree binds, or None where no tree binds the record yet.
         trusted: Capture keys that may have signed it.
         about: How errors name the action; by default by its key.
 
@@ -69,19 +75,42 @@ def verify_record(
     with checking(Check.RECORD_FORMAT, StatementError, about=about):
         parts = parse_record(data)
     predicate, keyid = verify_action_envelope(
-        parts.envelope, action_key=action_key, trusted=trusted, about=about
+        parts.envelope,
+        action_key=action_key,
+        envelope_sha256=envelope_sha256,
+        trusted=trusted,
+        about=about,
     )
     with checking(Check.RECORD_TABLES, ProofError, about=about):
         check_tables(predicate, parts.tables)
     counters, losses = read_counters(predicate, about=about)
-    return VerifiedRecord(predicate, counters, losses, digest.sha256(parts.envelope), keyid, parts)
+    found_sha256 = digest.sha256(parts.envelope)
+    return VerifiedRecord(predicate, counters, losses, found_sha256, keyid, parts)
 
 
 def verify_action_envelope(
-    data: bytes, *, action_key: bytes, trusted: Sequence[PublicKey], about: str
+    data: bytes,
+    *,
+    action_key: Optional[bytes],
+    envelope_sha256: Optional[bytes],
+    trusted: Sequence[PublicKey],
+    about: str,
 ) -> Tuple[ActionPredicate, str]:
-    """Checks 9 to 12 on an action's envelope; returns its predicate and the signing key's id."""
+    """Checks 9 to 12 on an action's envelope.
+
+    Args:
+        data: The envelope.
+        action_key: The action it must be of, or None where the caller takes the key from it.
+        envelope_sha256: What the tree binds, or None where the caller checks that otherwise.
+        trusted: Capture keys that may have signed it.
+        about: How errors name the action.
+
+    Returns:
+        Its predicate, and the id of the key that signed it.
+    """
     with checking(Check.RECORD_ENVELOPE, EnvelopeError, about=about):
+        if envelope_sha256 is not None and digest.sha256(data) != envelope_sha256:
+            raise EnvelopeError("the envelope is not the one that the tree binds")
         found = envelope.parse(data)
     with checking(Check.RECORD_SIGNATURE, SignatureError, about=about):
         payload = envelope.verify(found, trusted)
@@ -89,9 +118,9 @@ def verify_action_envelope(
         signed = statement.parse(payload, predicate_type=statement.ACTION_TYPE)
         predicate = read_action_predicate(signed.predicate)
     with checking(Check.RECORD_ACTION_KEY, StatementError, about=about):
-        if predicate.action_key != action_key:
+        if action_key is not None and predicate.action_key != action_key:
             raise StatementError(f"the record is of action {predicate.action_key.hex()}")
-        if signed.subjects != (statement.action_subject(action_key),):
+        if signed.subjects != (statement.action_subject(predicate.action_key),):
             raise StatementError("the subject is not the action of the predicate")
     return predicate, found.keyid
 
@@ -171,6 +200,7 @@ def check_record(
     action_key: bytes,
     trusted_public_keys: Sequence[PublicKey],
     declared_outputs: Iterable[Mapping[str, object]],
+    exit_code: Optional[int] = None,
 ) -> VerifiedRecord:
     """Decide whether a cached result may count: its record is genuine and explains its outputs.
 
@@ -181,12 +211,15 @@ def check_record(
         declared_outputs: Every output of the result: `{"path": text, "sha256": hex}` for a file
             (with `size` if known), `{"path": text, "target": text}` for a symlink. Path and
             target are path text (docs/formats.md), the path relative to the action's root.
+        exit_code: The result's exit code, if it is known: 128 + signal or -signal when killed.
 
     Raises:
         VerificationError: It may not count; says why.
     """
     about = f"action {action_key.hex()[:16]}"
-    verified = verify_record(record_bytes, action_key=action_key, trusted=trusted_public_keys)
+    verified = verify_record(
+        record_bytes, action_key=action_key, envelope_sha256=None, trusted=trusted_public_keys
+    )
     refuse_losses(
         verified.predicate,
         verified.losses,
@@ -194,8 +227,21 @@ def check_record(
         about=about,
     )
     with checking(Check.RECORD_OUTPUTS, PolicyError, about=about):
+        if exit_code is not None:
+            check_exit_code(verified.predicate, exit_code)
         _check_outputs(verified, declared_outputs)
     return verified
+
+
+def check_exit_code(predicate: ActionPredicate, exit_code: int) -> None:
+    """Compare a result's exit code with the recorded one.
+
+    Raises:
+        PolicyError: They differ.
+    """
+    recorded, signal = predicate.document["exitcode"], predicate.document["signal"]
+    if exit_code != recorded and (signal is None or exit_code != -int(str(signal))):
+        raise PolicyError(f"the result's exit code is {exit_code}, the record says {recorded}")
 
 
 def _check_outputs(

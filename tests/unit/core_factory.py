@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
-from rootseal import diagnostics, digest, leaf_table, opens_table, record
-from rootseal.keys import Signer
+from rootseal import diagnostics, digest, leaf_table, opens_table, record, seal
+from rootseal.keys import KeyFileSigner, Signer
 from rootseal.leaf_table import Domain, Leaf
+from rootseal.manifest import read_manifest
 from rootseal.observation import MountMark, Observation, Posture, ProcessRecord
 from rootseal.predicate import ActionDescription, Fallback, Host, Requested
 
@@ -72,3 +74,77 @@ def signed_record(
     described: Optional[ActionDescription] = None,
 ) -> bytes:
     return record.sign_record(observed or observation(), described or description(number), signer)
+
+
+ARTIFACT = b"the artifact"
+
+
+def manifest_action(record_bytes: bytes, number: int, **changes: object) -> dict[str, object]:
+    empty = {"sha256": digest.sha256_hex(b""), "size": 0}
+    return {
+        "actionKey": description(number).action_key.hex(),
+        "record": digest.sha256_hex(record_bytes),
+        "source": "ran",
+        "description": f"Compile number {number}",
+        "exitCode": 0,
+        "stdout": empty,
+        "stderr": empty,
+        **changes,
+    }
+
+
+def manifest(records: Sequence[bytes], **changes: object) -> dict[str, object]:
+    """A manifest over records of actions 1, 2, …: two targets that share the first action."""
+    names = [digest.sha256_hex(item) for item in records]
+    artifact = {"name": "app.bin", "sha256": digest.sha256_hex(ARTIFACT), "size": len(ARTIFACT)}
+    other = {"name": "lib/lib.a", "sha256": digest.sha256_hex(b"lib"), "size": 3}
+    return {
+        "version": 1,
+        "tool": {"name": "pants", "version": "2.17.1"},
+        "run": {
+            "id": "run-1",
+            "startedAt": "2026-01-02T03:04:05Z",
+            "finishedAt": "2026-01-02T03:05:05Z",
+        },
+        "vcs": {"system": "git", "commit": "0" * 40, "dirty": False},
+        "policy": {
+            "captureMode": "auto",
+            "fanotify": "auto",
+            "fsverity": "auto",
+            "hardening": "standard",
+            "requireZeroDrops": True,
+            "posture": "held",
+        },
+        "captureKeys": [],
+        "actions": [manifest_action(item, index + 1) for index, item in enumerate(records)],
+        "targets": [
+            {"address": "//app:app", "actions": names, "artifacts": [artifact]},
+            {"address": "//lib:lib", "actions": names[:1], "artifacts": [other]},
+        ],
+        "engineInputs": [
+            {"path": "BUILD", "sha256": digest.sha256_hex(b"BUILD"), "size": 5, "mode": 420}
+        ],
+        **changes,
+    }
+
+
+def seal_to(
+    path: Path,
+    *,
+    capture: KeyFileSigner,
+    signer: KeyFileSigner,
+    records: Optional[Sequence[bytes]] = None,
+    targets_dir: Optional[Path] = None,
+    **changes: object,
+) -> seal.SealedBuild:
+    """A bundle of three actions, or of the given records (of actions 1, 2, …)."""
+    if records is None:
+        records = [signed_record(capture, number) for number in (1, 2, 3)]
+    return seal.seal(
+        read_manifest(manifest(records, **changes)),
+        records=seal.RecordsInMemory({digest.sha256_hex(item): item for item in records}),
+        trusted=[capture.public_key],
+        signer=signer,
+        out=path,
+        targets_dir=targets_dir,
+    )

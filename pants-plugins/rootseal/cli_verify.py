@@ -1,0 +1,212 @@
+"""`rootseal verify` and `rootseal verify-proof`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
+
+from rootseal import digest, files, keys, prove, verify_proof
+from rootseal.bundle import BundleReader
+from rootseal.checks import Check, checking
+from rootseal.cli_output import add_json, emit, printable, progress
+from rootseal.errors import ConfigError, VerificationError
+from rootseal.policy import POLICY_BYTES_MAX, Policy, parse_policy, posture_from_text
+from rootseal.verify import (
+    ArtifactDigest,
+    VerifiedBuild,
+    VerifiedRoot,
+    read_root_unverified,
+    verify_bundle,
+    verify_root,
+)
+
+
+def register(subparsers: Any) -> None:
+    """Add `verify` and `verify-proof`."""
+    parser = subparsers.add_parser("verify", help="verify a bundle, and artifacts against it")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument(
+        "--artifact",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="file that must be an artifact of the build, by digest (repeatable)",
+    )
+    add_trust(parser, required=True)
+    add_policy(parser)
+    add_json(parser)
+    parser.set_defaults(handler=verify)
+
+    parser = subparsers.add_parser("verify-proof", help="verify a proof file of `rootseal prove`")
+    parser.add_argument("proof", metavar="PROOF")
+    parser.add_argument(
+        "--artifact", metavar="FILE", help="file that an artifact proof must be about"
+    )
+    add_trust(parser, required=True)
+    add_policy(parser)
+    add_json(parser)
+    parser.set_defaults(handler=verify_proof_file)
+
+
+def add_trust(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The options that say whom to trust."""
+    parser.add_argument(
+        "--key",
+        metavar="PUB",
+        action="append",
+        required=required,
+        help="public key of the signer (repeatable: any of them may have signed)",
+    )
+    parser.add_argument(
+        "--capture-key",
+        metavar="PUB",
+        action="append",
+        help="accept only captures signed by this public key (repeatable); "
+        "default: the capture keys that the signed root lists",
+    )
+
+
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """The options that demand more than being genuine."""
+    parser.add_argument("--policy", metavar="FILE", help="policy in TOML")
+    parser.add_argument(
+        "--require-posture",
+        metavar="POSTURE",
+        help="weakest posture to accept: walked, observed, held or sealed",
+    )
+    parser.add_argument(
+        "--allow-losses",
+        action="store_true",
+        help="accept a build whose capture says that something may have been missed",
+    )
+
+
+def trust_from(
+    arguments: argparse.Namespace,
+) -> Tuple[Tuple[keys.PublicKey, ...], Optional[Tuple[keys.PublicKey, ...]]]:
+    """The signing keys and the capture keys that the options name."""
+    captures = arguments.capture_key
+    trusted = keys.load_public_keys(arguments.key)
+    return trusted, None if captures is None else keys.load_public_keys(captures)
+
+
+def read_root(arguments: argparse.Namespace, bundle: BundleReader) -> VerifiedRoot:
+    """The root of a bundle: verified if the options name keys, else only read."""
+    if not arguments.key:
+        if arguments.capture_key:
+            raise ConfigError("--capture-key needs --key too")
+        return read_root_unverified(bundle.root_envelope)
+    trusted, capture_keys = trust_from(arguments)
+    return verify_root(bundle.root_envelope, trusted=trusted, capture_keys=capture_keys)
+
+
+def policy_from(arguments: argparse.Namespace) -> Policy:
+    """The policy that the options name; flags may make a policy file stricter, never weaker."""
+    policy = Policy()
+    if arguments.policy is not None:
+        data = files.read_bounded(arguments.policy, bytes_max=POLICY_BYTES_MAX, what="the policy")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"the policy {arguments.policy} is not UTF-8") from None
+        policy = parse_policy(text, where=arguments.policy)
+        if arguments.allow_losses and policy.require_zero_losses:
+            raise ConfigError(
+                "--allow-losses contradicts the policy's require_zero_losses = true; drop one"
+            )
+    posture = policy.required_posture
+    if arguments.require_posture is not None:
+        asked = posture_from_text(arguments.require_posture)
+        posture = asked if posture is None or asked.rank > posture.rank else posture
+    return Policy(posture, policy.require_zero_losses and not arguments.allow_losses)
+
+
+def hash_artifact(path: str) -> ArtifactDigest:
+    """Read a file in hand and digest it."""
+    try:
+        with Path(path).open("rb") as stream:
+            found, _ = digest.sha256_file(stream)
+    except OSError as error:
+        raise ConfigError(f"cannot read the artifact {path}: {error.strerror}") from None
+    return ArtifactDigest(path, found.hex())
+
+
+def open_bundle(path: str) -> BundleReader:
+    """Open a bundle (check 1)."""
+    with checking(Check.BUNDLE_FORMAT, VerificationError):
+        return BundleReader(path)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Verify a bundle."""
+    trusted, capture_keys = trust_from(arguments)
+    policy = policy_from(arguments)
+    artifacts = [hash_artifact(path) for path in arguments.artifact]
+    with (
+        open_bundle(arguments.bundle) as bundle,
+        progress("verifying records", as_json=arguments.json) as advance,
+    ):
+        verified = verify_bundle(
+            bundle,
+            trusted=trusted,
+            capture_keys=capture_keys,
+            artifacts=artifacts,
+            policy=policy,
+            progress=advance,
+        )
+    emit(arguments, _describe(arguments.bundle, verified), _document(verified))
+    return 0
+
+
+def verify_proof_file(arguments: argparse.Namespace) -> int:
+    """Verify a proof."""
+    trusted, capture_keys = trust_from(arguments)
+    data = files.read_bounded(arguments.proof, bytes_max=prove.PROOF_BYTES_MAX, what="the proof")
+    fact = verify_proof.verify_proof(
+        data, trusted=trusted, capture_keys=capture_keys, policy=policy_from(arguments)
+    )
+    if arguments.artifact is not None:
+        _check_artifact(arguments.artifact, fact)
+    posture = fact.root.predicate.summary["posture"]
+    text = f"verified: {fact.claim}; posture of the build: {posture}"
+    emit(arguments, printable(text), {"kind": fact.kind, "claim": fact.claim, **fact.data})
+    return 0
+
+
+def _check_artifact(path: str, fact: verify_proof.ProvenFact) -> None:
+    if fact.kind != "artifact":
+        raise ConfigError(f"--artifact goes with an artifact proof; this is a proof of {fact.kind}")
+    found = hash_artifact(path)
+    with checking(Check.ARTIFACTS, VerificationError):
+        if found.sha256 != fact.data["sha256"]:
+            raise VerificationError(
+                f"{path} (sha256 {found.sha256}) is not the artifact that the proof is about"
+            )
+
+
+def _describe(path: str, verified: VerifiedBuild) -> str:
+    summary = verified.root.predicate.summary
+    lines: List[str] = [
+        f"verified {path}: {summary['actions']} actions, {summary['targets']} targets, "
+        f"{summary['materials']} materials, {summary['products']} products",
+        f"posture {verified.posture.value}, losses "
+        + (", ".join(sorted(verified.losses)) or "none")
+        + f", signed by {verified.root.keyid[:16]}",
+    ]
+    lines += [f"artifact {file} is {name}" for file, name in verified.artifacts]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _document(verified: VerifiedBuild) -> dict[str, object]:
+    predicate = verified.root.predicate
+    return {
+        "keyid": verified.root.keyid,
+        "captureKeyids": [key.keyid for key in verified.root.capture_keys],
+        "posture": verified.posture.value,
+        "losses": dict(verified.losses),
+        "tree": dict(predicate.document["tree"]),  # type: ignore[call-overload]
+        "summary": dict(predicate.summary),
+        "subjects": [{"name": item.name, "sha256": item.sha256} for item in verified.root.subjects],
+        "artifacts": [{"path": path, "name": name} for path, name in verified.artifacts],
+    }

@@ -1,0 +1,69 @@
+"""Files that are complete the moment they have their name, and bounded reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO, Iterator, Union
+
+from rootseal.errors import ConfigError, Error
+
+
+@contextlib.contextmanager
+def complete_file(path: Union[str, Path], *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file `path` when the block ends without an error.
+
+    The bytes go to a temporary name in the same directory, are synced, and are renamed. Whatever
+    goes wrong (disk full, an exception in the block), nothing half-written is left and an older
+    file of that name stays as it was.
+
+    Raises:
+        Error: The file cannot be written; says why.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_bounded(path: Union[str, Path], *, bytes_max: int, what: str) -> bytes:
+    """Read a whole file that may not be larger than `bytes_max`.
+
+    Raises:
+        ConfigError: It cannot be read, or is too large; `what` names it in the message.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(bytes_max + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from None
+    if len(data) > bytes_max:
+        raise ConfigError(f"{what} {path} is larger than {bytes_max} bytes")
+    return data
