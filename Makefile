@@ -45,13 +45,16 @@ soak: build ## Many captured actions for SOAK_MINUTES (30): no loss, no growth o
 demo: build ## The main job on examples/: package, attest, verify, prove, refuse a tampered copy.
 	@scripts/demo.sh
 
-lab: ## Boot other kernels under qemu and run the kernel tests there (not built yet).
-	@echo "make lab: there is no kernel lab yet; it comes with a later release (see CHANGELOG.md)." >&2
-	@exit 2
+lab: build ## Boot other kernels under qemu and run the kernel tests there; writes docs/kernels.md.
+	@scripts/lab.sh
+
+lab-quick: build ## The rows of the kernel lab that fit into CI.
+	@scripts/lab.sh --quick
 
 ci: ## What .ci/run runs: lint, test and demo.
 	@$(MAKE) lint
 	@$(MAKE) test
+	@$(MAKE) lab-quick
 	@$(MAKE) demo
 
 install-helper: build ## As root: install rootseal-scope, the one privileged binary (see SECURITY.md).
@@ -61,4 +64,4 @@ clean: ## Remove build outputs and both virtual environments.
 	@rm -rf build .venv .venv-pants pants-plugins/rootseal/bin pants-plugins/*.egg-info dist
 	@find pants-plugins -name '*.so' -delete
 
-.PHONY: help setup build test lint fmt asan fuzz bench soak demo lab ci install-helper clean
+.PHONY: help setup build test lint fmt asan fuzz bench soak demo lab lab-quick ci install-helper clean

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Run the kernel lab and judge its results. Usage: scripts/lab.sh [--quick] [--only BOOT]…
+# --quick runs the rows that `make ci` has time for; all others take part in `make lab`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+PACKAGES=(qemu-system-x86 busybox-static cpio e2fsprogs xfsprogs btrfs-progs)
+
+missing=()
+for package in "${PACKAGES[@]}"; do
+    dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
+        missing+=("$package")
+done
+mkdir -p build
+if [ "${#missing[@]}" -gt 0 ]; then
+    say "lab: installing ${missing[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || [ $? -ne 77 ] || die \
+        "lab: not root and no sudo; ask root to run: apt-get install ${missing[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >build/apt-lab.log 2>&1 ||
+        die "lab: apt-get failed; its output is in build/apt-lab.log"
+fi
+python=${PYTHON_LAB:-.venv/bin/python}
+"$python" tests/lab/lab_run.py "$@"
+"$python" tests/lab/lab_table.py
+exec "$python" -m pytest -q -p no:cacheprovider tests/lab

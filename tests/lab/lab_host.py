@@ -1,0 +1,52 @@
+"""The rows of the host's own kernel: the same tests, run here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from lab_guest import facts
+from lab_kernels import LAB, REPO
+from lab_rows import Row
+
+TEMPORARY_FREE_BYTES = 1 << 30
+
+
+def run_host(rows: tuple[Row, ...], row_seconds: int) -> dict[str, Any]:
+    """Run the rows here; the same result as `lab_vm.run_boot`."""
+    out = LAB / "run" / "host"
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    found = {row.filesystem: run_row(row, row_seconds) for row in rows}
+    seconds = round(time.monotonic() - started, 1)
+    return {"booted": True, "reason": "", "seconds": seconds, "facts": facts(), "rows": found}
+
+
+def run_row(row: Row, seconds: int) -> dict[str, Any]:
+    """Run pytest for one row of the host."""
+    stem = LAB / "run" / "host" / row.filesystem
+    stem.with_suffix(".xml").unlink(missing_ok=True)
+    if os.geteuid() != 0:
+        reason = "the kernel tests need root on this host: sudo make lab"
+        return {"status": None, "reason": reason, "seconds": 0.0}
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={stem}.xml", f"--basetemp={stem}.tmp", *row.tests]
+    started = time.monotonic()
+    with stem.with_suffix(".log").open("wb") as log:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=REPO,
+                env={**os.environ, "MUST_RUN": "", "ROOTSEAL_LAB_EXPECTS": ",".join(row.expects)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            reason = f"stopped after {seconds} s"
+            return {"status": None, "reason": reason, "seconds": float(seconds)}
+    return {"status": done.returncode, "reason": "", "seconds": time.monotonic() - started}

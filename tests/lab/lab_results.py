@@ -1,0 +1,102 @@
+"""Results of a run of the lab: read from the JUnit files, kept in build/lab/results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from lab_kernels import LAB, LabError
+from lab_rows import BOOTS, rows_of
+
+RESULTS = LAB / "results.json"
+TEXT_CHARACTERS_MAX = 6000
+LOG_TAIL_LINES = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class TestResult:
+    """One test of one row.
+
+    Attributes:
+        name: Such as `test_lab_facts::test_kernel_has_btf`.
+        outcome: `passed`, `failed` or `skipped`.
+        text: Why it failed or was skipped.
+        seconds: How long it took.
+    """
+
+    name: str
+    outcome: str
+    text: str
+    seconds: float
+
+
+TestResult.__test__ = False  # type: ignore[attr-defined]  # not a test class
+
+
+def read_junit(path: Path) -> list[TestResult]:
+    """The tests of a JUnit file of pytest; empty if the file was never written."""
+    if not path.exists():
+        return []
+    results = []
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        outcome, text = "passed", ""
+        for child in case:
+            if child.tag in ("failure", "error"):
+                outcome, text = "failed", f"{child.get('message')}\n{child.text}"
+            elif child.tag == "skipped" and outcome == "passed":
+                outcome, text = "skipped", str(child.get("message"))
+        module = str(case.get("classname") or case.get("name")).rpartition(".")[2]
+        name = f"{module}::{case.get('name')}"
+        seconds = float(case.get("time") or 0)
+        results.append(TestResult(name, outcome, text[-TEXT_CHARACTERS_MAX:], seconds))
+    return results
+
+
+def boot_document(boot: str, result: dict[str, Any], *, quick: bool) -> dict[str, Any]:
+    """Put what a boot returned and what its rows left into one JSON object."""
+    rows = {}
+    for row in rows_of(boot, quick=quick):
+        stem = LAB / "run" / boot / row.filesystem
+        ended = result["rows"].get(row.filesystem)
+        if ended is None:
+            ended = {"status": None, "reason": "the machine ended before this row", "seconds": 0.0}
+        tests = read_junit(stem.with_suffix(".xml")) if ended["status"] is not None else []
+        reason = ended["reason"]
+        if not reason and (ended["status"] not in (0, 1) or not tests):
+            reason = f"pytest ended with {ended['status']}:\n{tail(stem.with_suffix('.log'))}"
+        rows[row.name] = {
+            "reason": reason,
+            "seconds": round(ended["seconds"], 1),
+            "tests": [dataclasses.asdict(test) for test in tests],
+        }
+    return {**result, "rows": rows}
+
+
+def tail(log: Path) -> str:
+    """The end of a log."""
+    if not log.exists():
+        return "no log"
+    return "\n".join(log.read_text("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:])
+
+
+def write_results(document: dict[str, Any]) -> None:
+    """Keep the results of a whole run."""
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def read_results() -> dict[str, Any]:
+    """The results of the last run, which must hold every boot and row it was to run."""
+    try:
+        document: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))
+    except FileNotFoundError:
+        raise LabError("the kernel lab has not run yet: make lab") from None
+    for boot in BOOTS:
+        rows = rows_of(boot.name, quick=document["quick"])
+        if document["only"] and boot.name not in document["only"]:
+            continue
+        if rows and set(document["boots"][boot.name]["rows"]) != {row.name for row in rows}:
+            raise LabError("the results are of other rows than those of today: make lab")
+    return document

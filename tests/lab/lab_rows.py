@@ -1,0 +1,96 @@
+"""What the lab proves: boots (a kernel with a command line) and rows (a boot with a filesystem).
+
+A row runs the kernel test group with its temporary files on the row's filesystem. `expects` names
+what the booted kernel must really have; tests/kernel/test_lab_facts.py checks each of them, so a
+row can never quietly run without the capability it is there for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+ALL = ("tests/kernel",)
+FACTS = ("tests/kernel/test_lab_facts.py",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boot:
+    """One virtual machine.
+
+    Attributes:
+        name: First part of the names of its rows.
+        series: Kernel series, None for the host's own kernel.
+        command_line: Added to the kernel's command line.
+        expects: Capabilities that this kernel must show, checked inside.
+    """
+
+    name: str
+    series: str | None
+    command_line: str
+    expects: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The tests of one boot on one filesystem.
+
+    Attributes:
+        boot: Name of the boot.
+        filesystem: Where the tests' temporary files are: a key of `DISKS`, `overlay` or `tmpfs`;
+            on the host `own`, its build folder.
+        tests: Arguments of pytest that choose the tests.
+        quick: Whether `make ci` runs it too; `make lab` runs all.
+        expects: Capabilities of this filesystem, beside those of the boot.
+    """
+
+    boot: str
+    filesystem: str
+    tests: tuple[str, ...]
+    quick: bool
+    expects: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For example `6.12-bpf-ima/ext4`."""
+        return f"{self.boot}/{self.filesystem}"
+
+
+BOOTS = (
+    Boot("host", None, "", ()),
+    Boot("6.1-bpf", "6.1", "lsm=bpf", ("fanotify", "btf", "bpf-lsm")),
+    Boot(
+        "6.12-bpf-ima",
+        "6.12",
+        "lsm=bpf,integrity ima_policy=tcb",
+        ("fanotify", "btf", "bpf-lsm", "ima"),
+    ),
+    Boot("6.12-nobpf", "6.12", "lsm=yama", ("fanotify", "btf", "no-bpf-lsm")),
+)
+
+# Disk images made on the host for each boot: name -> (size in MiB, command that formats it).
+DISKS = {
+    "ext4": (1024, ("mkfs.ext4", "-q", "-F", "-O", "verity")),
+    "xfs": (1024, ("mkfs.xfs", "-q", "-f")),
+    "btrfs": (1024, ("mkfs.btrfs", "-q", "-f")),
+}
+
+ROWS = (
+    Row("host", "own", ALL, False),
+    Row("6.1-bpf", "ext4", ALL, True, ("fs-verity",)),
+    Row("6.1-bpf", "overlay", FACTS, True),
+    Row("6.1-bpf", "tmpfs", FACTS, True, ("no-fs-verity",)),
+    Row("6.1-bpf", "btrfs", FACTS, True, ("fs-verity",)),
+    Row("6.1-bpf", "xfs", FACTS, True, ("no-fs-verity",)),
+    Row("6.12-bpf-ima", "ext4", ALL, True, ("fs-verity",)),
+    Row("6.12-bpf-ima", "overlay", FACTS, True),
+    Row("6.12-bpf-ima", "tmpfs", FACTS, True, ("no-fs-verity",)),
+    Row("6.12-bpf-ima", "btrfs", FACTS, True, ("fs-verity",)),
+    Row("6.12-bpf-ima", "xfs", FACTS, True, ("no-fs-verity",)),
+    Row("6.12-nobpf", "overlay", ALL, False),
+    Row("6.12-nobpf", "ext4", FACTS, True, ("fs-verity",)),
+)
+
+
+def rows_of(boot: str, *, quick: bool) -> tuple[Row, ...]:
+    """The rows of a boot, all or only those of `make ci`."""
+    return tuple(row for row in ROWS if row.boot == boot and (row.quick or not quick))

@@ -1,0 +1,99 @@
+"""Run the kernel lab: every boot, every row, and keep the results for test_lab.py.
+
+Usage: python tests/lab/lab_run.py [--quick] [--only BOOT]…
+
+Exit code 0 once there are results, whatever they say (test_lab.py judges them); 2 if the lab
+itself cannot run here, with what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import datetime
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from lab_host import run_host
+from lab_kernels import LAB, REPO, Kernel, LabError, fetch, require_tools
+from lab_results import RESULTS, boot_document, write_results
+from lab_rows import BOOTS, Boot, rows_of
+from lab_vm import run_boot
+
+ROW_SECONDS = 420
+QUICK_ROW_SECONDS = 240
+
+
+def commit() -> str:
+    """The commit that is tested, with a mark if files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def run_one(boot: Boot, kernels: dict[str, Kernel], *, quick: bool) -> dict[str, Any]:
+    """Run one boot and say how it went."""
+    rows = rows_of(boot.name, quick=quick)
+    seconds = QUICK_ROW_SECONDS if quick else ROW_SECONDS
+    if boot.series is None:
+        result = run_host(rows, seconds)
+    else:
+        result = run_boot(boot, kernels[boot.series], rows, seconds)
+    document = boot_document(boot.name, result, quick=quick)
+    tests = [test for row in document["rows"].values() for test in row["tests"]]
+    counts = {o: sum(t["outcome"] == o for t in tests) for o in ("passed", "failed", "skipped")}
+    state = "booted" if result["booted"] else "DID NOT BOOT"
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    print(f"lab: {boot.name}: {state}, {result['seconds']} s, {counted}", flush=True)
+    return document
+
+
+def run(only: list[str], *, quick: bool) -> None:
+    """Run the boots, as many at once as there are processors; the host's own rows first."""
+    boots = [b for b in BOOTS if rows_of(b.name, quick=quick) and (not only or b.name in only)]
+    (LAB / "run").mkdir(parents=True, exist_ok=True)
+    RESULTS.unlink(missing_ok=True)
+    require_tools()
+    kernels = {series: fetch(series) for series in sorted({b.series for b in boots if b.series})}
+    started, when = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
+    documents = {b.name: run_one(b, kernels, quick=quick) for b in boots if b.series is None}
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        guests = [b for b in boots if b.series is not None]
+        futures = {b.name: pool.submit(run_one, b, kernels, quick=quick) for b in guests}
+        documents.update({name: future.result() for name, future in futures.items()})
+    write_results(
+        {
+            "version": 1,
+            "quick": quick,
+            "only": only,
+            "commit": commit(),
+            "startedAt": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round(time.monotonic() - started, 1),
+            "boots": {b.name: documents[b.name] for b in boots},
+        }
+    )
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Run the kernel lab.")
+    parser.add_argument("--quick", action="store_true", help="only the rows of `make ci`")
+    parser.add_argument("--only", action="append", default=[], choices=[b.name for b in BOOTS])
+    options = parser.parse_args()
+    try:
+        run(options.only, quick=options.quick)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Write docs/kernels.md from the results of a whole run of the lab (`make lab`).
+
+A quick or partial run leaves the document alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+from lab_kernels import REPO, LabError
+from lab_results import read_results
+from lab_rows import ROWS
+
+TARGET = REPO / "docs" / "kernels.md"
+HEAD = """# Kernels
+
+What runs where, as `make lab` found it: Debian's kernels booted under qemu with the host's tree
+under an overlay, the tests of `tests/kernel` inside as root, their temporary files on the row's
+filesystem. This page is written by `tests/lab/lab_table.py`; do not edit it. A row that is there
+for a capability fails if the kernel lacks it; *n/a* counts tests that do not apply, with the
+reasons below.
+
+"""
+MARKS = {"passed": "yes", "failed": "**no**", "skipped": "n/a"}
+
+
+def row_label(name: str) -> str:
+    """Short head of a column."""
+    return name.replace("/", "<br>")
+
+
+def boots_table(boots: dict[str, Any]) -> list[str]:
+    """One line per machine."""
+    lines = [
+        "| machine | kernel | lsm | command line | tests | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, boot in boots.items():
+        facts = boot["facts"]
+        line = re.sub(r".*lab\.runner=\S+", "", str(facts.get("commandLine", ""))).strip()
+        if name == "host":
+            line = "(the host's own)"
+        tests = [t for row in boot["rows"].values() for t in row["tests"]]
+        lines.append(
+            f"| {name} | {facts.get('release', 'did not boot')} | {facts.get('lsm') or '-'} "
+            f"| {line or '-'} | {len(tests)} | {boot['seconds']:.0f} |"
+        )
+    return lines
+
+
+def rows_table(rows: dict[str, Any]) -> list[str]:
+    """One line per row: counts."""
+    lines = ["| row | passed | failed | n/a | seconds |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        count = Counter(test["outcome"] for test in row["tests"])
+        numbers = f"{count['passed']} | {count['failed']} | {count['skipped']}"
+        lines.append(f"| {name} | {numbers} | {row['seconds']:.0f} |")
+    return lines
+
+
+def tests_table(rows: dict[str, Any]) -> list[str]:
+    """One line per test, one column per row; parameters of a test are put together."""
+    cells: dict[str, dict[str, Counter[str]]] = {}
+    for name, row in rows.items():
+        for test in row["tests"]:
+            base = re.sub(r"\[.*", "", test["name"], flags=re.DOTALL)
+            cells.setdefault(base, {}).setdefault(name, Counter())[test["outcome"]] += 1
+    lines = ["| test | " + " | ".join(map(row_label, rows)) + " |", "|---" * (len(rows) + 1) + "|"]
+    for base in sorted(cells):
+        found = (cell(cells[base].get(name, Counter())) for name in rows)
+        lines.append(f"| {base.replace('::', ' ')} | " + " | ".join(found) + " |")
+    return lines
+
+
+def cell(count: Counter[str]) -> str:
+    """Outcome of a test in a row; counted where it has several parameters."""
+    if not count:
+        return ""
+    if sum(count.values()) == 1:
+        return MARKS[next(iter(count))]
+    return ", ".join(f"{MARKS[o]} {count[o]}" for o in MARKS if count[o])
+
+
+def reasons(rows: dict[str, Any]) -> list[str]:
+    """Why tests did not apply or failed."""
+    found: Counter[str] = Counter()
+    lines = []
+    for name, row in rows.items():
+        if row["reason"]:
+            lines.append(f"- {name}: {row['reason'].splitlines()[0]}")
+        for test in row["tests"]:
+            if test["outcome"] == "skipped":
+                text = test["text"].replace("Skipped: ", "").replace("optional: ", "")
+                found[f"{test['name'].split('::')[0]}: {text.splitlines()[0]}"] += 1
+            elif test["outcome"] == "failed":
+                first = test["text"].splitlines()[0] if test["text"] else "no message"
+                lines.append(f"- failed: {name} {test['name']}: {first[:200]}")
+    lines += [f"- n/a, {count} ×: {text}" for text, count in sorted(found.items())]
+    return lines
+
+
+def page(document: dict[str, Any]) -> str:
+    """The whole document."""
+    boots = document["boots"]
+    rows = {name: row for boot in boots.values() for name, row in boot["rows"].items()}
+    parts = [
+        HEAD + f"Run of {document['startedAt']}, commit {document['commit']}, "
+        f"{document['seconds']:.0f} s in all.\n",
+        "## Machines\n\n" + "\n".join(boots_table(boots)) + "\n",
+        "## Rows\n\n" + "\n".join(rows_table(rows)) + "\n",
+        "## Tests\n\n" + "\n".join(tests_table(rows)) + "\n",
+        "## Reasons\n\n" + "\n".join(reasons(rows)) + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Entry point."""
+    try:
+        document = read_results()
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 2
+    rows = {name for boot in document["boots"].values() for name in boot["rows"]}
+    if rows != {row.name for row in ROWS}:
+        print("lab: not all rows ran; docs/kernels.md is left as it is")
+        return 0
+    TARGET.write_text(page(document), "utf-8")
+    print(f"lab: wrote {TARGET.relative_to(REPO)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Boots one kernel under qemu (tcg), waits for it within its time, and collects what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lab_kernels import LAB, REPO, Kernel, LabError
+from lab_rows import DISKS, Boot, Row
+
+MEMORY_MIB = 3072
+BOOT_SECONDS = 120
+CONSOLE_TAIL_LINES = 12
+
+
+def make_disk(name: str, folder: Path) -> Path:
+    """A sparse image with a fresh filesystem."""
+    size_mib, command = DISKS[name]
+    image = folder / f"{name}.img"
+    with image.open("wb") as file:
+        file.truncate(size_mib << 20)
+    tool = shutil.which(command[0], path="/usr/sbin:/sbin:/usr/bin:/bin")
+    done = subprocess.run([tool or command[0], *command[1:], image], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise LabError(f"{command[0]} failed: {done.stderr.strip()}")
+    return image
+
+
+def qemu_command(kernel: Kernel, boot: Boot, disks: dict[str, Path], out: Path) -> list[str]:
+    """The qemu command line of a boot. Never kvm: it hangs under nested virtualisation."""
+    runner = Path(__file__).with_name("lab_guest.py")
+    append = "console=ttyS0 quiet panic=-1 mitigations=off"
+    append += f" lab.python={sys.executable} lab.runner={runner}"
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
+    command += ["-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-no-reboot"]
+    command += ["-nic", "none", "-serial", f"file:{out / 'console.log'}"]
+    command += ["-kernel", str(kernel.image), "-initrd", str(kernel.initramfs)]
+    command += ["-append", f"{append} {boot.command_line}"]
+    share = "local,security_model=none,multidevs=remap"
+    command += ["-virtfs", f"{share},path=/,mount_tag=host,readonly=on"]
+    command += ["-virtfs", f"{share},path={out},mount_tag=out"]
+    for name, image in disks.items():
+        command += ["-drive", f"file={image},format=raw,if=none,cache=unsafe,id={name}"]
+        command += ["-device", f"virtio-blk-pci,drive={name},serial={name}"]
+    return command
+
+
+def write_job(rows: tuple[Row, ...], boot: Boot, out: Path, seconds: int) -> None:
+    """Tell the guest what to run."""
+    job = {
+        "repo": str(REPO),
+        "rows": [
+            {
+                "filesystem": row.filesystem,
+                "tests": list(row.tests),
+                "expects": [*boot.expects, *row.expects],
+                "timeoutSeconds": seconds,
+            }
+            for row in rows
+        ],
+    }
+    (out / "job.json").write_text(json.dumps(job), "utf-8")
+
+
+def run_boot(boot: Boot, kernel: Kernel, rows: tuple[Row, ...], row_seconds: int) -> dict[str, Any]:
+    """Boot, wait, and return {"booted", "reason", "seconds", "facts", "rows"}."""
+    out = LAB / "run" / boot.name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    disks = {
+        row.filesystem: make_disk(row.filesystem, out) for row in rows if row.filesystem in DISKS
+    }
+    write_job(rows, boot, out, row_seconds)
+    limit = BOOT_SECONDS + len(rows) * (row_seconds + 30)
+    started = time.monotonic()
+    reason = ""
+    with (out / "qemu.log").open("wb") as log:
+        machine = subprocess.Popen(
+            qemu_command(kernel, boot, disks, out),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            status = machine.wait(timeout=limit)
+            if status != 0:
+                reason = f"qemu ended with {status}: {(out / 'qemu.log').read_text()[-300:]}"
+        except subprocess.TimeoutExpired:
+            reason = f"stopped after {limit} s"
+        finally:
+            if machine.poll() is None:
+                machine.kill()
+                machine.wait()
+    for image in disks.values():
+        image.unlink()
+    return collect(out, reason, time.monotonic() - started)
+
+
+def collect(out: Path, reason: str, seconds: float) -> dict[str, Any]:
+    """Read what the guest left; without done.json it did not boot, and the console says why."""
+    result: dict[str, Any] = {"booted": False, "reason": reason, "seconds": round(seconds, 1)}
+    result.update({"facts": {}, "rows": {}})
+    try:
+        result.update(json.loads((out / "done.json").read_text("utf-8")))
+        result["booted"] = True
+    except (OSError, ValueError):
+        console = out / "console.log"
+        text = console.read_text("utf-8", "replace") if console.exists() else ""
+        tail = os.linesep.join(text.splitlines()[-CONSOLE_TAIL_LINES:])
+        result["reason"] = f"no result. {reason} Last lines of {console}:\n{tail}"
+    return result
