@@ -56,7 +56,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except RecursionError:
         deep = ConfigError("the input is nested too deeply")
         return cli_output.report(deep, as_json=_wants_json(arguments))
-    except Exception:
+    except Exception as fault:  # the edge of the process: fail, in one line
         if os.environ.get("ROOTSEAL_DEBUG"):
             raise
         found = Error(f"internal error ({type(fault).__name__}: {fault}); set ROOTSEAL_DEBUG=1")
