@@ -74,4 +74,4 @@ make_venv() {
 
 install_packages
 make_venv
-[ ! -x scripts/setup-pants.sh ] || scripts/setup-pants.sh
+scripts/setup-pants.sh
