@@ -74,4 +74,4 @@ make_venv() {
 
 install_packages
 make_venv
-scripts/setup-pants.sh
+[ ! -x scripts/setup-pants.sh ] || scripts/setup-pants.sh

@@ -21,9 +21,8 @@ FILE_LINES_MAX = 500
 
 # STYLE: imports go to the same layer or below. A module `cli_x` has the layer of `cli`.
 LAYERS: Mapping[str, int] = {
-    **dict.fromkeys(
-        ("errors", "digest", "canonical", "diagnostics", "checks", "files", "_native"), 0
-    ),
+    **dict.fromkeys(("errors", "digest", "canonical", "diagnostics", "checks", "files"), 0),
+    **dict.fromkeys(("_native", "_core"), 0),
     **dict.fromkeys(("_native_build", "action", "observation", "merkle", "leaf_table"), 1),
     **dict.fromkeys(("keys", "wire", "schema", "opens_table"), 1),
     **dict.fromkeys(("capture",), 2),

@@ -1,0 +1,111 @@
+/*
+ * api.h: everything the capture core offers to its callers. Parsed by cffi too, so it holds
+ * declarations only; lines that begin with '#' are dropped there.
+ *
+ * Functions return 0 or -errno unless they say otherwise, never print and never exit.
+ * `ret_` arguments are written only on success. A struct rs_error says which operation failed.
+ */
+#ifndef ROOTSEAL_CAPTURE_API_H
+#define ROOTSEAL_CAPTURE_API_H
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct rs_engine rs_engine;
+typedef struct rs_scope rs_scope;
+typedef struct rs_result rs_result;
+
+typedef struct {
+	int code;	    /* positive errno */
+	char operation[48]; /* what failed, for example "fanotify_init" */
+	char detail[256];   /* of what it failed, cut with "..." when too long */
+} rs_error;
+
+typedef struct {
+	uint64_t max_digests;
+	uint64_t max_record_bytes;
+	uint64_t max_hashed_bytes;
+	uint64_t max_processes;
+} rs_limits;
+
+/* Every counter of one scope; the names are those of rootseal/diagnostics.py in snake case. */
+typedef struct {
+	uint64_t events;	/* all events read, not a diagnostics counter */
+	uint64_t special_files; /* events of other than regular files: allowed, nothing to hash */
+	uint64_t fanotify_events_hashed;
+	uint64_t digest_cache_hits;
+	uint64_t bytes_hashed;
+	uint64_t partial_read_fallbacks;
+	uint64_t fanotify_queue_overflows;
+	uint64_t fanotify_digests_cap_hit;
+	uint64_t record_bytes_cap_hit;
+	uint64_t hashed_bytes_cap_hit;
+	uint64_t process_table_cap_hit;
+	uint64_t unhashed_opens_total;
+	uint64_t fallback_hash_failures;
+	uint64_t mutated_after_open;
+	uint64_t unstable_files;
+	uint64_t namespace_escapes;
+	uint64_t unmarked_mounts;
+	uint64_t excluded_mounts;
+	uint64_t handler_errors;
+	uint64_t late_events;
+} rs_counters;
+
+typedef struct {
+	const uint8_t *bytes; /* owned by the result */
+	size_t length;
+} rs_bytes;
+
+/* What one scope saw. Tables as docs/formats.md has them, not compressed. */
+typedef struct {
+	rs_bytes materials;
+	uint8_t materials_root[32];
+	uint64_t materials_count;
+	rs_bytes products;
+	uint8_t products_root[32];
+	uint64_t products_count;
+	rs_bytes opens;
+	rs_bytes processes; /* see procs.c: rs_procs_encode */
+	rs_bytes mounts;    /* see mounts.c: rs_mounts_encode */
+	rs_counters counters;
+} rs_observation;
+
+/* 0 if this process may create a permission group here. */
+int rs_probe(rs_error *error);
+
+int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **ret_engine,
+		   rs_error *error);
+/* Aborts the scopes that are still open, waits for every thread. */
+void rs_engine_close(rs_engine *engine);
+uint64_t rs_engine_cache_entries(rs_engine *engine);
+
+/*
+ * Open a scope for the blocked process `pid`, already in its private mount namespace. `root` is its
+ * root directory as that process sees it. Ended by rs_scope_finish or rs_scope_abort, exactly once.
+ */
+int rs_scope_open(rs_engine *engine, int pid, const char *root, const rs_limits *limits,
+		  rs_scope **ret_scope, rs_error *error);
+void rs_scope_progress(rs_scope *scope, rs_counters *ret_counters);
+/* Encoded mounts; the caller frees with rs_free. */
+int rs_scope_mounts(rs_scope *scope, uint8_t **ret_bytes, size_t *ret_length);
+/*
+ * `files` and `dirs`: declared outputs, relative to the root, each followed by a NUL byte. The
+ * scope is gone afterwards, whatever is returned.
+ */
+int rs_scope_finish(rs_scope *scope, const uint8_t *files, size_t files_length, const uint8_t *dirs,
+		    size_t dirs_length, rs_result **ret_result, rs_error *error);
+void rs_scope_abort(rs_scope *scope);
+const rs_observation *rs_result_observation(const rs_result *result);
+void rs_result_free(rs_result *result);
+void rs_free(void *memory);
+
+/* Strict check of a raw leaf table; -EBADMSG if it is not one. */
+int rs_leaf_table_verify(const uint8_t *raw, size_t length, uint8_t domain, uint8_t *ret_root32,
+			 uint64_t *ret_count);
+/* RFC 6962 root over `count` leaf hashes of 32 bytes each. */
+int rs_merkle_root_of_hashes(const uint8_t *hashes, uint64_t count, uint8_t *ret_root32);
+/* Parse bytes as a read of a fanotify group gives them; the fuzz entry. Returns events or -errno.
+ */
+int64_t rs_event_parse_all(const uint8_t *bytes, size_t length);
+
+#endif

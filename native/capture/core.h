@@ -1,0 +1,224 @@
+/* core.h: how the parts of the capture core fit together: engine, scope, worker. */
+#ifndef ROOTSEAL_CAPTURE_CORE_H
+#define ROOTSEAL_CAPTURE_CORE_H
+#include "api.h"
+#include "dcache.h"
+#include "event.h"
+#include "leaves.h"
+#include "mem.h"
+#include "mounts.h"
+#include "procs.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sys/fanotify.h>
+
+#define RS_SCOPES_MAX	    4096
+#define RS_SHARDS_MAX	    256
+#define RS_EVENTS_PER_READ  8 /* each read installs at most this many descriptors */
+#define RS_HEAVY_BYTES	    (4ULL * 1024 * 1024)
+#define RS_HEAVY_QUEUE_MAX  64
+#define RS_EVENT_MASK	    (FAN_OPEN_PERM | FAN_OPEN_EXEC_PERM | FAN_CLOSE_WRITE)
+#define RS_PERM_MASK	    (FAN_OPEN_PERM | FAN_OPEN_EXEC_PERM)
+#define RS_OPENS_MAX	    (32U * 1024U * 1024U)
+#define RS_SNAPSHOT_MAX	    (4U * 1024U * 1024U)
+#define RS_HANDLE_BYTES_MAX 128
+
+/* Values of observation.LeafKind and observation.DigestSource. */
+enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2 };
+enum { RS_SOURCE_OPEN = 0, RS_SOURCE_WALK = 7, RS_SOURCE_CLOSE_WRITE = 8 };
+
+struct rs_material {
+	struct rs_stat stat;
+	const uint8_t *path; /* as the kernel told it, absolute; in the arena, NUL at the end */
+	uint32_t path_length;
+	uint8_t kind;
+	bool young;	   /* born after the scope began: perhaps made by the action itself */
+	bool unstable;	   /* hashed while it changed */
+	bool was_unlinked; /* no name any more when it was opened */
+	uint8_t digest[RS_SHA256_BYTES];
+};
+
+/* A file that the action closed after writing, by inode. */
+struct rs_product {
+	struct rs_stat stat; /* state of which digest is, if hashed */
+	const uint8_t *path; /* at the last close */
+	uint32_t path_length;
+	uint32_t closes;
+	bool hashed;   /* digest is of the content in state stat */
+	bool trusted;  /* and an equal state later proves an equal content */
+	bool nameless; /* it exists at the end, but under no path that could be found */
+	uint8_t digest[RS_SHA256_BYTES];
+	int handle_type; /* of name_to_handle_at; length 0: none */
+	uint32_t handle_length;
+	uint64_t handle_mount;
+	const uint8_t *handle; /* in the arena */
+};
+
+struct rs_engine;
+
+struct rs_scope {
+	struct rs_engine *engine;
+	uint32_t slot, generation;
+	int group_fd;	  /* owned; closed by the reaper */
+	int ns_root_fd;	  /* owned, O_PATH: / of the action's namespace */
+	int root_fd;	  /* owned, O_RDONLY|O_DIRECTORY: the action's root */
+	int mountinfo_fd; /* owned; keeps the namespace alive */
+	int64_t started_ns;
+	rs_limits limits;
+	char ns_prefix[PATH_MAX]; /* path of ns_root as seen from here, "" for / */
+	char root[PATH_MAX];	  /* canonical, in the namespace */
+	uint64_t root_dev;
+
+	_Atomic uint64_t bytes_hashed; /* moves while a file is being hashed */
+
+	/* Guarded by mutex; never held across a system call. */
+	pthread_mutex_t mutex;
+	pthread_cond_t idle; /* in_flight became 0 */
+	uint32_t
+	    in_flight; /* threads that read or handle events of this scope, and queued heavy ones */
+	uint32_t references; /* in_flight, and the owner */
+	bool closing;	     /* drained: what comes now is late */
+	rs_counters counters;
+	struct rs_mounts mounts;
+	struct rs_arena arena;
+	struct rs_material *materials;
+	uint32_t materials_count, materials_capacity, young_count;
+	struct rs_index by_material; /* (dev, ino, path, digest) -> material */
+	struct rs_index by_exec;     /* (dev, ino) -> material that was executed */
+	struct rs_product *products;
+	uint32_t products_count, products_capacity;
+	struct rs_index by_product; /* (dev, ino) -> product */
+	struct rs_procs procs;
+	struct rs_set opens; /* process << 32 | material */
+	struct rs_set snapshot_inodes;
+	struct rs_set snapshot_names; /* hash of (relative path, inode) */
+	bool snapshot_partial;
+	struct rs_scope *reap_next;
+};
+
+/* What a thread that handles events needs; one per thread, so nothing here is shared. */
+struct rs_worker {
+	struct rs_engine *engine;
+	struct rs_hasher hasher;
+	struct rs_proc_info proc_info;
+	bool may_hand_off; /* long hashes go to the heavy threads */
+	int own_pid;
+	_Alignas(8) uint8_t events[RS_EVENTS_PER_READ * 64];
+	char path[PATH_MAX + 1];
+	_Alignas(
+	    struct file_handle) uint8_t handle[sizeof(struct file_handle) + RS_HANDLE_BYTES_MAX];
+	pthread_t thread;
+	bool started;
+};
+
+int rs_fail(rs_error *error, int code, const char *operation, const char *detail);
+
+int rs_worker_open(struct rs_worker *worker, struct rs_engine *engine);
+void rs_worker_close(struct rs_worker *worker);
+
+/* engine.c */
+int rs_engine_register(struct rs_engine *engine, struct rs_scope *scope);
+void rs_engine_forget(struct rs_engine *engine, struct rs_scope *scope);
+void rs_engine_release(struct rs_scope *scope); /* drop one reference */
+void rs_engine_wait_reaped(struct rs_engine *engine);
+bool rs_engine_multigrain(struct rs_engine *engine);
+struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
+/* True if a heavy thread took the event over. */
+bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
+			const struct rs_event *event);
+void rs_scope_enter(struct rs_scope *scope); /* one more in flight */
+void rs_scope_leave(struct rs_scope *scope);
+void rs_scope_destroy(struct rs_scope *scope);
+
+/* handler.c */
+/* Read once and handle what came. Number of events, 0 when there are none, -errno. */
+int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope);
+void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope,
+		     const struct rs_event *event);
+/* Path in the action's namespace of an open descriptor; length or -errno. Writes worker->path. */
+int rs_path_of_fd(struct rs_worker *worker, const struct rs_scope *scope, int fd);
+
+enum rs_digest_outcome {
+	RS_DIGEST_OK,
+	RS_DIGEST_UNSTABLE, /* of what was read while it changed */
+	RS_DIGEST_LEFT_OUT, /* a cap or an error, counted */
+	RS_DIGEST_LONG,	    /* not in the cache, and long: better for a heavy thread */
+};
+/*
+ * Digest of a regular file from the cache or its content, counted. *stat becomes the state of which
+ * it is; *ret_trusted: an equal state later proves an equal content.
+ */
+enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope *scope, int fd,
+				       struct rs_stat *stat, bool may_be_long,
+				       uint8_t *ret_digest32, bool *ret_trusted);
+
+#define RS_COUNT(scope, field) __atomic_fetch_add(&(scope)->counters.field, 1, __ATOMIC_RELAXED)
+
+/* record.c: what is entered into the scope's tables. All take the mutex themselves. */
+struct rs_seen {
+	struct rs_stat stat;
+	const char *path;
+	uint32_t path_length;
+	const uint8_t *digest;
+	int pid;
+	bool exec;
+	bool unstable;
+	bool unlinked;
+};
+void rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
+void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid, bool exec,
+		       const struct rs_stat *stat);
+/* The caller holds the mutex, or is the only one left. */
+struct rs_product *rs_product_find(struct rs_scope *scope, const struct rs_stat *stat);
+bool rs_is_product(struct rs_scope *scope, const struct rs_stat *stat);
+struct rs_closed {
+	struct rs_stat stat;
+	const char *path;
+	uint32_t path_length;
+	const struct file_handle *handle; /* NULL: none */
+	uint64_t mount_id;
+};
+/* How often this inode was closed so far, or -ENOMEM. */
+int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed);
+void rs_record_close_digest(struct rs_scope *scope, const struct rs_stat *stat,
+			    const uint8_t *digest32, bool trusted);
+bool rs_in_root(const struct rs_scope *scope, const char *path, uint32_t length);
+bool rs_is_young(const struct rs_scope *scope, const struct rs_stat *stat);
+/* The path relative to the root if inside it, else as it is. */
+const uint8_t *rs_leaf_path(const struct rs_scope *scope, const uint8_t *path, uint32_t length,
+			    uint32_t *ret_length);
+
+/* walk.c */
+int rs_walk_snapshot(struct rs_scope *scope);
+uint64_t rs_name_key(const char *path, size_t length, uint64_t ino);
+
+/* products.c: the product leaves being collected at the end */
+struct rs_out {
+	struct rs_leaf *leaves;
+	struct rs_stat *stats; /* of the file of each leaf */
+	uint32_t count, leaves_capacity, stats_capacity;
+	struct rs_index by_path, by_inode;
+	struct rs_arena arena;
+};
+
+bool rs_out_has(const struct rs_out *out, const uint8_t *path, uint32_t length);
+/* A leaf of the same inode in the same state, or NULL: a hardlink need not be hashed again. */
+const struct rs_leaf *rs_out_alias(const struct rs_out *out, const struct rs_stat *stat);
+/* `path` as in a leaf; it is copied. */
+int rs_out_add(struct rs_out *out, const struct rs_leaf *leaf, const struct rs_stat *stat);
+void rs_out_free(struct rs_out *out);
+/* Hash `name` under dir_fd, which must still be the file of *stat, and add it as a product. */
+int rs_out_file(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out, int dir_fd,
+		const char *name, const uint8_t *leaf_path, uint32_t leaf_length,
+		struct rs_stat *stat);
+/* After the walk: each product that exists and has no leaf is a loss. */
+void rs_products_count_nameless(struct rs_scope *scope, const struct rs_out *out);
+int rs_products_collect(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out);
+/* walk.c */
+int rs_walk_products(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out,
+		     const uint8_t *files, size_t files_length, const uint8_t *dirs,
+		     size_t dirs_length);
+
+#endif

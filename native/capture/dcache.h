@@ -1,0 +1,23 @@
+/* dcache.h: digests of unchanged files, shared by all scopes of an engine. See dcache.c for why it
+ * is safe. */
+#ifndef ROOTSEAL_CAPTURE_DCACHE_H
+#define ROOTSEAL_CAPTURE_DCACHE_H
+#include "filestat.h"
+
+struct rs_dcache;
+
+#define RS_DCACHE_ENTRIES_MAX (1ULL << 26)
+
+int rs_dcache_open(uint64_t entries, struct rs_dcache **ret_cache);
+void rs_dcache_close(struct rs_dcache *cache);
+uint64_t rs_dcache_count(struct rs_dcache *cache);
+/* True with *ret_digest32 written if the file is in exactly the state that was hashed. */
+bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat, uint8_t *ret_digest32);
+void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat, const uint8_t *digest32);
+
+/* True if nobody has the file open for writing, or mapped writable, at this moment. */
+bool rs_no_writer(int fd);
+/* True if the last change is older than what the clock of the timestamps can tell apart. */
+bool rs_settled(const struct rs_stat *stat, int64_t now_coarse_ns);
+
+#endif

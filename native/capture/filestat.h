@@ -1,0 +1,65 @@
+/* filestat.h: the parts of statx(2) that the core compares, and hashing of an open file. */
+#ifndef ROOTSEAL_CAPTURE_FILESTAT_H
+#define ROOTSEAL_CAPTURE_FILESTAT_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdatomic.h>
+#include "sha.h"
+
+#define RS_HASH_ATTEMPTS_MAX 4
+#define RS_HASH_BUFFER_BYTES (256U * 1024U)
+
+struct rs_stat {
+	uint64_t dev;
+	uint64_t ino;
+	uint64_t size;
+	int64_t ctime_ns;
+	int64_t mtime_ns;
+	int64_t btime_ns; /* 0: the filesystem does not say */
+	uint64_t mount_id;
+	uint32_t mode;
+	uint32_t nlink;
+};
+
+int rs_stat_fd(int fd, struct rs_stat *ret_stat);
+/* Does not follow a symlink in the last component. */
+int rs_stat_at(int dir_fd, const char *path, struct rs_stat *ret_stat);
+
+static inline bool rs_same_inode(const struct rs_stat *a, const struct rs_stat *b)
+{
+	return a->dev == b->dev && a->ino == b->ino;
+}
+
+static inline bool rs_same_state(const struct rs_stat *a, const struct rs_stat *b)
+{
+	return rs_same_inode(a, b) && a->size == b->size && a->ctime_ns == b->ctime_ns &&
+	       a->mtime_ns == b->mtime_ns;
+}
+
+int64_t rs_coarse_now_ns(void);
+
+/* What hashing needs, one per thread. */
+struct rs_hasher {
+	struct rs_sha sha;
+	uint8_t *buffer; /* RS_HASH_BUFFER_BYTES, owned */
+};
+
+int rs_hasher_open(struct rs_hasher *hasher);
+void rs_hasher_close(struct rs_hasher *hasher);
+
+struct rs_hash_result {
+	uint8_t digest[RS_SHA256_BYTES];
+	uint64_t bytes_read;	/* over all attempts */
+	uint32_t partial_reads; /* reads shorter than asked for before the end */
+	bool unstable; /* still changing at the last attempt; the digest is of what was read */
+};
+
+/*
+ * SHA-256 of a regular file, from its first byte to its end. *stat is the state before and is
+ * updated to the state after. `progress` (may be NULL) counts bytes as they are read.
+ */
+int rs_hash_fd(struct rs_hasher *hasher, int fd, struct rs_stat *stat, _Atomic uint64_t *progress,
+	       struct rs_hash_result *ret_result);
+
+#endif

@@ -1,0 +1,301 @@
+/*
+ * handler.c: one fanotify event -> digest and path -> record.c, while the opener is held.
+ *
+ * Owns: the event's descriptor from read(2) until it is closed here, exactly once. Must not: open a
+ * path, hold a lock across a system call, deny, or return without an answer to a permission event.
+ * Hands off: what was seen -> record.c; long hashes -> engine.c's heavy threads (the descriptor
+ * too). Privilege: that of the event descriptor; CAP_LEASE for files of others; CAP_SYS_PTRACE for
+ * /proc of others.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define EVENT_HASHES_MAX 4 /* closes of one inode that are hashed at once; later ones at the end   \
+			    */
+#define EVENT_HASH_BYTES_MAX (64ULL * 1024 * 1024)
+#define DELETED		     " (deleted)"
+
+static void answer(struct rs_scope *scope, const struct rs_event *event)
+{
+	struct fanotify_response response = {.fd = event->fd, .response = FAN_ALLOW};
+	ssize_t wrote;
+
+	do {
+		wrote = write(scope->group_fd, &response, sizeof(response));
+	} while (wrote < 0 && errno == EINTR);
+	/* ENOENT: the opener was killed while it waited, and with it the question. */
+	if (wrote < 0 && errno != ENOENT)
+		RS_COUNT(scope, handler_errors);
+}
+
+static void done(struct rs_scope *scope, const struct rs_event *event)
+{
+	if (event->mask & RS_PERM_MASK)
+		answer(scope, event);
+	close(event->fd);
+}
+
+static size_t put_decimal(char *out, unsigned value)
+{
+	char digits[12];
+	size_t n = 0, i;
+
+	do {
+		digits[n++] = (char)('0' + value % 10);
+		value /= 10;
+	} while (value);
+	for (i = 0; i < n; i++)
+		out[i] = digits[n - 1 - i];
+	out[n] = 0;
+	return n;
+}
+
+int rs_path_of_fd(struct rs_worker *worker, const struct rs_scope *scope, int fd)
+{
+	static const char prefix[] = "/proc/self/fd/";
+	size_t cut = strlen(scope->ns_prefix);
+	char link[sizeof(prefix) + 12];
+	ssize_t length;
+
+	memcpy(link, prefix, sizeof(prefix));
+	put_decimal(link + sizeof(prefix) - 1, (unsigned)fd);
+	length = readlink(link, worker->path, PATH_MAX);
+	if (length < 0)
+		return -errno;
+	if (length >= PATH_MAX)
+		return -ENAMETOOLONG;
+	worker->path[length] = 0;
+	if (length == 0 || worker->path[0] != '/')
+		return -ENOENT; /* not reachable by any path */
+	if (cut && !strncmp(worker->path, scope->ns_prefix, cut) && worker->path[cut] == '/') {
+		length -= (ssize_t)cut;
+		memmove(worker->path, worker->path + cut, (size_t)length + 1);
+	}
+	return (int)length;
+}
+
+/* The kernel marks the path of a removed name; tell it from a file that is really called so. */
+static int strip_deleted(struct rs_worker *worker, const struct rs_scope *scope, int length,
+			 const struct rs_stat *stat, bool *ret_unlinked)
+{
+	const int mark = sizeof(DELETED) - 1;
+	struct rs_stat named;
+
+	*ret_unlinked = false;
+	if (length <= mark || strcmp(worker->path + length - mark, DELETED))
+		return length;
+	if (stat->nlink && !rs_stat_at(scope->ns_root_fd, worker->path + 1, &named) &&
+	    rs_same_inode(&named, stat))
+		return length;
+	*ret_unlinked = true;
+	length -= mark;
+	worker->path[length] = 0;
+	return length;
+}
+
+static bool reliable_times(const struct rs_scope *scope, const struct rs_stat *stat)
+{
+	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
+
+	return mount && mount->reliable_times;
+}
+
+static bool over_hash_cap(struct rs_scope *scope, const struct rs_stat *stat)
+{
+	uint64_t hashed = atomic_load_explicit(&scope->bytes_hashed, memory_order_relaxed);
+
+	return hashed > scope->limits.max_hashed_bytes ||
+	       stat->size > scope->limits.max_hashed_bytes - hashed;
+}
+
+enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope *scope, int fd,
+				       struct rs_stat *stat, bool may_be_long,
+				       uint8_t *ret_digest32, bool *ret_trusted)
+{
+	struct rs_dcache *cache = rs_engine_cache(worker->engine);
+	bool reliable = reliable_times(scope, stat), settled, quiet;
+	struct rs_hash_result result;
+	struct rs_stat before = *stat;
+
+	*ret_trusted = reliable;
+	if (reliable && rs_dcache_lookup(cache, stat, ret_digest32)) {
+		RS_COUNT(scope, digest_cache_hits);
+		return RS_DIGEST_OK;
+	}
+	if (!may_be_long && stat->size > RS_HEAVY_BYTES)
+		return RS_DIGEST_LONG;
+	if (over_hash_cap(scope, stat)) {
+		RS_COUNT(scope, hashed_bytes_cap_hit);
+		return RS_DIGEST_LEFT_OUT;
+	}
+	settled = rs_settled(stat, rs_coarse_now_ns());
+	quiet = reliable && rs_no_writer(fd);
+	if (rs_hash_fd(&worker->hasher, fd, stat, &scope->bytes_hashed, &result)) {
+		RS_COUNT(scope, fallback_hash_failures);
+		return RS_DIGEST_LEFT_OUT;
+	}
+	if (result.partial_reads)
+		RS_COUNT(scope, partial_read_fallbacks);
+	memcpy(ret_digest32, result.digest, RS_SHA256_BYTES);
+	quiet = quiet && !result.unstable && rs_same_state(&before, stat) && rs_no_writer(fd);
+	*ret_trusted = quiet && (settled || rs_engine_multigrain(worker->engine));
+	if (quiet && settled)
+		rs_dcache_insert(cache, stat, result.digest);
+	return result.unstable ? RS_DIGEST_UNSTABLE : RS_DIGEST_OK;
+}
+
+/* A file in the root that the action made and closed before: not a material, so not hashed here. */
+static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
+{
+	bool known;
+
+	if (seen->exec || !rs_is_young(scope, &seen->stat) ||
+	    !rs_in_root(scope, seen->path, seen->path_length))
+		return false;
+	pthread_mutex_lock(&scope->mutex);
+	known = rs_is_product(scope, &seen->stat);
+	pthread_mutex_unlock(&scope->mutex);
+	return known;
+}
+
+/* True if a heavy thread owns the event now. */
+static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
+			const struct rs_event *event, const struct rs_stat *stat)
+{
+	struct rs_seen seen = {
+	    .stat = *stat,
+	    .pid = event->pid,
+	    .exec = !!(event->mask & FAN_OPEN_EXEC_PERM),
+	};
+	uint8_t digest[RS_SHA256_BYTES];
+	enum rs_digest_outcome outcome;
+	bool trusted;
+	int length;
+
+	length = rs_path_of_fd(worker, scope, event->fd);
+	if (length < 0) {
+		RS_COUNT(scope, unhashed_opens_total);
+		return false;
+	}
+	seen.path = worker->path;
+	seen.path_length = (uint32_t)strip_deleted(worker, scope, length, stat, &seen.unlinked);
+	rs_record_process(worker, scope, event->pid, seen.exec, stat);
+	if (is_intermediate(scope, &seen))
+		return false;
+	outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, !worker->may_hand_off,
+				  digest, &trusted);
+	if (outcome == RS_DIGEST_LONG) {
+		if (rs_engine_hand_off(worker->engine, scope, event))
+			return true;
+		outcome =
+		    rs_digest_of_fd(worker, scope, event->fd, &seen.stat, true, digest, &trusted);
+	}
+	seen.unstable = outcome == RS_DIGEST_UNSTABLE;
+	seen.digest = outcome == RS_DIGEST_LEFT_OUT ? NULL : digest;
+	rs_record_open(scope, &seen);
+	return false;
+}
+
+static bool handle_close(struct rs_worker *worker, struct rs_scope *scope,
+			 const struct rs_event *event, const struct rs_stat *stat)
+{
+	struct file_handle *handle = (struct file_handle *)worker->handle;
+	struct rs_closed closed = {.stat = *stat};
+	uint8_t digest[RS_SHA256_BYTES];
+	enum rs_digest_outcome outcome;
+	int length, mount_id, closes;
+	struct rs_stat now = *stat;
+	bool trusted, unlinked;
+
+	length = rs_path_of_fd(worker, scope, event->fd);
+	if (length < 0) {
+		RS_COUNT(scope, handler_errors);
+		return false;
+	}
+	closed.path = worker->path;
+	closed.path_length = (uint32_t)strip_deleted(worker, scope, length, stat, &unlinked);
+	handle->handle_bytes = RS_HANDLE_BYTES_MAX;
+	if (!name_to_handle_at(event->fd, "", handle, &mount_id, AT_EMPTY_PATH)) {
+		closed.handle = handle;
+		closed.mount_id = (uint64_t)mount_id;
+	}
+	closes = rs_record_close(scope, &closed);
+	if (closes < 0)
+		RS_COUNT(scope, handler_errors);
+	/* Hashing now only helps if what is hashed cannot change unseen; else it is done at the
+	 * end. */
+	if (closes < 0 || closes > EVENT_HASHES_MAX || stat->nlink == 0 ||
+	    stat->size > EVENT_HASH_BYTES_MAX || !reliable_times(scope, stat) ||
+	    !rs_no_writer(event->fd))
+		return false;
+	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, digest,
+				  &trusted);
+	if (outcome == RS_DIGEST_OK && trusted)
+		rs_record_close_digest(scope, &now, digest, trusted);
+	return false;
+}
+
+void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event)
+{
+	struct rs_stat stat;
+
+	if (event->fd < 0) {
+		if (event->mask & FAN_Q_OVERFLOW)
+			RS_COUNT(scope, fanotify_queue_overflows);
+		else
+			RS_COUNT(scope, handler_errors);
+		return;
+	}
+	if (event->pid == worker->own_pid) {
+		done(scope, event); /* the core's own reading */
+		return;
+	}
+	if (rs_stat_fd(event->fd, &stat)) {
+		RS_COUNT(scope, handler_errors);
+	} else if (!S_ISREG(stat.mode)) {
+		RS_COUNT(scope,
+			 special_files); /* reading a FIFO or device would strand its opener */
+	} else if (event->mask & RS_PERM_MASK) {
+		if (handle_open(worker, scope, event, &stat))
+			return;
+	} else if (event->mask & FAN_CLOSE_WRITE) {
+		handle_close(worker, scope, event, &stat);
+	}
+	done(scope, event);
+}
+
+int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
+{
+	const size_t wanted = RS_EVENTS_PER_READ * sizeof(struct fanotify_event_metadata);
+	struct rs_event event;
+	size_t offset = 0;
+	ssize_t got;
+	int parsed, count = 0;
+
+	do {
+		got = read(scope->group_fd, worker->events, wanted);
+	} while (got < 0 && errno == EINTR);
+	if (got < 0 && errno == EAGAIN)
+		return 0;
+	if (got < 0) {
+		/* The kernel could not open the file for us and has refused the opener (EMFILE,
+		 * ENXIO). */
+		RS_COUNT(scope, handler_errors);
+		return -errno;
+	}
+	while ((parsed = rs_event_parse(worker->events, (size_t)got, &offset, &event)) > 0) {
+		RS_COUNT(scope, events);
+		if (__atomic_load_n(&scope->closing, __ATOMIC_RELAXED) &&
+		    event.pid != worker->own_pid)
+			RS_COUNT(scope, late_events);
+		rs_handle_event(worker, scope, &event);
+		count++;
+	}
+	if (parsed < 0)
+		RS_COUNT(scope, handler_errors);
+	return count;
+}

@@ -1,0 +1,51 @@
+/* mounts.h: the mounts of an action's namespace, and the marks on them. */
+#ifndef ROOTSEAL_CAPTURE_MOUNTS_H
+#define ROOTSEAL_CAPTURE_MOUNTS_H
+#include "api.h"
+#include "mem.h"
+
+#define RS_MOUNTS_MAX 4096
+
+enum rs_mount_state {
+	RS_MOUNT_MARKED,
+	RS_MOUNT_EXCLUDED, /* pseudo filesystem */
+	RS_MOUNT_HIDDEN,   /* under another mount: no path leads there */
+	RS_MOUNT_FAILED,
+	RS_MOUNT_LATE, /* appeared during the action */
+};
+
+struct rs_mount {
+	uint64_t id;
+	const char *point; /* in the namespace, absolute */
+	const char *fstype;
+	const char *reason; /* why not marked, else "" */
+	enum rs_mount_state state;
+	bool reliable_times; /* see dcache.c: may be cached */
+};
+
+struct rs_mounts {
+	struct rs_mount *items;
+	uint32_t count, capacity;
+	struct rs_arena arena;
+};
+
+/* One line of mountinfo, decoded in place. Pure. 0, or -EBADMSG. */
+struct rs_mount_line {
+	uint64_t id;
+	char *point;
+	char *fstype;
+};
+int rs_mount_line_parse(char *line, struct rs_mount_line *ret_line);
+
+/* Mark every mount of mountinfo_fd that can hold files. Counts failures; -errno only if unreadable.
+ */
+int rs_mounts_mark(struct rs_mounts *mounts, int group_fd, int root_fd, int mountinfo_fd,
+		   uint64_t mask);
+/* Read mountinfo again: mounts that appeared since are added as RS_MOUNT_LATE. */
+int rs_mounts_recheck(struct rs_mounts *mounts, int root_fd, int mountinfo_fd);
+const struct rs_mount *rs_mounts_by_id(const struct rs_mounts *mounts, uint64_t id);
+void rs_mounts_count(const struct rs_mounts *mounts, rs_counters *counters);
+void rs_mounts_encode(const struct rs_mounts *mounts, struct rs_buf *buf);
+void rs_mounts_free(struct rs_mounts *mounts);
+
+#endif

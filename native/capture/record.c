@@ -1,0 +1,341 @@
+/*
+ * record.c: what was seen -> the tables of the scope.
+ *
+ * Owns: materials, products, opens and processes of a scope, under its mutex. Must not: make system
+ * calls under the mutex. Hands off: the tables -> finish.c. Privilege: none.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+bool rs_in_root(const struct rs_scope *scope, const char *path, uint32_t length)
+{
+	size_t root = strlen(scope->root);
+
+	if (root == 1)
+		return length > 1;
+	return length > root + 1 && !memcmp(path, scope->root, root) && path[root] == '/';
+}
+
+const uint8_t *rs_leaf_path(const struct rs_scope *scope, const uint8_t *path, uint32_t length,
+			    uint32_t *ret_length)
+{
+	uint32_t root = (uint32_t)strlen(scope->root);
+	uint32_t cut = 0;
+
+	if (rs_in_root(scope, (const char *)path, length))
+		cut = root == 1 ? 1 : root + 1;
+	*ret_length = length - cut;
+	return path + cut;
+}
+
+bool rs_is_young(const struct rs_scope *scope, const struct rs_stat *stat)
+{
+	if (stat->btime_ns == 0)
+		return stat->dev == scope->root_dev && !scope->snapshot_partial &&
+		       !rs_set_has(&scope->snapshot_inodes, stat->ino) &&
+		       stat->ctime_ns >= scope->started_ns;
+	if (stat->btime_ns > scope->started_ns)
+		return true;
+	/* Born in the same clock tick as the scope: the snapshot tells before from after. */
+	return stat->btime_ns == scope->started_ns && stat->dev == scope->root_dev &&
+	       !scope->snapshot_partial && !rs_set_has(&scope->snapshot_inodes, stat->ino);
+}
+
+static uint64_t inode_key(const struct rs_stat *stat)
+{
+	return rs_hash_u64(stat->ino, stat->dev);
+}
+
+static uint64_t material_key(const struct rs_seen *seen)
+{
+	uint64_t first;
+
+	memcpy(&first, seen->digest, sizeof(first));
+	return rs_hash_bytes(seen->path, seen->path_length, inode_key(&seen->stat) ^ first);
+}
+
+static uint32_t material_find(struct rs_scope *scope, const struct rs_seen *seen, uint64_t key)
+{
+	struct rs_index_cursor cursor = rs_index_find(key);
+	uint32_t value;
+
+	while ((value = rs_index_next(&scope->by_material, &cursor)) != RS_INDEX_EMPTY) {
+		const struct rs_material *material = &scope->materials[value];
+
+		if (rs_same_inode(&material->stat, &seen->stat) &&
+		    material->path_length == seen->path_length &&
+		    !memcmp(material->path, seen->path, seen->path_length) &&
+		    !memcmp(material->digest, seen->digest, RS_SHA256_BYTES))
+			return value;
+	}
+	return RS_INDEX_EMPTY;
+}
+
+/* The new material's number; RS_INDEX_EMPTY: a cap, counted. */
+static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen, uint64_t key)
+{
+	bool young = rs_is_young(scope, &seen->stat);
+	struct rs_material *material;
+	const uint8_t *path;
+
+	if (!young && scope->materials_count - scope->young_count >= scope->limits.max_digests) {
+		RS_COUNT(scope, fanotify_digests_cap_hit);
+		return RS_INDEX_EMPTY;
+	}
+	path = rs_arena_copy(&scope->arena, seen->path, seen->path_length);
+	if (!path ||
+	    rs_grow((void **)&scope->materials, &scope->materials_capacity,
+		    scope->materials_count + 1, sizeof(*material)) ||
+	    rs_index_add(&scope->by_material, key, scope->materials_count)) {
+		RS_COUNT(scope, record_bytes_cap_hit);
+		return RS_INDEX_EMPTY;
+	}
+	material = &scope->materials[scope->materials_count];
+	*material = (struct rs_material){
+	    .stat = seen->stat,
+	    .path = path,
+	    .path_length = seen->path_length,
+	    .young = young,
+	    .was_unlinked = seen->unlinked,
+	};
+	memcpy(material->digest, seen->digest, RS_SHA256_BYTES);
+	scope->young_count += young;
+	return scope->materials_count++;
+}
+
+static void note_exec_file(struct rs_scope *scope, uint32_t number)
+{
+	struct rs_material *material = &scope->materials[number];
+
+	if (material->kind == RS_KIND_EXECUTABLE)
+		return;
+	material->kind = RS_KIND_EXECUTABLE;
+	if (rs_index_add(&scope->by_exec, inode_key(&material->stat), number))
+		RS_COUNT(scope, handler_errors);
+}
+
+static void set_comm(struct rs_proc *proc, const struct rs_seen *seen)
+{
+	const char *base = memrchr(seen->path, '/', seen->path_length);
+	size_t length;
+
+	base = base ? base + 1 : seen->path;
+	length = (size_t)(seen->path + seen->path_length - base);
+	if (length >= sizeof(proc->comm))
+		length = sizeof(proc->comm) - 1;
+	memset(proc->comm, 0, sizeof(proc->comm));
+	memcpy(proc->comm, base, length);
+}
+
+/*
+ * The first file of an exec is the program; its interpreter and loader follow as further exec
+ * events until the new image opens something. What /proc said before is then of the old image.
+ */
+static void note_exec(struct rs_scope *scope, struct rs_proc *proc, const struct rs_seen *seen)
+{
+	proc->exec_dev = seen->stat.dev;
+	proc->exec_ino = seen->stat.ino;
+	if (proc->in_exec)
+		return;
+	proc->in_exec = proc->stale = true;
+	proc->cmdline = NULL;
+	proc->cmdline_length = 0;
+	proc->exe_dev = proc->exe_ino = 0;
+	proc->program = rs_arena_copy(&scope->arena, seen->path, seen->path_length);
+	proc->program_length = proc->program ? seen->path_length : 0;
+	if (!proc->program)
+		RS_COUNT(scope, record_bytes_cap_hit);
+	proc->has_program_digest = seen->digest != NULL;
+	if (seen->digest)
+		memcpy(proc->program_digest, seen->digest, RS_SHA256_BYTES);
+	set_comm(proc, seen);
+}
+
+void rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
+{
+	uint32_t material = RS_INDEX_EMPTY, process;
+	struct rs_proc *proc;
+	uint64_t key;
+
+	pthread_mutex_lock(&scope->mutex);
+	proc = rs_procs_find(&scope->procs, seen->pid, &process);
+	if (proc && seen->exec)
+		note_exec(scope, proc, seen);
+	if (seen->digest) {
+		scope->counters.fanotify_events_hashed++;
+		key = material_key(seen);
+		material = material_find(scope, seen, key);
+		if (material == RS_INDEX_EMPTY)
+			material = material_add(scope, seen, key);
+	}
+	if (material != RS_INDEX_EMPTY) {
+		if (seen->unstable)
+			scope->materials[material].unstable = true;
+		if (seen->exec)
+			note_exec_file(scope, material);
+		if (proc && (scope->opens.count >= RS_OPENS_MAX ||
+			     rs_set_add(&scope->opens, (uint64_t)process << 32 | material) < 0))
+			RS_COUNT(scope, record_bytes_cap_hit);
+	}
+	pthread_mutex_unlock(&scope->mutex);
+}
+
+enum need { NEED_NOTHING, NEED_IDENTITY, NEED_ALL };
+
+/* What /proc must be asked for; the mutex is held. */
+static enum need process_need(struct rs_proc *proc, bool exec, const struct rs_stat *stat)
+{
+	if (!proc)
+		return NEED_ALL;
+	if (exec)
+		return NEED_IDENTITY; /* an exec is where a reused pid shows */
+	if (proc->in_exec && proc->exec_ino == stat->ino && proc->exec_dev == stat->dev)
+		return NEED_NOTHING; /* the plain open event that goes with the exec event */
+	return proc->stale ? NEED_ALL : NEED_NOTHING;
+}
+
+static void process_enter(struct rs_scope *scope, int pid, bool exec, enum need need,
+			  const struct rs_proc_info *info)
+{
+	struct rs_proc *proc;
+	uint32_t index;
+
+	proc = rs_procs_find(&scope->procs, pid, &index);
+	if (proc && info->valid && proc->start_time && proc->start_time != info->start_time)
+		proc = NULL; /* another process that has the pid now */
+	if (!proc) {
+		proc = rs_procs_add(&scope->procs, pid, &index);
+		if (!proc) {
+			RS_COUNT(scope, process_table_cap_hit);
+			return;
+		}
+		need = NEED_ALL;
+	}
+	if (exec) {
+		/* Before the exec is done /proc still shows the old image: only identity is of use.
+		 */
+		if (info->valid && !proc->start_time) {
+			proc->parent = info->parent;
+			proc->start_time = info->start_time;
+			memcpy(proc->comm, info->comm, sizeof(proc->comm));
+		}
+		return;
+	}
+	proc->in_exec = false;
+	if (need != NEED_ALL)
+		return;
+	proc->stale = false;
+	if (rs_procs_update(&scope->procs, proc, info) || info->cmdline_cut)
+		RS_COUNT(scope, record_bytes_cap_hit);
+}
+
+void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid, bool exec,
+		       const struct rs_stat *stat)
+{
+	struct rs_proc *proc;
+	enum need need;
+	uint32_t index;
+
+	pthread_mutex_lock(&scope->mutex);
+	proc = rs_procs_find(&scope->procs, pid, &index);
+	need = process_need(proc, exec, stat);
+	pthread_mutex_unlock(&scope->mutex);
+	if (need == NEED_NOTHING)
+		return;
+	rs_proc_read(pid, need == NEED_ALL && !exec, &worker->proc_info);
+	pthread_mutex_lock(&scope->mutex);
+	process_enter(scope, pid, exec, need, &worker->proc_info);
+	pthread_mutex_unlock(&scope->mutex);
+}
+
+struct rs_product *rs_product_find(struct rs_scope *scope, const struct rs_stat *stat)
+{
+	struct rs_index_cursor cursor = rs_index_find(inode_key(stat));
+	uint32_t value;
+
+	while ((value = rs_index_next(&scope->by_product, &cursor)) != RS_INDEX_EMPTY)
+		if (rs_same_inode(&scope->products[value].stat, stat))
+			return &scope->products[value];
+	return NULL;
+}
+
+bool rs_is_product(struct rs_scope *scope, const struct rs_stat *stat)
+{
+	return rs_product_find(scope, stat) != NULL;
+}
+
+static struct rs_product *product_add(struct rs_scope *scope, const struct rs_stat *stat)
+{
+	/* A product is a leaf in the end: the cap of a leaf table bounds them. */
+	if (scope->products_count >= scope->limits.max_record_bytes / 48 ||
+	    rs_grow((void **)&scope->products, &scope->products_capacity, scope->products_count + 1,
+		    sizeof(*scope->products)) ||
+	    rs_index_add(&scope->by_product, inode_key(stat), scope->products_count))
+		return NULL;
+	scope->products[scope->products_count] = (struct rs_product){.stat = *stat};
+	return &scope->products[scope->products_count++];
+}
+
+static int product_name(struct rs_scope *scope, struct rs_product *product,
+			const struct rs_closed *closed)
+{
+	if (!product->path || product->path_length != closed->path_length ||
+	    memcmp(product->path, closed->path, closed->path_length)) {
+		const uint8_t *path =
+		    rs_arena_copy(&scope->arena, closed->path, closed->path_length);
+
+		if (!path)
+			return -ENOMEM;
+		product->path = path;
+		product->path_length = closed->path_length;
+	}
+	if (!closed->handle)
+		return 0;
+	if (product->handle_length != closed->handle->handle_bytes ||
+	    memcmp(product->handle, closed->handle->f_handle, product->handle_length)) {
+		product->handle = rs_arena_copy(&scope->arena, closed->handle->f_handle,
+						closed->handle->handle_bytes);
+		product->handle_length = product->handle ? closed->handle->handle_bytes : 0;
+		product->closes = 0; /* another file that has the inode number now */
+	}
+	product->handle_type = closed->handle->handle_type;
+	product->handle_mount = closed->mount_id;
+	return product->handle ? 0 : -ENOMEM;
+}
+
+int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed)
+{
+	struct rs_product *product;
+	int result = -ENOMEM;
+
+	pthread_mutex_lock(&scope->mutex);
+	product = rs_product_find(scope, &closed->stat);
+	if (!product)
+		product = product_add(scope, &closed->stat);
+	if (product && !product_name(scope, product, closed)) {
+		product->hashed = product->trusted = false;
+		product->stat = closed->stat;
+		result = (int)++product->closes;
+	}
+	pthread_mutex_unlock(&scope->mutex);
+	return result;
+}
+
+void rs_record_close_digest(struct rs_scope *scope, const struct rs_stat *stat,
+			    const uint8_t *digest32, bool trusted)
+{
+	struct rs_product *product;
+
+	pthread_mutex_lock(&scope->mutex);
+	product = rs_product_find(scope, stat);
+	if (product) {
+		product->stat = *stat;
+		product->hashed = true;
+		product->trusted = trusted;
+		memcpy(product->digest, digest32, RS_SHA256_BYTES);
+	}
+	pthread_mutex_unlock(&scope->mutex);
+}

@@ -1,0 +1,347 @@
+/*
+ * walk.c: the action's root before (names and inodes only) and after (what no event told).
+ *
+ * Owns: nothing beyond a call. Must not: follow a symlink, except along a declared output path, or
+ * leave the root's filesystem. Hands off: the snapshot -> record.c; leaves -> products.c.
+ * Privilege: reading the action's directories and files.
+ */
+#include "core.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <linux/openat2.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct walk {
+	struct rs_worker *worker; /* NULL: snapshot */
+	struct rs_scope *scope;
+	struct rs_out *out;
+	const uint8_t *files, *dirs;
+	size_t files_length, dirs_length;
+	bool all_declared; /* the walk is of a declared output directory */
+	uint64_t entries;
+	uint32_t length; /* of path */
+	char path[RS_LEAF_PATH_MAX + 1];
+};
+
+uint64_t rs_name_key(const char *path, size_t length, uint64_t ino)
+{
+	uint64_t key = rs_hash_bytes(path, length, ino);
+
+	return key == UINT64_MAX ? 0 : key;
+}
+
+static bool is_dot(const char *name)
+{
+	return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
+}
+
+static bool listed(const uint8_t *list, size_t list_length, const char *path, uint32_t length,
+		   bool below)
+{
+	size_t at = 0;
+
+	while (at < list_length) {
+		const char *item = (const char *)list + at;
+		size_t item_length = strnlen(item, list_length - at);
+
+		if (item_length == length && !memcmp(item, path, length))
+			return true;
+		if (below &&
+		    (item_length == 0 || (item_length < length && path[item_length] == '/' &&
+					  !memcmp(item, path, item_length))))
+			return true;
+		at += item_length + 1;
+	}
+	return false;
+}
+
+static bool is_declared(const struct walk *walk)
+{
+	return walk->all_declared ||
+	       listed(walk->files, walk->files_length, walk->path, walk->length, false) ||
+	       listed(walk->dirs, walk->dirs_length, walk->path, walk->length, true);
+}
+
+static bool is_changed(const struct walk *walk, const struct rs_stat *stat)
+{
+	const struct rs_scope *scope = walk->scope;
+
+	if (rs_is_product(walk->scope, stat))
+		return true;
+	if (!scope->snapshot_partial &&
+	    !rs_set_has(&scope->snapshot_names, rs_name_key(walk->path, walk->length, stat->ino)))
+		return true;
+	if (stat->mtime_ns > scope->started_ns)
+		return true;
+	/* With more than one link the change of ctime may be somebody else's link to the same file.
+	 */
+	return stat->ctime_ns > scope->started_ns && stat->nlink == 1;
+}
+
+static int add_symlink(struct walk *walk, int dir_fd, const char *name, const struct rs_stat *stat)
+{
+	struct rs_leaf leaf = {
+	    .path = (const uint8_t *)walk->path,
+	    .path_length = walk->length,
+	    .kind = RS_KIND_SYMLINK,
+	    .source = RS_SOURCE_WALK,
+	    .mode = stat->mode & 07777,
+	};
+	struct rs_sha *sha = &walk->worker->hasher.sha;
+	ssize_t length = readlinkat(dir_fd, name, walk->worker->path, PATH_MAX);
+
+	if (length < 0 || length >= PATH_MAX) {
+		RS_COUNT(walk->scope, fallback_hash_failures);
+		return 0;
+	}
+	leaf.size = (uint64_t)length;
+	if (rs_sha_start(sha) || rs_sha_update(sha, walk->worker->path, (size_t)length) ||
+	    rs_sha_finish(sha, leaf.digest))
+		return -EIO;
+	return rs_out_add(walk->out, &leaf, stat);
+}
+
+/* One entry of the walk at the end; walk->path is its path. */
+static int visit_end(struct walk *walk, int dir_fd, const char *name, struct rs_stat *stat)
+{
+	if (!S_ISREG(stat->mode) && !S_ISLNK(stat->mode))
+		return 0;
+	if (!is_declared(walk) && !is_changed(walk, stat))
+		return 0;
+	if (rs_out_has(walk->out, (const uint8_t *)walk->path, walk->length))
+		return 0;
+	if (S_ISLNK(stat->mode))
+		return add_symlink(walk, dir_fd, name, stat);
+	return rs_out_file(walk->worker, walk->scope, walk->out, dir_fd, name,
+			   (const uint8_t *)walk->path, walk->length, stat);
+}
+
+static int visit_start(struct walk *walk, const struct dirent *entry)
+{
+	struct rs_scope *scope = walk->scope;
+	int error = rs_set_add(&scope->snapshot_inodes, entry->d_ino);
+
+	if (error >= 0)
+		error = rs_set_add(&scope->snapshot_names,
+				   rs_name_key(walk->path, walk->length, entry->d_ino));
+	return error < 0 ? error : 0;
+}
+
+static int walk_directory(struct walk *walk, int fd);
+
+static int walk_below(struct walk *walk, int dir_fd, const char *name)
+{
+	int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct rs_stat stat;
+
+	if (fd < 0) {
+		/* Gone meanwhile is no loss; one that cannot be read may hide products. */
+		if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
+			RS_COUNT(walk->scope, handler_errors);
+		return 0;
+	}
+	if (!walk->all_declared && (rs_stat_fd(fd, &stat) || stat.dev != walk->scope->root_dev)) {
+		close(fd); /* a mount: its files are known from events */
+		return 0;
+	}
+	return walk_directory(walk, fd);
+}
+
+static int walk_entry(struct walk *walk, int dir_fd, const struct dirent *entry)
+{
+	struct rs_stat stat;
+	bool directory = entry->d_type == DT_DIR;
+	int error;
+
+	if (!walk->worker) {
+		error = visit_start(walk, entry);
+		if (error)
+			return error;
+	}
+	if (entry->d_type == DT_UNKNOWN || (walk->worker && !directory)) {
+		if (rs_stat_at(dir_fd, entry->d_name, &stat))
+			return 0; /* gone meanwhile */
+		directory = S_ISDIR(stat.mode);
+		if (walk->worker && !directory)
+			return visit_end(walk, dir_fd, entry->d_name, &stat);
+	}
+	return directory ? walk_below(walk, dir_fd, entry->d_name) : 0;
+}
+
+/* Takes over fd. */
+static int walk_directory(struct walk *walk, int fd)
+{
+	DIR *stream = fdopendir(fd);
+	uint32_t stem = walk->length;
+	struct dirent *entry;
+	int error = 0;
+
+	if (!stream) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while (!error && (entry = readdir(stream))) {
+		size_t name = strlen(entry->d_name);
+
+		if (is_dot(entry->d_name))
+			continue;
+		if (++walk->entries > RS_SNAPSHOT_MAX) {
+			error = -E2BIG;
+			break;
+		}
+		if (stem + 1 + name > RS_LEAF_PATH_MAX) {
+			/* Deeper than any path can name: nothing there can be a leaf. */
+			RS_COUNT(walk->scope, handler_errors);
+			continue;
+		}
+		if (stem)
+			walk->path[stem] = '/';
+		memcpy(walk->path + stem + !!stem, entry->d_name, name + 1);
+		walk->length = stem + !!stem + (uint32_t)name;
+		error = walk_entry(walk, dirfd(stream), entry);
+		walk->length = stem;
+	}
+	closedir(stream);
+	return error;
+}
+
+static int walk_root(struct walk *walk)
+{
+	int fd = openat(walk->scope->root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno; /* the action removed its own root */
+	return walk_directory(walk, fd);
+}
+
+int rs_walk_snapshot(struct rs_scope *scope)
+{
+	struct walk walk = {.scope = scope};
+	int error = walk_root(&walk);
+
+	if (error == -E2BIG) {
+		scope->snapshot_partial = true; /* birth times still tell most; see rs_is_young */
+		error = 0;
+	}
+	return error;
+}
+
+/* A declared output whose path leads through symlinks, resolved as the action would resolve it. */
+static int open_declared(struct rs_scope *scope, const char *item, int flags)
+{
+	struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC), .resolve = RESOLVE_IN_ROOT};
+	char path[2 * PATH_MAX + 2];
+	size_t root = strlen(scope->root), length = strlen(item);
+
+	if (root + 1 + length >= sizeof(path))
+		return -ENAMETOOLONG;
+	memcpy(path, scope->root, root);
+	path[root] = '/';
+	memcpy(path + root + 1, item, length + 1);
+	return (int)syscall(SYS_openat2, scope->ns_root_fd, path, &how, sizeof(how));
+}
+
+static bool set_path(struct walk *walk, const char *item)
+{
+	size_t length = strlen(item);
+
+	if (length > RS_LEAF_PATH_MAX)
+		return false;
+	memcpy(walk->path, item, length + 1);
+	walk->length = (uint32_t)length;
+	return true;
+}
+
+static int declared_file(struct walk *walk, const char *item)
+{
+	struct rs_stat stat;
+	int fd, error = 0;
+
+	if (!*item || !set_path(walk, item) ||
+	    rs_out_has(walk->out, (const uint8_t *)item, walk->length))
+		return 0;
+	fd = open_declared(walk->scope, item, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return 0; /* not made: the build tool notices */
+	if (!rs_stat_fd(fd, &stat) && S_ISREG(stat.mode)) {
+		struct rs_leaf leaf = {
+		    .path = (const uint8_t *)item,
+		    .path_length = walk->length,
+		    .kind = RS_KIND_FILE,
+		    .source = RS_SOURCE_WALK,
+		    .mode = stat.mode & 07777,
+		};
+		bool trusted;
+
+		if (rs_digest_of_fd(walk->worker, walk->scope, fd, &stat, true, leaf.digest,
+				    &trusted) != RS_DIGEST_LEFT_OUT) {
+			leaf.size = stat.size;
+			error = rs_out_add(walk->out, &leaf, &stat);
+		}
+	}
+	close(fd);
+	return error;
+}
+
+static int declared_dir(struct walk *walk, const char *item)
+{
+	struct rs_stat stat;
+	int fd;
+
+	if (!*item || !set_path(walk, item))
+		return 0;
+	/* A real directory below the root was walked already. */
+	if (!rs_stat_at(walk->scope->root_fd, item, &stat) && S_ISDIR(stat.mode) &&
+	    stat.dev == walk->scope->root_dev)
+		return 0;
+	fd = open_declared(walk->scope, item, O_RDONLY | O_DIRECTORY);
+	return fd < 0 ? 0 : walk_directory(walk, fd);
+}
+
+static int each_item(struct walk *walk, const uint8_t *list, size_t length,
+		     int (*visit)(struct walk *walk, const char *item))
+{
+	size_t at = 0;
+	int error = 0;
+
+	while (at < length && !error) {
+		const char *item = (const char *)list + at;
+
+		error = visit(walk, item);
+		at += strnlen(item, length - at) + 1;
+	}
+	return error;
+}
+
+int rs_walk_products(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out,
+		     const uint8_t *files, size_t files_length, const uint8_t *dirs,
+		     size_t dirs_length)
+{
+	struct walk walk = {
+	    .worker = worker,
+	    .scope = scope,
+	    .out = out,
+	    .files = files,
+	    .files_length = files_length,
+	    .dirs = dirs,
+	    .dirs_length = dirs_length,
+	};
+	int error = walk_root(&walk);
+
+	walk.all_declared = true;
+	walk.length = 0;
+	if (!error)
+		error = each_item(&walk, dirs, dirs_length, declared_dir);
+	walk.length = 0;
+	if (!error)
+		error = each_item(&walk, files, files_length, declared_file);
+	if (error == -E2BIG) {
+		RS_COUNT(scope, record_bytes_cap_hit);
+		error = 0;
+	}
+	return error;
+}

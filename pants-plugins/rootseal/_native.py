@@ -1,0 +1,267 @@
+"""The capture core's functions, typed. The only module that imports the extension.
+
+No cffi object leaves this module: callers see ints, bytes and the small classes below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import Any, Dict, Optional, Sequence, Set, Tuple
+
+from rootseal import _core  # type: ignore[attr-defined]
+from rootseal.errors import EncodingError, NativeError
+
+_ffi: Any = _core.ffi
+_lib: Any = _core.lib
+
+LEAF_TABLE_BYTES_MAX = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class RawObservation:
+    """What one scope saw, in the encodings of the C core (see native/capture/finish.c)."""
+
+    materials: bytes
+    materials_root: bytes
+    materials_count: int
+    products: bytes
+    products_root: bytes
+    products_count: int
+    opens: bytes
+    processes: bytes
+    mounts: bytes
+    counters: Dict[str, int]
+
+
+def _native_error(error: Any) -> NativeError:
+    operation = _ffi.string(error.operation).decode("ascii", "replace")
+    detail = _ffi.string(error.detail).decode("utf-8", "backslashreplace")
+    reason = os.strerror(error.code)
+    return NativeError(operation, int(error.code), f"{operation} ({detail}): {reason}")
+
+
+def _bytes(view: Any) -> bytes:
+    return bytes(_ffi.buffer(view.bytes, view.length)) if view.length else b""
+
+
+def _counters(struct: Any) -> Dict[str, int]:
+    names = [name for name, _ in _ffi.typeof("rs_counters").fields]
+    return {name: int(getattr(struct, name)) for name in names}
+
+
+def probe() -> None:
+    """Create a permission group and drop it again.
+
+    Raises:
+        NativeError: The kernel refused; `errno` says why.
+    """
+    error = _ffi.new("rs_error *")
+    if _lib.rs_probe(error):
+        raise _native_error(error)
+
+
+class Scope:
+    """One scope of the C core. Exactly one of `finish` and `abort` ends it."""
+
+    def __init__(self, engine: Engine, handle: Any) -> None:
+        """Take over a scope that `Engine.open_scope` made."""
+        self._engine = engine
+        self._handle: Optional[Any] = handle
+        self._lock = threading.Lock()
+
+    def _take(self) -> Optional[Any]:
+        with self._lock:
+            handle, self._handle = self._handle, None
+        return handle
+
+    def mounts(self) -> bytes:
+        """The encoded list of mounts (native/capture/mounts.c)."""
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("mounts", 9, "the scope has ended")
+            data, length = _ffi.new("uint8_t **"), _ffi.new("size_t *")
+            code = _lib.rs_scope_mounts(self._handle, data, length)
+            if code:
+                raise NativeError("mounts", -code, f"mounts: {os.strerror(-code)}")
+        try:
+            return bytes(_ffi.buffer(data[0], length[0]))
+        finally:
+            _lib.rs_free(data[0])
+
+    def progress(self) -> Dict[str, int]:
+        """The counters so far; empty once the scope has ended."""
+        with self._lock:
+            if self._handle is None:
+                return {}
+            counters = _ffi.new("rs_counters *")
+            _lib.rs_scope_progress(self._handle, counters)
+        return _counters(counters)
+
+    def finish(self, files: Sequence[bytes], dirs: Sequence[bytes]) -> RawObservation:
+        """Drain, anchor and encode; other Python threads run meanwhile.
+
+        Raises:
+            NativeError: The scope had ended before, or its tables could not be built.
+        """
+        handle = self._take()
+        if handle is None:
+            raise NativeError("finish", 9, "the scope has ended")
+        files_bytes = b"".join(item + b"\0" for item in files)
+        dirs_bytes = b"".join(item + b"\0" for item in dirs)
+        result, error = _ffi.new("rs_result **"), _ffi.new("rs_error *")
+        code = _lib.rs_scope_finish(
+            handle, files_bytes, len(files_bytes), dirs_bytes, len(dirs_bytes), result, error
+        )
+        self._engine.forget(self)
+        if code:
+            raise _native_error(error)
+        try:
+            return _raw_observation(_lib.rs_result_observation(result[0]))
+        finally:
+            _lib.rs_result_free(result[0])
+
+    def abort(self) -> None:
+        """Drop the scope; does nothing if it has ended."""
+        handle = self._take()
+        if handle is not None:
+            _lib.rs_scope_abort(handle)
+            self._engine.forget(self)
+
+
+def _raw_observation(seen: Any) -> RawObservation:
+    return RawObservation(
+        materials=_bytes(seen.materials),
+        materials_root=bytes(_ffi.buffer(seen.materials_root)),
+        materials_count=int(seen.materials_count),
+        products=_bytes(seen.products),
+        products_root=bytes(_ffi.buffer(seen.products_root)),
+        products_count=int(seen.products_count),
+        opens=_bytes(seen.opens),
+        processes=_bytes(seen.processes),
+        mounts=_bytes(seen.mounts),
+        counters=_counters(seen.counters),
+    )
+
+
+class Engine:
+    """Threads and digest cache of the C core."""
+
+    def __init__(self, *, shards: int, digest_cache_entries: int) -> None:
+        """Start the threads.
+
+        Raises:
+            NativeError: A number out of range, or no memory or descriptors.
+        """
+        handle, error = _ffi.new("rs_engine **"), _ffi.new("rs_error *")
+        if _lib.rs_engine_open(shards, digest_cache_entries, handle, error):
+            raise _native_error(error)
+        self._handle: Optional[Any] = handle[0]
+        self._scopes: Set[Scope] = set()
+        self._opening = 0
+        self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)
+
+    def open_scope(self, *, pid: int, root: bytes, limits: Tuple[int, int, int, int]) -> Scope:
+        """Open a scope for a blocked process; limits in the order of `rs_limits`.
+
+        Raises:
+            NativeError: The engine is closed, or the step that failed and its errno.
+        """
+        made, error = _ffi.new("rs_scope **"), _ffi.new("rs_error *")
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("open_scope", 9, "the capture engine is closed")
+            engine = self._handle
+            self._opening += 1  # close() waits for it
+        try:
+            code = _lib.rs_scope_open(
+                engine, pid, root, _ffi.new("rs_limits *", limits), made, error
+            )
+            if code:
+                raise _native_error(error)
+            scope = Scope(self, made[0])
+            with self._lock:
+                self._scopes.add(scope)
+            return scope
+        finally:
+            with self._quiet:
+                self._opening -= 1
+                self._quiet.notify_all()
+
+    def forget(self, scope: Scope) -> None:
+        """A scope has ended (called by the scope)."""
+        with self._quiet:
+            self._scopes.discard(scope)
+            self._quiet.notify_all()
+
+    def cache_entries(self) -> int:
+        """Digests in the cache."""
+        with self._lock:
+            return 0 if self._handle is None else int(_lib.rs_engine_cache_entries(self._handle))
+
+    def close(self) -> None:
+        """Abort open scopes, wait for those being finished, and stop the threads."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+            while self._opening:
+                self._quiet.wait()
+            scopes = list(self._scopes)
+        if handle is None:
+            return
+        for scope in scopes:
+            scope.abort()
+        with self._quiet:
+            while self._scopes:  # those that are being finished
+                self._quiet.wait()
+        _lib.rs_engine_close(handle)
+
+
+def leaf_table_verify(raw: bytes, domain: int) -> Tuple[bytes, int]:
+    """Check a raw leaf table strictly and compute its RFC 6962 root.
+
+    Args:
+        raw: The table as docs/formats.md describes it, not compressed.
+        domain: The domain byte that it must have.
+
+    Returns:
+        The root (32 bytes) and the number of leaves.
+
+    Raises:
+        EncodingError: The bytes are not a table of that domain in its one encoding.
+    """
+    root, count = _ffi.new("uint8_t[32]"), _ffi.new("uint64_t *")
+    code = _lib.rs_leaf_table_verify(_ffi.from_buffer(raw), len(raw), domain, root, count)
+    if code == -74:  # EBADMSG
+        raise EncodingError("the leaf table is not in its canonical form")
+    if code:
+        raise NativeError("leaf_table_verify", -code, f"leaf_table_verify: {os.strerror(-code)}")
+    return bytes(_ffi.buffer(root)), int(count[0])
+
+
+def merkle_root_of_hashes(hashes: bytes) -> bytes:
+    """RFC 6962 root over leaf hashes, 32 bytes each, one after the other.
+
+    Raises:
+        EncodingError: The length is not a multiple of 32.
+    """
+    if len(hashes) % 32:
+        raise EncodingError("leaf hashes must be 32 bytes each")
+    root = _ffi.new("uint8_t[32]")
+    code = _lib.rs_merkle_root_of_hashes(_ffi.from_buffer(hashes), len(hashes) // 32, root)
+    if code:
+        raise NativeError("merkle_root", -code, f"merkle_root: {os.strerror(-code)}")
+    return bytes(_ffi.buffer(root))
+
+
+def event_parse_all(data: bytes) -> int:
+    """Number of events in bytes as read from a fanotify group (for tests and fuzzing).
+
+    Raises:
+        EncodingError: The bytes are not a whole number of events.
+    """
+    count = int(_lib.rs_event_parse_all(_ffi.from_buffer(data), len(data)))
+    if count < 0:
+        raise EncodingError("not fanotify events")
+    return count

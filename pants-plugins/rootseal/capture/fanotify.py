@@ -1,0 +1,264 @@
+"""The fanotify backend: every open of an action is held until its file is hashed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import struct
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from rootseal import _native, diagnostics
+from rootseal.capture.scope import CaptureLimits
+from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+from rootseal.observation import LeafTable, MountMark, Observation, Posture, ProcessRecord
+
+_GROUPS_PATH = pathlib.Path("/proc/sys/fs/fanotify/max_user_groups")
+_GROUPS_DEFAULT = 128
+DIGEST_CACHE_ENTRIES_DEFAULT = 2**20
+
+# C counter -> counter of rootseal.diagnostics; what is not here is for progress() only.
+_COUNTER_NAMES: Mapping[str, str] = {
+    "fanotify_events_hashed": "fanotifyEventsHashed",
+    "digest_cache_hits": "digestCacheHits",
+    "bytes_hashed": "bytesHashed",
+    "partial_read_fallbacks": "partialReadFallbacks",
+    "fanotify_queue_overflows": "fanotifyQueueOverflows",
+    "fanotify_digests_cap_hit": "fanotifyDigestsCapHit",
+    "record_bytes_cap_hit": "recordBytesCapHit",
+    "hashed_bytes_cap_hit": "hashedBytesCapHit",
+    "process_table_cap_hit": "processTableCapHit",
+    "unhashed_opens_total": "unhashedOpensTotal",
+    "fallback_hash_failures": "fallbackHashFailures",
+    "mutated_after_open": "mutatedAfterOpen",
+    "unstable_files": "unstableFiles",
+    "namespace_escapes": "namespaceEscapes",
+    "unmarked_mounts": "unmarkedMounts",
+    "excluded_mounts": "excludedMounts",
+    "handler_errors": "handlerErrors",
+    "late_events": "lateEvents",
+}
+
+
+def _unavailable(error: NativeError) -> BackendUnavailable:
+    if error.errno == errno.EPERM:
+        return BackendUnavailable(
+            "fanotify",
+            "permission events need CAP_SYS_ADMIN",
+            "Run the system daemon as root: sudo rootseal daemon run",
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return BackendUnavailable(
+            "fanotify",
+            "all fanotify groups of this user are taken",
+            "Raise the limit: sudo sysctl fs.fanotify.max_user_groups=1024",
+        )
+    if error.errno in (errno.ENOSYS, errno.EINVAL):
+        return BackendUnavailable(
+            "fanotify",
+            "this kernel has no fanotify permission events",
+            "Use a kernel >= 5.10 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y.",
+        )
+    return BackendUnavailable("fanotify", str(error), "Run `rootseal doctor`.")
+
+
+class _Reader:
+    """Reads the length-prefixed encodings of the C core, which is trusted to be well formed."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def u8(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def u32(self) -> int:
+        (value,) = struct.unpack_from(">I", self._data, self._at)
+        self._at += 4
+        return int(value)
+
+    def take(self, length: int) -> bytes:
+        self._at += length
+        return self._data[self._at - length : self._at]
+
+    def field(self) -> bytes:
+        return self.take(self.u32())
+
+
+def _mounts(data: bytes) -> Tuple[MountMark, ...]:
+    reader = _Reader(data)
+    marks: List[MountMark] = []
+    for _ in range(reader.u32()):
+        point, fstype, reason = reader.field(), reader.field(), reader.field()
+        marks.append(
+            MountMark(
+                mount_point=point,
+                filesystem=fstype.decode("ascii", "backslashreplace"),
+                marked=reader.u8() == 1,
+                reason=reason.decode("utf-8", "backslashreplace"),
+            )
+        )
+    return tuple(marks)
+
+
+def _process(reader: _Reader) -> ProcessRecord:
+    processid, parentid = reader.u32(), reader.u32()
+    program, comm, cmdline = reader.field(), reader.field(), reader.field()
+    flags = reader.u8()
+    arguments = cmdline[:-1] if cmdline.endswith(b"\0") else cmdline
+    return ProcessRecord(
+        processid=processid,
+        parentpid=parentid,
+        program=program,
+        comm=comm,
+        cmdline=tuple(arguments.split(b"\0")) if cmdline else (),
+        programdigest=reader.take(32) if flags & 1 else None,
+        exedigest=reader.take(32) if flags & 2 else None,
+    )
+
+
+def _processes(data: bytes) -> Tuple[ProcessRecord, ...]:
+    reader = _Reader(data)
+    return tuple(_process(reader) for _ in range(reader.u32()))
+
+
+def _diagnostics(raw: _native.RawObservation) -> Dict[str, int]:
+    counters = diagnostics.zeros()
+    for native_name, name in _COUNTER_NAMES.items():
+        counters[name] = min(raw.counters[native_name], diagnostics.COUNTER_VALUE_MAX)
+    counters["fanotifyAvailable"] = 1
+    counters["fanotifyDigestsMerged"] = raw.materials_count
+    return counters
+
+
+def _observation(raw: _native.RawObservation) -> Observation:
+    return Observation(
+        backend="fanotify",
+        posture=Posture.HELD,
+        materials=LeafTable(raw.materials, raw.materials_root, raw.materials_count),
+        products=LeafTable(raw.products, raw.products_root, raw.products_count),
+        opens=raw.opens,
+        processes=_processes(raw.processes),
+        mounts=_mounts(raw.mounts),
+        counters=_diagnostics(raw),
+    )
+
+
+class FanotifyScope:
+    """The capture of one action through its own fanotify group."""
+
+    def __init__(self, scope: _native.Scope) -> None:
+        """Take over a scope that `FanotifyEngine.open_scope` made."""
+        self._scope = scope
+        self._mounts = _mounts(scope.mounts())
+
+    @property
+    def mounts(self) -> Tuple[MountMark, ...]:
+        """Mounts of the action's namespace when the scope was opened."""
+        return self._mounts
+
+    def progress(self) -> Mapping[str, int]:
+        """Counters of the C core so far (`events`, `bytes_hashed`, ...); empty after the end."""
+        return self._scope.progress()
+
+    def finish(
+        self, *, outputs_files: Sequence[bytes], outputs_dirs: Sequence[bytes]
+    ) -> Observation:
+        """End the capture; the action's processes must be gone.
+
+        Args:
+            outputs_files: Declared output files, relative to the root.
+            outputs_dirs: Declared output directories, relative to the root.
+
+        Raises:
+            CaptureError: The scope was ended before, or its tables could not be built.
+        """
+        for path in (*outputs_files, *outputs_dirs):
+            if b"\0" in path:
+                raise CaptureError("a declared output path contains a NUL byte")
+        return _observation(self._scope.finish(outputs_files, outputs_dirs))
+
+    def abort(self) -> None:
+        """Drop the scope; openers that wait are let go. Does nothing after the end."""
+        self._scope.abort()
+
+
+class FanotifyEngine:
+    """Serves all scopes of a daemon from a few C threads."""
+
+    def __init__(
+        self,
+        *,
+        shards: Optional[int] = None,
+        digest_cache_entries: int = DIGEST_CACHE_ENTRIES_DEFAULT,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            shards: Threads that handle events; None: one per CPU this process may use.
+            digest_cache_entries: Bound of the digest cache (80 bytes each, used as it fills).
+
+        Raises:
+            BackendUnavailable: This host or user cannot use permission events.
+            NativeError: A number out of range, or no memory.
+        """
+        self.probe()
+        count = shards if shards is not None else min(len(os.sched_getaffinity(0)), 256)
+        self._engine = _native.Engine(shards=count, digest_cache_entries=digest_cache_entries)
+
+    @classmethod
+    def probe(cls) -> None:
+        """Find out whether permission events can be used here and now.
+
+        Raises:
+            BackendUnavailable: They cannot; says why and what to do.
+        """
+        try:
+            _native.probe()
+        except NativeError as error:
+            raise _unavailable(error) from error
+
+    @classmethod
+    def group_limit(cls) -> int:
+        """Groups that one user may have at once: the limit of concurrent scopes."""
+        try:
+            return int(_GROUPS_PATH.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return _GROUPS_DEFAULT  # kernels before 5.13 have no setting, and this limit
+
+    def open_scope(self, *, pid: int, root: bytes, limits: CaptureLimits) -> FanotifyScope:
+        """Mark every mount of a blocked process's private namespace.
+
+        Args:
+            pid: The process, in this process's pid namespace.
+            root: The action's root directory as that process sees it, absolute.
+            limits: Caps of this action.
+
+        Raises:
+            BackendUnavailable: No group is free, or permission was lost.
+            CaptureError: The process is gone, or its root or mounts cannot be read.
+        """
+        if b"\0" in root:
+            raise CaptureError("the root contains a NUL byte")
+        caps = (
+            limits.max_digests,
+            limits.max_record_bytes,
+            limits.max_hashed_bytes,
+            limits.max_processes,
+        )
+        try:
+            scope = self._engine.open_scope(pid=pid, root=root, limits=caps)
+        except NativeError as error:
+            if error.operation == "fanotify_init":
+                raise _unavailable(error) from error
+            raise
+        return FanotifyScope(scope)
+
+    def cache_entries(self) -> int:
+        """Digests in the shared cache."""
+        return self._engine.cache_entries()
+
+    def close(self) -> None:
+        """Abort open scopes and stop the threads. May be called twice."""
+        self._engine.close()
