@@ -7,10 +7,16 @@ cd "$(dirname "$0")/.."
 mkdir -p build
 
 [ ! -f native/Makefile ] || make -s -C native all
+# The trace programs are optional: `rootseal doctor` says what to install for them.
+if command -v clang >/dev/null && [ -f /usr/include/bpf/bpf_helpers.h ]; then
+    make -s -C bpf all
+else
+    say "build: without the eBPF backend; for it: apt-get install clang libbpf-dev"
+fi
 
 inputs() {
     git ls-files --cached --others --exclude-standard native bpf setup.py pyproject.toml \
-        'pants-plugins/rootseal/_native_build.py' 2>/dev/null ||
+        'pants-plugins/rootseal/_native*_build.py' 2>/dev/null ||
         find native bpf setup.py pyproject.toml -type f 2>/dev/null
 }
 

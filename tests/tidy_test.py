@@ -22,8 +22,19 @@ FILE_LINES_MAX = 500
 # STYLE: imports go to the same layer or below. A module `cli_x` has the layer of `cli`.
 LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("errors", "digest", "canonical", "diagnostics", "checks", "files"), 0),
-    **dict.fromkeys(("_native", "_core"), 0),
-    **dict.fromkeys(("_native_build", "action", "observation", "merkle", "leaf_table"), 1),
+    **dict.fromkeys(("_native", "_core", "_native_trace", "_trace"), 0),
+    **dict.fromkeys(
+        (
+            "_native_build",
+            "_native_trace_build",
+            "process_trace",
+            "action",
+            "observation",
+            "merkle",
+            "leaf_table",
+        ),
+        1,
+    ),
     **dict.fromkeys(("keys", "wire", "schema", "opens_table"), 1),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("predicate",), 3),
@@ -115,13 +126,16 @@ def test_only_native_imports_the_extension() -> None:
     allowed = {
         "pants-plugins/rootseal/_native.py",
         "pants-plugins/rootseal/_native_build.py",
+        "pants-plugins/rootseal/_native_trace.py",
+        "pants-plugins/rootseal/_native_trace_build.py",
         "setup.py",
     }
     found = {
         relative(path)
         for path in tracked("*.py")
         for name in imports_of(path)
-        if name.split(".")[0] in ("cffi", "_cffi_backend") or name.split(".")[-1] == "_core"
+        if name.split(".")[0] in ("cffi", "_cffi_backend")
+        or name.split(".")[-1] in ("_core", "_trace")
     }
     assert found <= allowed, f"only _native.py may import the extension: {sorted(found - allowed)}"
 

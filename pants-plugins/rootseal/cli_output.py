@@ -15,7 +15,6 @@ from rootseal.errors import (
     ConfigError,
     EncodingError,
     Error,
-    NativeError,
     PostureError,
     VerificationError,
 )
@@ -48,7 +47,7 @@ def exit_code_of(error: Error) -> int:
     """The exit code that an error means (DESIGN section 8)."""
     if isinstance(error, (VerificationError, CaptureLost, PostureError, EncodingError)):
         return EXIT_REFUSED
-    if isinstance(error, (ConfigError, CaptureError)) and not isinstance(error, NativeError):
+    if isinstance(error, (ConfigError, CaptureError)):
         return EXIT_USAGE
     return EXIT_INTERNAL
 

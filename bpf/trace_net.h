@@ -1,0 +1,202 @@
+/*
+ * trace_net.h: sockets, connections, and what their first bytes say. See trace_core.h.
+ */
+#pragma once
+
+/* A pointer-sized word of the caller's memory. */
+RS_FN u64 rs_user_word(u64 address, u32 index, u32 compat)
+{
+	u64 wide = 0;
+	u32 narrow = 0;
+
+	if (compat) {
+		RS_READ_USER(&narrow, sizeof(narrow), (void *)(address + 4ULL * index));
+		return narrow;
+	}
+	RS_READ_USER(&wide, sizeof(wide), (void *)(address + 8ULL * index));
+	return wide;
+}
+
+/* The first bytes of a connection, and every DNS query. */
+RS_FN int rs_first_bytes(struct rs_regs *regs, u64 address, u32 kind)
+{
+	struct rs_scratch *scratch = rs_scratch_get(RS_PROGRAM_CALL, regs->scope, RS_LOSS_NETWORK);
+	struct rs_payload_event *event;
+	u64 len = RS_PAYLOAD_BYTES;
+
+	if (!scratch)
+		return 0;
+	if (regs->result >= 0 && regs->result < RS_PAYLOAD_BYTES)
+		len = (u64)regs->result;
+	RS_OPAQUE(len);
+	if (len > RS_PAYLOAD_BYTES)
+		len = RS_PAYLOAD_BYTES;
+	event = (struct rs_payload_event *)scratch->data;
+	rs_head(&event->head, RS_EVENT_PAYLOAD, RS_HEAD_BYTES + (u32)len, regs->scope);
+	event->call = regs->id;
+	event->fd = (s32)regs->a[0];
+	event->kind = kind;
+	event->len = (u32)len;
+	if (RS_READ_USER(&scratch->data[RS_HEAD_BYTES], len, (void *)address)) {
+		rs_count(regs->scope, RS_LOSS_UNREADABLE);
+		return 0;
+	}
+	if (RS_OUTPUT(scratch->data, RS_HEAD_BYTES + len))
+		rs_count(regs->scope, RS_LOSS_NETWORK);
+	return 0;
+}
+
+/* A call with a socket address: connect, bind, or a send that names its peer. Returns the port. */
+RS_FN int rs_address(struct rs_regs *regs, u64 address, u64 len)
+{
+	struct rs_address_event event = {};
+	void *file = rs_file_of((s32)regs->a[0]), *socket = 0, *sock = 0;
+	u16 type = 0, protocol = 0;
+	struct rs_file described;
+
+	rs_head(&event.head, RS_EVENT_ADDRESS, sizeof(event), regs->scope);
+	if (!rs_describe(file, &described) && (described.mode & RS_S_IFMT) == RS_S_IFSOCK &&
+	    !RS_GET(file_private, file, &socket) && socket) {
+		RS_GET(socket_type, socket, &type);
+		if (!RS_GET(socket_sk, socket, &sock) && sock)
+			RS_GET(sock_protocol, sock, &protocol);
+	}
+	event.call = regs->id;
+	event.fd = (s32)regs->a[0];
+	event.result = (s32)regs->result;
+	event.socket_type = type;
+	event.protocol = protocol;
+	RS_OPAQUE(len);
+	if (len > RS_ADDR_BYTES)
+		len = RS_ADDR_BYTES;
+	event.address_len = (u32)len;
+	if (RS_READ_USER(event.address, len, (void *)address)) {
+		if (regs->result != -RS_EFAULT)
+			rs_count(regs->scope, RS_LOSS_UNREADABLE);
+		event.address_len = 0;
+	}
+	rs_emit(&event, sizeof(event), regs->scope, RS_LOSS_NETWORK);
+	if (event.address[0] != 2 &&
+	    event.address[0] != 10) /* AF_INET, AF_INET6; sa_family is little-endian here */
+		return 0;
+	return (event.address[2] << 8 | event.address[3]) | (u32)type << 16;
+}
+
+RS_FN int rs_on_connect(struct rs_regs *regs)
+{
+	struct rs_conn_key key = {};
+	u32 kind, seen;
+
+	if (!regs)
+		return 0;
+	seen = (u32)rs_address(regs, regs->a[1], regs->a[2] & 0xffffffff);
+	if (regs->id == RS_CALL_BIND || !seen ||
+	    (regs->result < 0 && regs->result != -RS_EINPROGRESS))
+		return 0;
+	if ((seen & 0xffff) == 53)
+		kind = RS_CONN_DNS;
+	else if (seen >> 16 == 1)
+		kind = RS_CONN_STREAM;
+	else
+		return 0;
+	key.tgid = (u32)(bpf_get_current_pid_tgid() >> 32);
+	key.fd = (s32)regs->a[0];
+	RS_UPDATE(rs_conns, &key,
+		  &kind); /* least recently used entries give way; only a host name is at stake */
+	return 0;
+}
+
+RS_FN int rs_on_socket(struct rs_regs *regs)
+{
+	struct rs_socket_event event = {};
+
+	if (!regs || regs->result < 0)
+		return 0;
+	rs_head(&event.head, RS_EVENT_SOCKET, sizeof(event), regs->scope);
+	event.fd = (s32)regs->result;
+	event.family = (u32)regs->a[0];
+	event.socket_type = (u32)regs->a[1];
+	event.protocol = (u32)regs->a[2];
+	rs_emit(&event, sizeof(event), regs->scope, RS_LOSS_NETWORK);
+	return 0;
+}
+
+/* Bytes were sent through a socket. */
+RS_FN int rs_on_send(struct rs_regs *regs)
+{
+	struct rs_conn_key key = {};
+	u64 data = 0, name = 0, vector;
+	u32 *kind, name_len = 0, what = 0;
+
+	if (!regs)
+		return 0;
+	switch (regs->id) {
+	case RS_CALL_WRITE:
+		data = regs->a[1];
+		break;
+	case RS_CALL_WRITEV:
+		data = rs_user_word(regs->a[1], 0, regs->compat);
+		break;
+	case RS_CALL_SENDTO:
+		data = regs->a[1];
+		name = regs->a[4];
+		name_len = (u32)regs->a[5];
+		break;
+	case RS_CALL_SENDMSG:
+	case RS_CALL_SENDMMSG:
+		name = rs_user_word(regs->a[1], 0, regs->compat);
+		name_len = (u32)rs_user_word(regs->a[1], 1, regs->compat);
+		vector = rs_user_word(regs->a[1], 2, regs->compat);
+		data = rs_user_word(vector, 0, regs->compat);
+		if (regs->id == RS_CALL_SENDMMSG) /* the result counts messages */
+			regs->result = (s64)rs_user_word(vector, 1, regs->compat);
+		break;
+	default:
+		return 0;
+	}
+	key.tgid = (u32)(bpf_get_current_pid_tgid() >> 32);
+	key.fd = (s32)regs->a[0];
+	kind = RS_LOOKUP(rs_conns, &key);
+	if (kind)
+		what = *kind;
+	if (name && name_len) {
+		if (((u32)rs_address(regs, name, name_len) & 0xffff) == 53)
+			what = RS_CONN_DNS;
+	}
+	if (!what || !data)
+		return 0;
+	if (what == RS_CONN_STREAM)
+		RS_DELETE(rs_conns, &key);
+	return rs_first_bytes(regs, data, what);
+}
+
+/* 32-bit x86 multiplexes the socket calls. */
+RS_FN void rs_socketcall(struct rs_regs *regs)
+{
+	u32 words[6] = {};
+	u64 which;
+
+	if (!regs)
+		return;
+	which = regs->a[0];
+	regs->id = RS_CALL_NONE;
+	if (RS_READ_USER(words, sizeof(words), (void *)regs->a[1])) {
+		/* Fewer words than six may be mapped; the calls of interest have at least three. */
+		if (RS_READ_USER(words, 12, (void *)regs->a[1])) {
+			rs_count(regs->scope, RS_LOSS_UNREADABLE);
+			return;
+		}
+	}
+	if (which == 1)
+		regs->id = RS_CALL_SOCKET;
+	else if (which == 2)
+		regs->id = RS_CALL_BIND;
+	else if (which == 3)
+		regs->id = RS_CALL_CONNECT;
+	else if (which == 11)
+		regs->id = RS_CALL_SENDTO;
+	else if (which == 16)
+		regs->id = RS_CALL_SENDMSG;
+	for (int i = 0; i < 6; i++)
+		regs->a[i] = words[i];
+}

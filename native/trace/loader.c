@@ -1,0 +1,367 @@
+/*
+ * loader.c: loads and attaches the CO-RE object with libbpf.
+ *
+ * Four programs are needed (fork, exec, exit, call). The others are optional: when the kernel
+ * refuses one, or has no such tracepoint, the rest is loaded without it, and the report says which
+ * and why.
+ *
+ * Owns: the bpf_object and its links (in struct rs_tracer). Must not: print; libbpf's messages are
+ * kept. Hand-off: object file -> attached programs and map descriptors -> rs_tracer_start.
+ * Privilege at entry: CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN).
+ */
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tracer.h"
+
+/* libbpf's output is process-wide; loading is serialised and keeps the last lines of it. */
+static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
+static char messages[2048];
+static size_t messages_length;
+
+static const char *const map_names[RS_MAP_COUNT] = {"rs_ring", "rs_members", "rs_losses",
+						    "rs_writes", "rs_calls"};
+
+struct optional_program {
+	const char *name;
+	const char *tracepoint; /* btf_trace_ type that must exist */
+};
+
+static const struct optional_program optional_programs[] = {
+    {"trace_ring", "btf_trace_io_uring_submit_req"},
+    {"trace_ring_old", "btf_trace_io_uring_submit_sqe"},
+};
+
+static int keep_message(enum libbpf_print_level level, const char *format, va_list args)
+{
+	char line[512];
+	size_t length;
+
+	if (level == LIBBPF_DEBUG)
+		return 0;
+	vsnprintf(line, sizeof(line), format, args);
+	length = strlen(line);
+	if (messages_length + length >=
+	    sizeof(messages)) { /* keep the end: it says what was refused */
+		size_t drop = messages_length + length + 1 - sizeof(messages);
+
+		if (drop > messages_length)
+			drop = messages_length;
+		memmove(messages, messages + drop, messages_length - drop);
+		messages_length -= drop;
+	}
+	memcpy(messages + messages_length, line, length);
+	messages_length += length;
+	messages[messages_length] = '\0';
+	return 0;
+}
+
+/* The last line that says what went wrong. */
+static void last_message(char *text, size_t room, const char *fallback)
+{
+	const char *from = messages, *line, *best = NULL;
+	size_t length;
+
+	for (line = from; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+		if (!strncmp(line, "libbpf: ", 8) && !strstr(line, "-- ") &&
+		    !strstr(line, "failed to load object"))
+			best = line;
+	if (!best) {
+		snprintf(text, room, "%s", fallback);
+		return;
+	}
+	length = strcspn(best, "\n");
+	snprintf(text, room, "%.*s", (int)(length > room - 1 ? room - 1 : length), best);
+}
+
+static const struct optional_program *optional_of(const char *name)
+{
+	for (size_t i = 0; i < sizeof(optional_programs) / sizeof(optional_programs[0]); i++)
+		if (!strcmp(optional_programs[i].name, name))
+			return &optional_programs[i];
+	return NULL;
+}
+
+static rs_trace_program *report_of(struct rs_tracer *tracer, const char *name)
+{
+	for (int i = 0; i < tracer->program_count; i++)
+		if (!strcmp(tracer->programs[i].name, name))
+			return &tracer->programs[i];
+	if (tracer->program_count >= RS_PROGRAMS_MAX)
+		return NULL;
+	snprintf(tracer->programs[tracer->program_count].name, sizeof(tracer->programs[0].name),
+		 "%s", name);
+	return &tracer->programs[tracer->program_count++];
+}
+
+/* Decide which programs to load. */
+static int choose(struct rs_tracer *tracer, struct bpf_object *object, struct btf *kernel,
+		  int with_optional)
+{
+	struct bpf_program *program;
+
+	bpf_object__for_each_program(program, object)
+	{
+		const char *name = bpf_program__name(program);
+		const struct optional_program *optional = optional_of(name);
+		rs_trace_program *report = report_of(tracer, name);
+
+		if (!report)
+			return -E2BIG;
+		report->required = !optional;
+		if (!optional)
+			continue;
+		if (btf__find_by_name_kind(kernel, optional->tracepoint, BTF_KIND_TYPEDEF) < 0) {
+			snprintf(report->reason, sizeof(report->reason), "this kernel has no %s",
+				 optional->tracepoint + strlen("btf_trace_"));
+			continue;
+		}
+		bpf_program__set_autoload(program, with_optional != 0);
+	}
+	return 0;
+}
+
+static int load(struct rs_tracer *tracer, const char *path, uint64_t ring_bytes, struct btf *kernel,
+		int with_optional, struct bpf_object **ret_object)
+{
+	struct bpf_object *object;
+	struct bpf_map *ring;
+	int code;
+
+	messages_length = 0;
+	messages[0] = '\0';
+	object = bpf_object__open_file(path, NULL);
+	if (!object)
+		return -errno;
+	ring = bpf_object__find_map_by_name(object, "rs_ring");
+	code = ring ? bpf_map__set_max_entries(ring, (uint32_t)ring_bytes) : -ENOENT;
+	if (!code)
+		code = choose(tracer, object, kernel, with_optional);
+	if (!code)
+		code = bpf_object__load(object);
+	if (code) {
+		bpf_object__close(object);
+		return code;
+	}
+	*ret_object = object;
+	return 0;
+}
+
+static int attach(struct rs_tracer *tracer, struct bpf_object *object, rs_trace_error *error)
+{
+	struct bpf_program *program;
+	int at = 0;
+
+	bpf_object__for_each_program(program, object)
+	{
+		rs_trace_program *report = report_of(tracer, bpf_program__name(program));
+		struct bpf_link *link;
+
+		if (!report || !bpf_program__autoload(program))
+			continue;
+		link = bpf_program__attach(program);
+		if (!link) {
+			int code = -errno;
+
+			snprintf(report->reason, sizeof(report->reason), "not attached: %s",
+				 strerror(-code));
+			if (report->required) {
+				rs_trace_fail(error, "attach", code, report->name);
+				return code;
+			}
+			continue;
+		}
+		tracer->links[at] = link;
+		tracer->program_fds[at] = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
+		at++;
+		report->attached = 1;
+		report->reason[0] = '\0';
+	}
+	return 0;
+}
+
+static int take_maps(struct rs_tracer *tracer, struct bpf_object *object, rs_trace_error *error)
+{
+	for (int i = 0; i < RS_MAP_COUNT; i++) {
+		int fd = bpf_object__find_map_fd_by_name(object, map_names[i]);
+
+		if (fd >= 0)
+			tracer->maps[i] = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+		if (fd < 0 || tracer->maps[i] < 0) {
+			rs_trace_fail(error, "find a map", ENOENT, map_names[i]);
+			return -ENOENT;
+		}
+	}
+	return 0;
+}
+
+static int load_best(struct rs_tracer *tracer, const char *path, uint64_t ring_bytes,
+		     rs_trace_error *error)
+{
+	struct btf *kernel = btf__load_vmlinux_btf();
+	char detail[512];
+	int code;
+
+	if (!kernel) {
+		code = -errno;
+		rs_trace_fail(error, "read the kernel's BTF", code, strerror(-code));
+		return code;
+	}
+	code = load(tracer, path, ring_bytes, kernel, 1, (struct bpf_object **)&tracer->object);
+	if (code) { /* one of the optional programs may be to blame */
+		last_message(detail, sizeof(detail), strerror(-code));
+		for (int i = 0; i < tracer->program_count; i++)
+			if (!tracer->programs[i].required && !tracer->programs[i].reason[0])
+				snprintf(tracer->programs[i].reason,
+					 sizeof(tracer->programs[i].reason), "refused: %.160s",
+					 detail);
+		code = load(tracer, path, ring_bytes, kernel, 0,
+			    (struct bpf_object **)&tracer->object);
+	}
+	btf__free(kernel);
+	if (code) {
+		last_message(detail, sizeof(detail), strerror(-code));
+		rs_trace_fail(error, "load", code, detail);
+	}
+	return code;
+}
+
+int rs_tracer_open(const char *path, uint64_t ring_bytes, rs_tracer **ret_tracer,
+		   rs_trace_error *error)
+{
+	struct rs_tracer *tracer = rs_tracer_new();
+	libbpf_print_fn_t before;
+	int code;
+
+	if (!tracer) {
+		rs_trace_fail(error, "allocate", ENOMEM, "");
+		return -ENOMEM;
+	}
+	pthread_mutex_lock(&loading);
+	before = libbpf_set_print(keep_message);
+	code = load_best(tracer, path, ring_bytes, error);
+	if (!code)
+		code = take_maps(tracer, tracer->object, error);
+	if (!code)
+		code = rs_tracer_start(tracer, ring_bytes, error);
+	if (!code)
+		code = attach(tracer, tracer->object, error);
+	libbpf_set_print(before);
+	pthread_mutex_unlock(&loading);
+	if (code) {
+		rs_tracer_close(tracer);
+		return code;
+	}
+	*ret_tracer = tracer;
+	return 0;
+}
+
+void rs_loader_release(struct rs_tracer *tracer)
+{
+	for (int i = 0; i < RS_PROGRAMS_MAX; i++)
+		if (tracer->links[i])
+			bpf_link__destroy(tracer->links[i]);
+	if (tracer->object)
+		bpf_object__close(tracer->object);
+}
+
+/* ---- offsets for the BCC adaptor ---- */
+
+struct field {
+	const char *id;
+	const char *type;
+	const char *member; /* may be nested: "pwd.dentry" */
+};
+
+static const struct field fields[] = {
+#define RS_FIELD(id, type, member) {#id, #type, #member},
+#include "../../bpf/fields.h"
+#undef RS_FIELD
+};
+
+/* Find `name` in a struct or union, through its anonymous members too; bit offset or -ENOENT. */
+static int64_t find_member(const struct btf *btf, uint32_t type_id, const char *name, size_t length,
+			   uint32_t *ret_type)
+{
+	const struct btf_type *type =
+	    btf__type_by_id(btf, (uint32_t)btf__resolve_type(btf, type_id));
+	const struct btf_member *members;
+
+	if (!type || !btf_is_composite(type))
+		return -ENOENT;
+	members = btf_members(type);
+	for (int i = 0; i < btf_vlen(type); i++) {
+		const char *found = btf__name_by_offset(btf, members[i].name_off);
+		int64_t base = btf_member_bit_offset(type, (uint32_t)i), inner;
+
+		if (found && strlen(found) == length && !strncmp(found, name, length)) {
+			*ret_type = members[i].type;
+			return base;
+		}
+		if (found && *found)
+			continue;
+		inner = find_member(btf, members[i].type, name, length, ret_type);
+		if (inner >= 0)
+			return base + inner;
+	}
+	return -ENOENT;
+}
+
+static int64_t offset_of(const struct btf *btf, const struct field *field)
+{
+	int id = btf__find_by_name_kind(btf, field->type, BTF_KIND_STRUCT);
+	uint32_t type = (uint32_t)id;
+	const char *part = field->member;
+	int64_t bits = 0, step;
+
+	if (id < 0)
+		return id;
+	while (*part) {
+		size_t length = strcspn(part, ".");
+
+		step = find_member(btf, type, part, length, &type);
+		if (step < 0)
+			return step;
+		bits += step;
+		part += length + (part[length] == '.');
+	}
+	return bits / 8;
+}
+
+int rs_trace_offsets(char *ret_text, size_t text_max, rs_trace_error *error)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	size_t used = 0;
+	int code = 0;
+
+	if (!btf) {
+		code = -errno;
+		rs_trace_fail(error, "read the kernel's BTF", code, strerror(-code));
+		return code;
+	}
+	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]) && !code; i++) {
+		int64_t offset = offset_of(btf, &fields[i]);
+
+		if (offset < 0) {
+			code = (int)offset;
+			rs_trace_fail(error, "find a field in BTF", code, fields[i].id);
+			break;
+		}
+		used += (size_t)snprintf(ret_text + used, text_max - used, "-DRS_OFFSET_%s=%lld ",
+					 fields[i].id, (long long)offset);
+		if (used >= text_max) {
+			code = -ENOSPC;
+			rs_trace_fail(error, "write the offsets", code, "");
+		}
+	}
+	btf__free(btf);
+	return code;
+}

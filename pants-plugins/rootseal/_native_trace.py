@@ -1,0 +1,284 @@
+"""The trace core's functions, typed. The only module that imports that extension.
+
+The extension is optional (it needs libbpf): `load()` says what is missing. No cffi object leaves
+this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from rootseal.errors import NativeError
+
+LOSS_NAMES = (
+    "open",
+    "exec",
+    "fork",
+    "fileop",
+    "network",
+    "call",
+    "map_full",
+    "unresolved",
+    "truncated",
+    "unreadable",
+)
+OFFSETS_TEXT_MAX = 16384
+UNHASHED_MAX = 1000  # opens without a digest that are named; all are counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One trace program: whether it runs, and why not."""
+
+    name: str
+    attached: bool
+    required: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FileKey:
+    """A file that a process opened (native/trace/api.h); the device in the kernel's encoding."""
+
+    ino: int
+    dev: int
+    tgid: int
+    mode: int
+    flags: int
+    fmode: int
+    access: int
+    count: int
+    first_ns: int
+    magic: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RawTrace:
+    """What one scope saw, in the encoding of bpf/event.h."""
+
+    events: bytes = dataclasses.field(repr=False)
+    opens: bytes = dataclasses.field(repr=False)
+    counters: Dict[str, int]
+    ledger: Dict[str, int]
+    unhashed: Tuple[FileKey, ...]
+
+
+def _extension() -> Any:
+    """The extension, or why it is not there.
+
+    Raises:
+        NativeError: It was not built, or libbpf is not installed here.
+    """
+    try:
+        from rootseal import _trace  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise NativeError("import", 2, f"the trace core cannot be loaded: {error}") from error
+    return _trace
+
+
+def _error(ffi: Any, error: Any) -> NativeError:
+    operation = ffi.string(error.operation).decode("ascii", "replace")
+    detail = ffi.string(error.detail).decode("utf-8", "backslashreplace")
+    reason = os.strerror(error.code)
+    return NativeError(operation, int(error.code), f"{operation}: {reason} ({detail})")
+
+
+def _file_key(entry: Any) -> FileKey:
+    return FileKey(
+        ino=int(entry.ino),
+        dev=int(entry.dev),
+        tgid=int(entry.tgid),
+        mode=int(entry.mode),
+        flags=int(entry.flags_any),
+        fmode=int(entry.fmode_any),
+        access=int(entry.access),
+        count=int(entry.count),
+        first_ns=int(entry.first_ns),
+        magic=int(entry.magic),
+    )
+
+
+def load() -> None:
+    """Load the extension.
+
+    Raises:
+        NativeError: It was not built, or libbpf is not installed here.
+    """
+    _extension()
+
+
+def event_size(event_type: int) -> int:
+    """Bytes of an event's struct, 0 for an unknown type."""
+    return int(_extension().lib.rs_trace_event_size(event_type))
+
+
+def field_offsets() -> List[str]:
+    """Compiler flags that tell the BCC adaptor where kernel fields are, from the kernel's BTF.
+
+    Raises:
+        NativeError: There is no BTF, or a field is not in it.
+    """
+    module = _extension()
+    text, error = module.ffi.new(f"char[{OFFSETS_TEXT_MAX}]"), module.ffi.new("rs_trace_error *")
+    if module.lib.rs_trace_offsets(text, OFFSETS_TEXT_MAX, error):
+        raise _error(module.ffi, error)
+    return str(module.ffi.string(text).decode("ascii")).split()
+
+
+def feed_bytes(data: bytes) -> int:
+    """Run arbitrary bytes through the aggregator (for tests and fuzzing); events taken."""
+    module = _extension()
+    return int(module.lib.rs_trace_feed_bytes(module.ffi.from_buffer(data), len(data)))
+
+
+class Tracer:
+    """Attached programs, the ring, and its thread."""
+
+    def __init__(self, ffi: Any, lib: Any, handle: Any) -> None:
+        """Take over a tracer that `open_core` or `adopt` made."""
+        self._ffi = ffi
+        self._lib = lib
+        self._handle: Optional[Any] = handle
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open_core(cls, object_path: str, ring_bytes: int) -> Tracer:
+        """Load and attach the CO-RE object.
+
+        Raises:
+            NativeError: What was refused, and the kernel's or libbpf's last words.
+        """
+        module = _extension()
+        made, error = module.ffi.new("rs_tracer **"), module.ffi.new("rs_trace_error *")
+        if module.lib.rs_tracer_open(os.fsencode(object_path), ring_bytes, made, error):
+            raise _error(module.ffi, error)
+        return cls(module.ffi, module.lib, made[0])
+
+    @classmethod
+    def adopt(cls, map_fds: Sequence[int], ring_bytes: int) -> Tracer:
+        """Use maps of another loader: ring, members, losses, writes, calls. They are duplicated.
+
+        Raises:
+            NativeError: A descriptor is not such a map.
+        """
+        module = _extension()
+        made, error = module.ffi.new("rs_tracer **"), module.ffi.new("rs_trace_error *")
+        fds = module.ffi.new("int[]", list(map_fds))
+        if module.lib.rs_tracer_adopt(fds, ring_bytes, made, error):
+            raise _error(module.ffi, error)
+        return cls(module.ffi, module.lib, made[0])
+
+    def _live(self) -> Any:
+        if self._handle is None:
+            raise NativeError("trace", 9, "the tracer is closed")
+        return self._handle
+
+    def programs(self) -> Tuple[Program, ...]:
+        """Each program of the object, attached or not."""
+        with self._lock:
+            handle = self._live()
+            found = []
+            for index in range(self._lib.rs_tracer_programs(handle)):
+                item = self._ffi.new("rs_trace_program *")
+                self._lib.rs_tracer_program(handle, index, item)
+                found.append(
+                    Program(
+                        name=self._ffi.string(item.name).decode("ascii", "replace"),
+                        attached=bool(item.attached),
+                        required=bool(item.required),
+                        reason=self._ffi.string(item.reason).decode("utf-8", "replace"),
+                    )
+                )
+        return tuple(found)
+
+    def late_events(self) -> int:
+        """Events of scopes that had ended."""
+        with self._lock:
+            return int(self._lib.rs_tracer_late_events(self._live()))
+
+    def open_scope(self, pid: int, limits: Tuple[int, int, int]) -> int:
+        """Make a held process the first member of a new scope; limits in the order of api.h.
+
+        Raises:
+            NativeError: Too many scopes, or a full map.
+        """
+        with self._lock:
+            handle = self._live()
+            made, error = self._ffi.new("uint64_t *"), self._ffi.new("rs_trace_error *")
+            caps = self._ffi.new("rs_trace_limits *", limits)
+            if self._lib.rs_tracer_scope_open(handle, pid, caps, made, error):
+                raise _error(self._ffi, error)
+            return int(made[0])
+
+    def finish_scope(self, scope: int, hashed_files: bytes, memory_device: int) -> RawTrace:
+        """Drain and read a scope whose processes are gone, and compare it with the other witness.
+
+        Args:
+            scope: As `open_scope` gave it.
+            hashed_files: Pairs of native u64 (st_dev, st_ino) of files that have a digest.
+            memory_device: st_dev of memory files (memfd).
+
+        Raises:
+            NativeError: The scope had ended, or its counters could not be read.
+        """
+        with self._lock:
+            handle = self._live()
+            made, error = self._ffi.new("rs_trace_result **"), self._ffi.new("rs_trace_error *")
+            if self._lib.rs_tracer_scope_finish(handle, scope, made, error):
+                raise _error(self._ffi, error)
+        try:
+            return self._raw(made[0], hashed_files, memory_device)
+        finally:
+            self._lib.rs_trace_result_free(made[0])
+
+    def _raw(self, result: Any, hashed_files: bytes, memory_device: int) -> RawTrace:
+        length, count = self._ffi.new("size_t *"), self._ffi.new("size_t *")
+        events = self._lib.rs_trace_events(result, length)
+        opens = self._lib.rs_trace_opens(result, count)
+        counters = self._ffi.new("rs_trace_counters *")
+        self._lib.rs_trace_counters_of(result, counters)
+        ledger = self._ffi.new("rs_trace_ledger *")
+        left = self._ffi.new("rs_trace_open[]", UNHASHED_MAX)
+        files = self._ffi.from_buffer("uint64_t[]", hashed_files)
+        number = self._lib.rs_trace_reconcile(
+            result, files, len(hashed_files) // 16, memory_device, ledger, left, UNHASHED_MAX
+        )
+        if number < 0:
+            raise NativeError("reconcile", int(-number), "no memory to compare the witnesses")
+        entry_bytes = self._ffi.sizeof("rs_trace_open")
+        return RawTrace(
+            events=bytes(self._ffi.buffer(events, length[0])) if length[0] else b"",
+            opens=bytes(self._ffi.buffer(opens, count[0] * entry_bytes)) if count[0] else b"",
+            counters=_counters(self._ffi, counters),
+            ledger={
+                name: int(getattr(ledger, name))
+                for name, _ in self._ffi.typeof("rs_trace_ledger").fields
+            },
+            unhashed=tuple(_file_key(left[index]) for index in range(min(number, UNHASHED_MAX))),
+        )
+
+    def abort_scope(self, scope: int) -> None:
+        """Forget a scope; does nothing if it has ended."""
+        with self._lock:
+            if self._handle is not None:
+                self._lib.rs_tracer_scope_abort(self._handle, scope)
+
+    def close(self) -> None:
+        """Detach everything; open scopes are forgotten. May be called twice."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                self._lib.rs_tracer_close(handle)
+
+
+def _counters(ffi: Any, struct: Any) -> Dict[str, int]:
+    values = {
+        name: int(getattr(struct, name))
+        for name, _ in ffi.typeof("rs_trace_counters").fields
+        if name != "losses"
+    }
+    values.update({name: int(struct.losses[index]) for index, name in enumerate(LOSS_NAMES)})
+    return values
