@@ -8,34 +8,28 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 venv=${ROOTSEAL_PANTS_VENV:-$root/.venv-pants}
-pants_version=$(sed -n 's/^pants_version = "\(.*\)"$/\1/p' pants.toml)
 pex_version=2.1.137 # the newest that Pants 2.17 accepts and that this script can build itself
+pex=$root/build/pants/pex
+mkdir -p build/pants
 
-if ! "$venv/bin/pants" --version >/dev/null 2>&1 ||
-    ! "$venv/bin/python" -c 'import pants.testutil' 2>/dev/null; then
+# Asking Pants itself whether it is there would start it: a stamp says what was installed.
+stamp=build/pants/venv.stamp
+want="$venv $(cat scripts/pants-requirements.txt scripts/setup-pants.sh | sha256sum)"
+if [ ! -x "$venv/bin/pants" ] || [ ! -x "$pex" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] ||
+    ! "$venv/bin/python" -c '' 2>/dev/null; then
     python39=$(.venv/bin/python scripts/find_python39.py)
+    echo "setup-pants: $venv with Pants $(sed -n 's/^pantsbuild.pants==//p' scripts/pants-requirements.txt)"
+    rm -rf "$venv"
     "$python39" -m venv "$venv"
     "$venv/bin/pip" install --quiet -r scripts/pants-requirements.txt
-fi
-
-pex=$root/build/pants/pex
-if ! "$venv/bin/python" "$pex" --version 2>/dev/null | grep -qx "$pex_version"; then
-    mkdir -p build/pants
     "$venv/bin/pex" "pex==$pex_version" -c pex --no-emit-warnings --disable-cache \
         --python-shebang '/usr/bin/env python' -o "$pex.new"
     mv "$pex.new" "$pex"
+    echo "$want" >"$stamp"
 fi
 
 # Interpreters that Pants may use for the builds themselves: 3.9 and later.
-search_path=$("$venv/bin/python" - <<'PY'
-import json, os, pathlib, sys
-found = ["<PATH>"]
-versions = pathlib.Path(os.environ.get("PYENV_ROOT", str(pathlib.Path.home() / ".pyenv"))) / "versions"
-wanted = pathlib.Path(sys.base_prefix) / "bin" / "python3.9"
-found.insert(0, str(wanted.parent))
-print(json.dumps(found))
-PY
-)
+python39_bin=$("$venv/bin/python" -c 'import os, sys; print(os.path.join(sys.base_prefix, "bin"))')
 ca_certs=${SSL_CERT_FILE:-}
 sha256=$(sha256sum "$pex" | cut -d' ' -f1)
 size=$(stat -c %s "$pex")
@@ -44,7 +38,7 @@ size=$(stat -c %s "$pex")
     echo "[GLOBAL]"
     [ -z "$ca_certs" ] || echo "ca_certs_path = \"$ca_certs\""
     echo "[python-bootstrap]"
-    echo "search_path = $search_path"
+    echo "search_path = [\"$python39_bin\", \"<PATH>\"]"
     echo "[pex-cli]"
     echo "version = \"v$pex_version\""
     echo "url_template = \"file://$pex\""
@@ -55,4 +49,3 @@ size=$(stat -c %s "$pex")
     echo "]"
 } >build/pants-local.toml.new
 mv build/pants-local.toml.new build/pants-local.toml
-echo "setup-pants: ready. PANTS_CONFIG_FILES=build/pants-local.toml $venv/bin/pants package ::"

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 mkdir -p build
 
 PACKAGES=(gcc make pkg-config libc6-dev libssl-dev libcap2-bin musl-tools linux-libc-dev
-    clang clang-format llvm libbpf-dev libelf-dev python3 python3-venv python3-dev git ca-certificates util-linux)
+    clang clang-format python3 python3-venv python3-dev git ca-certificates util-linux)
 
 missing_packages() {
     local package
@@ -74,4 +74,4 @@ make_venv() {
 
 install_packages
 make_venv
-[ ! -x scripts/setup-pants.sh ] || scripts/setup-pants.sh
+scripts/setup-pants.sh

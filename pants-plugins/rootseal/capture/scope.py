@@ -1,4 +1,4 @@
-"""What every capture backend offers: an engine that opens scopes, which give observations."""
+"""What every capture backend offers: engines that open scopes that give observations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CaptureLimits:
 
 
 class Scope(Protocol):
-    """The capture of one action. `finish` or `abort` ends it, from any thread."""
+    """The capture of one action. `finish` or `abort` ends it; any thread may call both."""
 
     @property
     def mounts(self) -> Tuple[MountMark, ...]:
