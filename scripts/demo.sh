@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 rootseal=$PWD/.venv/bin/rootseal
 pants=${ROOTSEAL_PANTS_VENV:-$PWD/.venv-pants}/bin/pants
 demo=$PWD/build/demo
+[ -x "$pants" ] || die "demo: there is no $pants; \`make setup\` says how to get it"
 bundle=dist/rootseal/build.rootseal
 export PANTS_CONFIG_FILES=${PANTS_CONFIG_FILES:-$PWD/build/pants-local.toml}
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim='' plain=''; fi

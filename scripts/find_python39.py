@@ -20,12 +20,15 @@ REPO = Path(__file__).resolve().parent.parent
 COPY = REPO / "build" / "python39"
 UV_REQUIREMENT = "uv==0.13.8"
 DOWNLOAD_TIMEOUT_SECONDS = 600
+FAILED = REPO / "build" / "python39.failed"  # do not try the download again each time
 NOT_COPIED = ("test", "__pycache__", "idlelib", "site-packages", "*.a", "share")
 
+NO_PYTHON = 3  # exit code
 HELP = """\
 setup: Pants 2.17.1 needs CPython 3.9; none was found, and downloading one with uv failed.
 setup: Install one (`pyenv install 3.9`; on Ubuntu the deadsnakes packages python3.9 and
-setup: python3.9-venv), or name one: ROOTSEAL_PYTHON39=/path/to/python3.9 make setup"""
+setup: python3.9-venv), or name one: ROOTSEAL_PYTHON39=/path/to/python3.9 make setup
+setup: To try the download again, remove build/python39.failed."""
 
 
 def candidates() -> Iterator[Path]:
@@ -104,7 +107,7 @@ def download() -> Optional[Path]:
         steps = (
             [sys.executable, "-m", "venv", str(venv)],
             [str(venv / "bin" / "pip"), "install", "-q", UV_REQUIREMENT],
-            [str(venv / "bin" / "uv"), "python", "install", "--quiet", "3.9"],
+            [str(venv / "bin" / "uv"), "python", "install", "3.9"],
         )
         for step in steps:
             try:
@@ -123,7 +126,7 @@ def download() -> Optional[Path]:
 
 
 def main() -> int:
-    """Print the path, or say what to do."""
+    """Print the path; or say what to do, with exit code 3 if there is no 3.9 to be had."""
     for candidate in candidates():
         python = real_interpreter(candidate)
         if python is not None:
@@ -132,9 +135,11 @@ def main() -> int:
         named = os.environ.get("ROOTSEAL_PYTHON39")
         if named:
             sys.exit(f"setup: ROOTSEAL_PYTHON39={named} is not a CPython 3.9 with venv and ssl")
-        python = download()
+        python = None if FAILED.exists() else download()
         if python is None:
-            sys.exit(HELP)
+            FAILED.touch()
+            print(HELP, file=sys.stderr)
+            return NO_PYTHON
     if os.geteuid() == 0 and not reachable_by_all(python) and reachable_by_all(REPO / "build"):
         python = copy_for_all(python)
     print(python)

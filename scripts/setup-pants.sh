@@ -17,7 +17,7 @@ stamp=build/pants/venv.stamp
 want="$venv $(cat scripts/pants-requirements.txt scripts/setup-pants.sh | sha256sum)"
 if [ ! -x "$venv/bin/pants" ] || [ ! -x "$pex" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] ||
     ! "$venv/bin/python" -c '' 2>/dev/null; then
-    python39=$(.venv/bin/python scripts/find_python39.py)
+    python39=$(.venv/bin/python scripts/find_python39.py) # exits with 3 if there is none
     echo "setup-pants: $venv with Pants $(sed -n 's/^pantsbuild.pants==//p' scripts/pants-requirements.txt)"
     rm -rf "$venv"
     "$python39" -m venv "$venv"

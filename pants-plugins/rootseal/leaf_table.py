@@ -157,6 +157,11 @@ def verify(raw: bytes, domain: Domain) -> Tuple[bytes, int]:
     return root, count
 
 
+def uses_native() -> bool:
+    """Whether `verify` runs in the C core."""
+    return _native is not None
+
+
 def verify_reference(raw: bytes, domain: Domain) -> Tuple[bytes, int]:
     """`verify` in Python, whatever is installed."""
     hasher = merkle.TreeHasher()
