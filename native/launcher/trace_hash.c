@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Content digests of open files, and the digest cache of this action.
+ *
+ * Owns: tracer.cache, tracer.read_buffer. Must not: open by path; hash anything but a regular
+ * file; believe the cache where a writer could have been active.
+ *
+ * When is a cached digest safe? The key holds the change time, which every write(2), truncate and
+ * attribute change moves. Three holes remain, each closed: (1) the clock of the change time is
+ * coarse, so a write in the same tick leaves it alone: an entry is made only when the change
+ * time was at least CACHE_AGE_NS old before hashing began; (2) stores through a shared mapping move the times only when a page
+ * becomes dirty: files the action has opened for writing are never cached, and a read lease,
+ * which the kernel refuses while anybody has the file open for writing, is tried before an entry
+ * is made (the owner of the file may take one; files of others cannot be opened for writing by
+ * the action); (3) the file may change while it is hashed: the state is compared before and after.
+ *
+ * Privilege: none.
+ */
+#include "trace_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#define READ_BYTES      (256u << 10)
+#define CACHE_MAX       (1u << 18)
+#define CACHE_AGE_NS    20000000
+#define ATTEMPTS_MAX    4
+#define NS_PER_SECOND   1000000000
+#define SELINUX_FS      0xf97cff8c
+#define FUSE_CTL_FS     0x65735543
+#define MQUEUE_FS       0x19800202
+#define RPC_PIPE_FS     0x67596969
+#define CONFIG_FS       0x62656570
+#define BINFMT_FS       0x42494e4d
+
+void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id)
+{
+	*ret_id = (struct rs_file_id){
+		.device = rs_device(st),
+		.inode = st->stx_ino,
+		.size = st->stx_size,
+		.mtime_ns = st->stx_mtime.tv_sec * NS_PER_SECOND + st->stx_mtime.tv_nsec,
+		.ctime_ns = st->stx_ctime.tv_sec * NS_PER_SECOND + st->stx_ctime.tv_nsec,
+	};
+}
+
+static uint64_t id_hash(const struct rs_file_id *id)
+{
+	return rs_hash_bytes(id, sizeof(*id), 0);
+}
+
+static int cached_equal(const void *context, uint32_t entry, const void *key)
+{
+	const struct rs_tracer *t = context;
+
+	return memcmp(&t->cache[entry].id, key, sizeof(struct rs_file_id)) == 0;
+}
+
+static uint64_t cached_rehash(const void *context, uint32_t entry)
+{
+	return id_hash(&((const struct rs_tracer *)context)->cache[entry].id);
+}
+
+int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest)
+{
+	struct rs_file_id id;
+	uint32_t found;
+
+	rs_file_id_from(st, &id);
+	if (rs_inode_written(t, id.device, id.inode))
+		return 0;
+	found = rs_index_find(&t->cache_index, id_hash(&id), cached_equal, t, &id);
+	if (found == UINT32_MAX)
+		return 0;
+	*ret_digest = t->cache[found].digest;
+	rs_counted(t, RS_TRACE_C_CACHE_HITS);
+	return 1;
+}
+
+/* SIGIO, which a broken lease sends, is blocked by rs_trace_run(). */
+static int writer_active(int fd)
+{
+	if (fcntl(fd, F_SETLEASE, F_RDLCK) == 0) {
+		fcntl(fd, F_SETLEASE, F_UNLCK);
+		return 0;
+	}
+	return errno == EAGAIN;
+}
+
+static void cache_add(struct rs_tracer *t, int fd, const struct rs_file_id *id, int64_t begun_ns,
+		      const struct rs_digest *digest)
+{
+	if (id->ctime_ns > begun_ns - CACHE_AGE_NS || t->cache_count >= CACHE_MAX ||
+	    rs_inode_written(t, id->device, id->inode) || writer_active(fd))
+		return;
+	if (rs_index_find(&t->cache_index, id_hash(id), cached_equal, t, id) != UINT32_MAX)
+		return;
+	if (rs_grow((void **)&t->cache, t->cache_count, &t->cache_capacity, sizeof(*t->cache),
+		    CACHE_MAX) < 0)
+		return; /* a smaller cache is slower, not wrong */
+	t->cache[t->cache_count].id = *id;
+	t->cache[t->cache_count].digest = *digest;
+	if (rs_index_add(&t->cache_index, id_hash(id), t->cache_count, cached_rehash, t) == 0)
+		t->cache_count++;
+}
+
+static int hash_once(struct rs_tracer *t, int fd, struct rs_digest *ret_digest)
+{
+	struct rs_sha256 hash;
+	off_t offset = 0;
+	ssize_t got;
+
+	rs_sha256_init(&hash);
+	while ((got = pread(fd, t->read_buffer, READ_BYTES, offset)) != 0) {
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -RS_TRACE_LOSS_READ;
+		rs_sha256_update(&hash, t->read_buffer, (size_t)got);
+		offset += got;
+		t->counters[RS_TRACE_C_BYTES_HASHED] += (uint64_t)got;
+	}
+	rs_sha256_final(&hash, ret_digest->bytes);
+	return 0;
+}
+
+static int64_t coarse_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	return now.tv_sec * (int64_t)NS_PER_SECOND + now.tv_nsec;
+}
+
+int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest)
+{
+	uint64_t limit = t->config->limits.hashed_bytes_max;
+	struct rs_file_id before, after;
+	struct statx st;
+
+	if (!t->read_buffer)
+		t->read_buffer = malloc(READ_BYTES);
+	if (!t->read_buffer)
+		return -RS_TRACE_LOSS_MEMORY;
+	if (statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
+		return -RS_TRACE_LOSS_READ;
+	if (rs_hash_cached(t, &st, ret_digest)) {
+		*ret_st = st;
+		return 0;
+	}
+	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+		int64_t begun_ns = coarse_now_ns();
+		int result;
+
+		if (limit && t->counters[RS_TRACE_C_BYTES_HASHED] + st.stx_size > limit)
+			return -RS_TRACE_LOSS_BYTES_CAP;
+		rs_file_id_from(&st, &before);
+		result = hash_once(t, fd, ret_digest);
+		if (result < 0)
+			return result;
+		if (statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
+			return -RS_TRACE_LOSS_READ;
+		rs_file_id_from(&st, &after);
+		if (memcmp(&before, &after, sizeof(before)) == 0) {
+			cache_add(t, fd, &after, begun_ns, ret_digest);
+			*ret_st = st;
+			return 0;
+		}
+	}
+	return -RS_TRACE_LOSS_UNSTABLE;
+}
+
+/* Files that the kernel makes up as they are read: a typed exclusion, as for fanotify. */
+int rs_filesystem_is_pseudo(struct rs_tracer *t, int fd)
+{
+	static const uint32_t pseudo[] = {
+		PROC_SUPER_MAGIC, SYSFS_MAGIC,	   CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
+		DEBUGFS_MAGIC,	  TRACEFS_MAGIC,   SECURITYFS_MAGIC,   BPF_FS_MAGIC,
+		PSTOREFS_MAGIC,	  EFIVARFS_MAGIC,  DEVPTS_SUPER_MAGIC, SELINUX_FS,
+		FUSE_CTL_FS,	  MQUEUE_FS,	   RPC_PIPE_FS,	       CONFIG_FS,
+		BINFMT_FS,	  NSFS_MAGIC,
+	};
+	struct statfs fs;
+
+	(void)t;
+	if (fstatfs(fd, &fs) < 0)
+		return 0;
+	for (size_t i = 0; i < sizeof(pseudo) / sizeof(pseudo[0]); i++)
+		if ((uint32_t)fs.f_type == pseudo[i])
+			return 1;
+	return 0;
+}
