@@ -11,7 +11,7 @@
 #pragma once
 
 #define RS_TRACE_RECORD_HEADER 8
-#define RS_TRACE_NONE          0xffffffffu /* no such process, file or environment */
+#define RS_TRACE_NONE	       0xffffffffu /* no such process, file or environment */
 #define RS_TRACE_FILE_FIXED    64
 
 enum rs_trace_record {
@@ -24,9 +24,8 @@ enum rs_trace_record {
 	/* u32 process, u32 wait status, u64 time */
 	RS_TRACE_EXIT = 3,
 	/* u32 count, count times RS_TRACE_FILE_FIXED bytes:
-	 *   digest 32, u64 size, u32 mode, u16 path length, u8 kind (observation.LeafKind), u8 flags,
-	 *   u64 device, u64 inode
-	 * then the paths, back to back */
+	 *   digest 32, u64 size, u32 mode, u16 path length, u8 kind (observation.LeafKind), u8
+	 * flags, u64 device, u64 inode then the paths, back to back */
 	RS_TRACE_FILES = 4,
 	/* (u32 process, u32 file) times n: this process opened or executed this file */
 	RS_TRACE_OPENS = 5,
@@ -41,9 +40,9 @@ enum rs_trace_record {
 	/* u32 process, u8 operation (rs_trace_op), u8 zero, u16 mode, u64 bytes, u64 time,
 	 * u16 path length, u16 second path length, paths (rename and link: from, to) */
 	RS_TRACE_FILE_OP = 9,
-	/* u32 process, u32 audit architecture, u32 number, u32 count, u64 argument 0..3, i64 result of the
-	 * first (RS_TRACE_RESULT_UNKNOWN if not waited for), u64 time of the first, u8 flags, u8 name
-	 * length, u16 text length, name, text */
+	/* u32 process, u32 audit architecture, u32 number, u32 count, u64 argument 0..3, i64 result
+	 * of the first (RS_TRACE_RESULT_UNKNOWN if not waited for), u64 time of the first, u8
+	 * flags, u8 name length, u16 text length, name, text */
 	RS_TRACE_SYSCALL = 10,
 	/* u32 reason (rs_trace_loss), u32 process, u16 path length, path: an example of a loss */
 	RS_TRACE_LOSS = 11,
@@ -56,8 +55,10 @@ enum rs_trace_file_flag {
 };
 
 enum rs_trace_exec_flag {
-	RS_TRACE_EXEC_SETUID = 1, /* a set-user-id or set-group-id file: without effect under capture */
-	RS_TRACE_EXEC_SPEC_VULNERABLE = 2, /* /proc/PID/status: Speculation_Store_Bypass: vulnerable */
+	RS_TRACE_EXEC_SETUID =
+	    1, /* a set-user-id or set-group-id file: without effect under capture */
+	RS_TRACE_EXEC_SPEC_VULNERABLE =
+	    2, /* /proc/PID/status: Speculation_Store_Bypass: vulnerable */
 	RS_TRACE_EXEC_SPEC_KNOWN = 4,
 };
 
@@ -66,7 +67,8 @@ enum rs_trace_net {
 	RS_TRACE_NET_CONNECT = 2,
 	RS_TRACE_NET_BIND = 3,
 	RS_TRACE_NET_SENDTO = 4,
-	RS_TRACE_NET_SERVER_NAME = 5, /* fd and server name only: the first ClientHello on a socket */
+	RS_TRACE_NET_SERVER_NAME =
+	    5, /* fd and server name only: the first ClientHello on a socket */
 };
 
 enum rs_trace_op {
@@ -89,26 +91,27 @@ enum rs_trace_syscall_flag {
 };
 
 enum rs_trace_loss {
-	RS_TRACE_LOSS_DENIED = 1,     /* the launcher may not read what the process opened */
-	RS_TRACE_LOSS_GONE = 2,       /* the descriptor was closed or replaced by another thread */
-	RS_TRACE_LOSS_PATH = 3,       /* the path is longer than the kernel tells */
-	RS_TRACE_LOSS_READ = 4,       /* reading failed */
-	RS_TRACE_LOSS_UNSTABLE = 5,   /* kept changing while it was hashed */
+	RS_TRACE_LOSS_DENIED = 1,   /* the launcher may not read what the process opened */
+	RS_TRACE_LOSS_GONE = 2,	    /* the descriptor was closed or replaced by another thread */
+	RS_TRACE_LOSS_PATH = 3,	    /* the path is longer than the kernel tells */
+	RS_TRACE_LOSS_READ = 4,	    /* reading failed */
+	RS_TRACE_LOSS_UNSTABLE = 5, /* kept changing while it was hashed */
 	RS_TRACE_LOSS_FILES_CAP = 6,
 	RS_TRACE_LOSS_BYTES_CAP = 7,
 	RS_TRACE_LOSS_PROCESS_CAP = 8,
-	RS_TRACE_LOSS_INTERPRETER = 9, /* the loader of a program, or its script, could not be named */
-	RS_TRACE_LOSS_NAMESPACE = 10,  /* a product in a mount namespace that no longer exists */
-	RS_TRACE_LOSS_TRACER = 11,     /* a ptrace operation failed on a process that still lives */
-	RS_TRACE_LOSS_MEMORY = 12,     /* the launcher is out of memory or of table space */
-	RS_TRACE_LOSS_ARGUMENT = 13,   /* a path argument could not be read or resolved */
+	RS_TRACE_LOSS_INTERPRETER =
+	    9, /* the loader of a program, or its script, could not be named */
+	RS_TRACE_LOSS_NAMESPACE = 10, /* a product in a mount namespace that no longer exists */
+	RS_TRACE_LOSS_TRACER = 11,    /* a ptrace operation failed on a process that still lives */
+	RS_TRACE_LOSS_MEMORY = 12,    /* the launcher is out of memory or of table space */
+	RS_TRACE_LOSS_ARGUMENT = 13,  /* a path argument could not be read or resolved */
 };
 #define RS_TRACE_LOSS_COUNT 14
 
 enum rs_trace_counter {
 	/* RS_TRACE_LOSS_*: the counter with the number of the loss; 0 is unused */
 	RS_TRACE_C_OPENS = RS_TRACE_LOSS_COUNT, /* successful opens that were seen */
-	RS_TRACE_C_HASHED,                      /* of them hashed, or found in the cache */
+	RS_TRACE_C_HASHED,			/* of them hashed, or found in the cache */
 	RS_TRACE_C_CACHE_HITS,
 	RS_TRACE_C_BYTES_HASHED,
 	RS_TRACE_C_EXCLUDED_PATH_ONLY, /* O_PATH: no content can be read through it */

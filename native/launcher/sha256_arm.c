@@ -13,7 +13,7 @@
 #define HWCAP_ARM_SHA2 (1ul << 6) /* asm/hwcap.h of the kernel */
 
 __attribute__((target("+crypto"))) static void blocks_armv8(uint32_t state[8], const uint8_t *data,
-							     size_t blocks)
+							    size_t blocks)
 {
 	uint32x4_t abcd = vld1q_u32(&state[0]), efgh = vld1q_u32(&state[4]);
 
@@ -28,8 +28,9 @@ __attribute__((target("+crypto"))) static void blocks_armv8(uint32_t state[8], c
 			if (i < 4)
 				m[i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * i)));
 			else
-				m[i % 4] = vsha256su1q_u32(vsha256su0q_u32(m[i % 4], m[(i + 1) % 4]),
-							   m[(i + 2) % 4], m[(i + 3) % 4]);
+				m[i % 4] =
+				    vsha256su1q_u32(vsha256su0q_u32(m[i % 4], m[(i + 1) % 4]),
+						    m[(i + 2) % 4], m[(i + 3) % 4]);
 			wk = vaddq_u32(m[i % 4], vld1q_u32(&rs_sha256_k[4 * i]));
 			abcd = vsha256hq_u32(abcd, efgh, wk);
 			efgh = vsha256h2q_u32(efgh, abcd_old, wk);

@@ -33,13 +33,13 @@ blocks_sha_ni(uint32_t state[8], const uint8_t *data, size_t blocks)
 
 #pragma GCC unroll 16
 		for (int i = 0; i < 16; i++) {
-			__m128i k = _mm_loadu_si128(
-				(const __m128i *)(const void *)&rs_sha256_k[4 * i]);
+			__m128i k =
+			    _mm_loadu_si128((const __m128i *)(const void *)&rs_sha256_k[4 * i]);
 			__m128i wk;
 
 			if (i < 4) {
-				__m128i raw = _mm_loadu_si128(
-					(const __m128i *)(const void *)(data + 16 * i));
+				__m128i raw =
+				    _mm_loadu_si128((const __m128i *)(const void *)(data + 16 * i));
 
 				m[i] = _mm_shuffle_epi8(raw, swap);
 			} else {

@@ -4,7 +4,8 @@
  *
  * RS_CALL(name, when, x86-64, i386, aarch64); -1: does not exist there. `when` is the condition in
  * the filter, so that a call which cannot matter runs at full speed. execve and execveat are not
- * here: PTRACE_EVENT_EXEC tells of them. tests/native compares the numbers with the system's headers.
+ * here: PTRACE_EVENT_EXEC tells of them. tests/native compares the numbers with the system's
+ * headers.
  */
 
 /* Return a file descriptor. */

@@ -17,7 +17,7 @@
 #include <string.h>
 #include <time.h>
 
-#define OUT_BYTES         (256u << 10) /* emitted when larger */
+#define OUT_BYTES	  (256u << 10) /* emitted when larger */
 #define BUFFER_BYTES_MAX  (64u << 20)
 #define LOSS_EXAMPLES_MAX 64u
 
@@ -35,8 +35,8 @@ void rs_put(struct rs_buffer *buffer, const void *data, size_t size, int *error)
 		return;
 	if (buffer->size + size > buffer->capacity) {
 		size_t capacity = (buffer->size + size) * 2;
-		uint8_t *moved = capacity <= BUFFER_BYTES_MAX ? realloc(buffer->data, capacity)
-							      : NULL;
+		uint8_t *moved =
+		    capacity <= BUFFER_BYTES_MAX ? realloc(buffer->data, capacity) : NULL;
 
 		if (!moved) {
 			*error = -ENOMEM;

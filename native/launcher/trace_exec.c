@@ -24,13 +24,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#define KIND_EXECUTABLE      1
-#define SCRIPT_DEPTH_MAX     5 /* as in the kernel: fs/exec.c, exec_binprm() */
-#define SHEBANG_BYTES        256
-#define CMDLINE_BYTES_MAX    (128u << 10)
+#define KIND_EXECUTABLE	      1
+#define SCRIPT_DEPTH_MAX      5 /* as in the kernel: fs/exec.c, exec_binprm() */
+#define SHEBANG_BYTES	      256
+#define CMDLINE_BYTES_MAX     (128u << 10)
 #define ENVIRONMENT_BYTES_MAX (4u << 20)
-#define ENVIRONMENTS_MAX     4096u
-#define PROGRAM_HEADERS_MAX  256
+#define ENVIRONMENTS_MAX      4096u
+#define PROGRAM_HEADERS_MAX   256
 
 struct exec {
 	pid_t tid;
@@ -117,13 +117,13 @@ static uint32_t take_file(struct rs_tracer *t, struct exec *e, int fd, const cha
 	int result = rs_hash_file(t, fd, &st, &digest);
 
 	if (result < 0) {
-		rs_lost(t, (enum rs_trace_loss)-result, e->process, path);
+		rs_lost(t, (enum rs_trace_loss) - result, e->process, path);
 		return RS_TRACE_NONE;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
-	file = rs_file_seen(t, path, &st, &digest, KIND_EXECUTABLE,
-			    rs_inode_written(t, rs_device(&st), st.stx_ino) ? RS_TRACE_FILE_BORN
-									    : 0);
+	file =
+	    rs_file_seen(t, path, &st, &digest, KIND_EXECUTABLE,
+			 rs_inode_written(t, rs_device(&st), st.stx_ino) ? RS_TRACE_FILE_BORN : 0);
 	rs_file_opened(t, e->process, file);
 	return file;
 }
@@ -136,7 +136,8 @@ static ssize_t fd_path(int fd, char path[RS_PATH_BYTES])
 	return rs_link_text(link, path, NULL);
 }
 
-/* Whether the mapping that begins at `address` is this file: "start-end perms off maj:min inode". */
+/* Whether the mapping that begins at `address` is this file: "start-end perms off maj:min inode".
+ */
 static int mapped_at(pid_t tid, uint64_t address, const struct statx *st)
 {
 	char path[64], line[RS_PATH_BYTES + 128];
@@ -152,7 +153,7 @@ static int mapped_at(pid_t tid, uint64_t address, const struct statx *st)
 		unsigned int major, minor;
 
 		if (sscanf(line, "%llx-%*x %*s %*x %x:%x %llu", &start, &major, &minor, &inode) ==
-			    4 &&
+			4 &&
 		    start == address)
 			found = inode == st->stx_ino;
 	}
@@ -160,7 +161,8 @@ static int mapped_at(pid_t tid, uint64_t address, const struct statx *st)
 	return found;
 }
 
-/* PT_INTERP of the program; 0 if it has none, -errno if the program is not an ELF file we can read. */
+/* PT_INTERP of the program; 0 if it has none, -errno if the program is not an ELF file we can read.
+ */
 static int elf_interpreter(int fd, int is_64, char ret_name[RS_PATH_BYTES])
 {
 	Elf64_Ehdr head64;
@@ -212,7 +214,7 @@ static void take_loader(struct rs_tracer *t, struct exec *e, int exe_fd, int is_
 		rs_lost(t, RS_TRACE_LOSS_INTERPRETER, e->process, e->program);
 		return;
 	}
-	if (statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) == 0 && S_ISREG(st.stx_mode) &&
+	if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) == 0 && S_ISREG(st.stx_mode) &&
 	    mapped_at(e->tid, e->base, &st) && fd_path(fd, path) > 0)
 		take_file(t, e, fd, path);
 	else
@@ -241,8 +243,9 @@ static int shebang(int fd, char ret_name[RS_PATH_BYTES])
 
 /*
  * From the name the kernel was given to the program that runs: a script names an interpreter,
- * which may be a script again. Every one but the last is hashed here. A program that a registered format
- * (binfmt_misc) started ends the chain without a "#!": it is hashed and that is all there is.
+ * which may be a script again. Every one but the last is hashed here. A program that a registered
+ * format (binfmt_misc) started ends the chain without a "#!": it is hashed and that is all there
+ * is.
  */
 static void take_program(struct rs_tracer *t, struct exec *e)
 {
@@ -263,7 +266,7 @@ static void take_program(struct rs_tracer *t, struct exec *e)
 				rs_lost(t, RS_TRACE_LOSS_INTERPRETER, e->process, name);
 			return;
 		}
-		if (statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0 ||
+		if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0 ||
 		    !S_ISREG(st.stx_mode) || same_file(&st, &e->exe) || fd_path(fd, path) < 0) {
 			close(fd);
 			return;
@@ -287,7 +290,7 @@ static void take_exe(struct rs_tracer *t, struct exec *e)
 	int fd, is_64;
 
 	snprintf(link, sizeof(link), "/proc/%d/exe", e->tid);
-	if (statx(AT_FDCWD, link, 0, RS_STATX_MASK, &e->exe) < 0 ||
+	if (rs_statx(AT_FDCWD, link, 0, RS_STATX_MASK, &e->exe) < 0 ||
 	    rs_link_text(link, e->program, &e->exe) < 0) {
 		rs_lost(t, RS_TRACE_LOSS_DENIED, e->process, "");
 		return;
@@ -300,8 +303,8 @@ static void take_exe(struct rs_tracer *t, struct exec *e)
 		return;
 	}
 	e->exe_file = e->program_file = take_file(t, e, fd, e->program);
-	is_64 = pread(fd, ident, sizeof(ident), 0) == sizeof(ident) &&
-		ident[EI_CLASS] == ELFCLASS64;
+	is_64 =
+	    pread(fd, ident, sizeof(ident), 0) == sizeof(ident) && ident[EI_CLASS] == ELFCLASS64;
 	read_auxv(e, is_64);
 	take_loader(t, e, fd, is_64);
 	close(fd);
@@ -395,7 +398,8 @@ static uint8_t speculation(pid_t tid)
 	if (line) {
 		flags = RS_TRACE_EXEC_SPEC_KNOWN;
 		line += strcspn(line, "\t");
-		if (strncmp(line, "\tvulnerable", 11) == 0 || strncmp(line, "\tthread vulnerable", 18) == 0)
+		if (strncmp(line, "\tvulnerable", 11) == 0 ||
+		    strncmp(line, "\tthread vulnerable", 18) == 0)
 			flags |= RS_TRACE_EXEC_SPEC_VULNERABLE;
 	}
 	free(data);

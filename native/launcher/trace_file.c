@@ -16,8 +16,8 @@
 #include <string.h>
 
 #define ARENA_BYTES_MAX ((size_t)1 << 31)
-#define OPENS_MAX       (1u << 23)
-#define BATCH_MAX       1024u
+#define OPENS_MAX	(1u << 23)
+#define BATCH_MAX	1024u
 
 uint32_t rs_path_intern(struct rs_tracer *t, const char *path, size_t length)
 {
@@ -128,8 +128,8 @@ void rs_file_opened(struct rs_tracer *t, uint32_t process, uint32_t file)
 		return; /* counted where it was lost */
 	if (rs_index_find(&t->open_index, hash, open_equal, t, &pair) != UINT32_MAX)
 		return;
-	if (rs_grow((void **)&t->opens, t->open_count, &t->open_capacity, sizeof(pair),
-		    OPENS_MAX) < 0) {
+	if (rs_grow((void **)&t->opens, t->open_count, &t->open_capacity, sizeof(pair), OPENS_MAX) <
+	    0) {
 		rs_lost(t, RS_TRACE_LOSS_MEMORY, process, "");
 		return;
 	}

@@ -23,19 +23,19 @@
 #include <unistd.h>
 
 #define FILTER_LENGTH_MAX 1024
-#define NUMBER_MAX        512
-#define X32_BIT           0x40000000u
+#define NUMBER_MAX	  512
+#define X32_BIT		  0x40000000u
 #define NAMESPACE_FLAGS                                                                            \
 	(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER |             \
 	 CLONE_NEWPID | CLONE_NEWNET)
 
 enum when { ALWAYS, ARG4_SET, ARG1_STDIO, PROT_EXEC_SET, MMAP_EXEC_SET, PRCTL_SET, CLONE_SET };
-#define WHEN_ALWAYS          ALWAYS
-#define WHEN_ARG4_SET        ARG4_SET
-#define WHEN_ARG1_STDIO      ARG1_STDIO
-#define WHEN_PROT_EXEC       PROT_EXEC_SET
-#define WHEN_MMAP_EXEC       MMAP_EXEC_SET
-#define WHEN_PRCTL           PRCTL_SET
+#define WHEN_ALWAYS	     ALWAYS
+#define WHEN_ARG4_SET	     ARG4_SET
+#define WHEN_ARG1_STDIO	     ARG1_STDIO
+#define WHEN_PROT_EXEC	     PROT_EXEC_SET
+#define WHEN_MMAP_EXEC	     MMAP_EXEC_SET
+#define WHEN_PRCTL	     PRCTL_SET
 #define WHEN_CLONE_NAMESPACE CLONE_SET
 
 struct call_row {
@@ -45,9 +45,8 @@ struct call_row {
 };
 
 static const struct call_row rows[RS_CALL_COUNT] = {
-	{"", ALWAYS, {-1, -1, -1}},
-#define RS_CALL(name, when, x86_64, i386, aarch64)                                                 \
-	{#name, WHEN_##when, {x86_64, i386, aarch64}},
+    {"", ALWAYS, {-1, -1, -1}},
+#define RS_CALL(name, when, x86_64, i386, aarch64) {#name, WHEN_##when, {x86_64, i386, aarch64}},
 #include "trace_calls.h"
 #undef RS_CALL
 };
@@ -83,7 +82,7 @@ enum rs_call rs_trace_call_lookup(uint32_t audit_arch, uint64_t number)
 			for (int call = 1; call < RS_CALL_COUNT; call++)
 				if (rows[call].numbers[archs[a].column] >= 0)
 					index[a][rows[call].numbers[archs[a].column]] =
-						(uint8_t)call;
+					    (uint8_t)call;
 		ready = 1;
 	}
 	for (int a = 0; a < ARCH_COUNT; a++)
@@ -226,7 +225,8 @@ int rs_trace_filter_install(void)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return -errno;
 	fprog = (struct sock_fprog){program.length, program.code};
-	/* SPEC_ALLOW: the filter is no boundary against side channels, and costs nothing that way. */
+	/* SPEC_ALLOW: the filter is no boundary against side channels, and costs nothing that way.
+	 */
 	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &fprog))
 		return -errno;
 	return 0;

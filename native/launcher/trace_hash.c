@@ -8,11 +8,12 @@
  * When is a cached digest safe? The key holds the change time, which every write(2), truncate and
  * attribute change moves. Three holes remain, each closed: (1) the clock of the change time is
  * coarse, so a write in the same tick leaves it alone: an entry is made only when the change
- * time was at least CACHE_AGE_NS old before hashing began; (2) stores through a shared mapping move the times only when a page
- * becomes dirty: files the action has opened for writing are never cached, and a read lease,
- * which the kernel refuses while anybody has the file open for writing, is tried before an entry
- * is made (the owner of the file may take one; files of others cannot be opened for writing by
- * the action); (3) the file may change while it is hashed: the state is compared before and after.
+ * time was at least CACHE_AGE_NS old before hashing began; (2) stores through a shared mapping move
+ * the times only when a page becomes dirty: files the action has opened for writing are never
+ * cached, and a read lease, which the kernel refuses while anybody has the file open for writing,
+ * is tried before an entry is made (the owner of the file may take one; files of others cannot be
+ * opened for writing by the action); (3) the file may change while it is hashed: the state is
+ * compared before and after.
  *
  * Privilege: none.
  */
@@ -27,26 +28,26 @@
 #include <time.h>
 #include <unistd.h>
 
-#define READ_BYTES      (256u << 10)
-#define CACHE_MAX       (1u << 18)
-#define CACHE_AGE_NS    20000000
-#define ATTEMPTS_MAX    4
-#define NS_PER_SECOND   1000000000
-#define SELINUX_FS      0xf97cff8c
-#define FUSE_CTL_FS     0x65735543
-#define MQUEUE_FS       0x19800202
-#define RPC_PIPE_FS     0x67596969
-#define CONFIG_FS       0x62656570
-#define BINFMT_FS       0x42494e4d
+#define READ_BYTES    (256u << 10)
+#define CACHE_MAX     (1u << 18)
+#define CACHE_AGE_NS  20000000
+#define ATTEMPTS_MAX  4
+#define NS_PER_SECOND 1000000000
+#define SELINUX_FS    0xf97cff8c
+#define FUSE_CTL_FS   0x65735543
+#define MQUEUE_FS     0x19800202
+#define RPC_PIPE_FS   0x67596969
+#define CONFIG_FS     0x62656570
+#define BINFMT_FS     0x42494e4d
 
 void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id)
 {
 	*ret_id = (struct rs_file_id){
-		.device = rs_device(st),
-		.inode = st->stx_ino,
-		.size = st->stx_size,
-		.mtime_ns = st->stx_mtime.tv_sec * NS_PER_SECOND + st->stx_mtime.tv_nsec,
-		.ctime_ns = st->stx_ctime.tv_sec * NS_PER_SECOND + st->stx_ctime.tv_nsec,
+	    .device = rs_device(st),
+	    .inode = st->stx_ino,
+	    .size = st->stx_size,
+	    .mtime_ns = st->stx_mtime.tv_sec * NS_PER_SECOND + st->stx_mtime.tv_nsec,
+	    .ctime_ns = st->stx_ctime.tv_sec * NS_PER_SECOND + st->stx_ctime.tv_nsec,
 	};
 }
 
@@ -148,7 +149,7 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 		t->read_buffer = malloc(READ_BYTES);
 	if (!t->read_buffer)
 		return -RS_TRACE_LOSS_MEMORY;
-	if (statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
+	if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
 		return -RS_TRACE_LOSS_READ;
 	if (rs_hash_cached(t, &st, ret_digest)) {
 		*ret_st = st;
@@ -164,7 +165,7 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 		result = hash_once(t, fd, ret_digest);
 		if (result < 0)
 			return result;
-		if (statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
+		if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
 			return -RS_TRACE_LOSS_READ;
 		rs_file_id_from(&st, &after);
 		if (memcmp(&before, &after, sizeof(before)) == 0) {
@@ -180,11 +181,11 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 int rs_filesystem_is_pseudo(struct rs_tracer *t, int fd)
 {
 	static const uint32_t pseudo[] = {
-		PROC_SUPER_MAGIC, SYSFS_MAGIC,	   CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
-		DEBUGFS_MAGIC,	  TRACEFS_MAGIC,   SECURITYFS_MAGIC,   BPF_FS_MAGIC,
-		PSTOREFS_MAGIC,	  EFIVARFS_MAGIC,  DEVPTS_SUPER_MAGIC, SELINUX_FS,
-		FUSE_CTL_FS,	  MQUEUE_FS,	   RPC_PIPE_FS,	       CONFIG_FS,
-		BINFMT_FS,	  NSFS_MAGIC,
+	    PROC_SUPER_MAGIC, SYSFS_MAGIC,    CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
+	    DEBUGFS_MAGIC,    TRACEFS_MAGIC,  SECURITYFS_MAGIC,	  BPF_FS_MAGIC,
+	    PSTOREFS_MAGIC,   EFIVARFS_MAGIC, DEVPTS_SUPER_MAGIC, SELINUX_FS,
+	    FUSE_CTL_FS,      MQUEUE_FS,      RPC_PIPE_FS,	  CONFIG_FS,
+	    BINFMT_FS,	      NSFS_MAGIC,
 	};
 	struct statfs fs;
 

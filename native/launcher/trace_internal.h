@@ -10,12 +10,15 @@
 #include <limits.h>
 #include <linux/stat.h>
 #include <stdint.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* trace_table.c: an index from hash to entry number; the entries live with the caller. */
 struct rs_index {
 	uint32_t *slots; /* entry number + 1, or 0 */
-	uint32_t size;   /* a power of two, or 0 */
+	uint32_t size;	 /* a power of two, or 0 */
 	uint32_t count;
 };
 
@@ -62,9 +65,9 @@ struct rs_candidate {
 	uint32_t path;
 	uint16_t path_length;
 	uint8_t foreign_namespace; /* named in another mount namespace than the launcher's */
-	uint8_t deleted;           /* and not named again since */
-	uint32_t process;          /* the last that wrote it */
-	uint64_t device, inode;    /* of the file that was written; 0 if only named */
+	uint8_t deleted;	   /* and not named again since */
+	uint32_t process;	   /* the last that wrote it */
+	uint64_t device, inode;	   /* of the file that was written; 0 if only named */
 };
 
 struct rs_process {
@@ -120,7 +123,7 @@ struct rs_tracer {
 	struct rs_cached {
 		struct rs_file_id id;
 		struct rs_digest digest;
-	} *cache;
+	} * cache;
 	uint32_t cache_count, cache_capacity;
 	struct rs_index cache_index;
 	uint8_t *read_buffer;
@@ -131,7 +134,7 @@ struct rs_tracer {
 	struct rs_index candidate_index;
 	struct rs_inode {
 		uint64_t device, inode;
-	} *written;
+	} * written;
 	uint32_t written_count, written_capacity;
 	struct rs_index written_index;
 
@@ -145,7 +148,7 @@ struct rs_tracer {
 	uint32_t note_count, note_capacity;
 	struct rs_index note_index;
 
-	struct rs_buffer out;     /* records that wait to be emitted */
+	struct rs_buffer out;	  /* records that wait to be emitted */
 	struct rs_buffer scratch; /* one body while it is being built */
 };
 
@@ -224,6 +227,13 @@ void rs_products_finish(struct rs_tracer *t);
 
 /* trace_regs.c */
 int rs_skip_call(pid_t tid, int64_t result);
+
+/* By number, because musl before 1.2.5 has no statx(). */
+static inline int rs_statx(int dirfd, const char *path, int flags, unsigned int mask,
+			   struct statx *ret_st)
+{
+	return (int)syscall(SYS_statx, dirfd, path, flags, mask, ret_st);
+}
 
 static inline uint64_t rs_device(const struct statx *st)
 {

@@ -27,11 +27,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NEWTIME_FLAG     0x80u /* CLONE_NEWTIME: clone3 and unshare only */
-#define POLL_FDS_MAX     16
-#define LISTENER_FLAG    (1u << 3) /* SECCOMP_FILTER_FLAG_NEW_LISTENER */
-#define EVENTS_PER_ROUND 256       /* stops handled before the hooks are looked at again */
-#define SYSCALL_STOP     (SIGTRAP | 0x80)
+#define NEWTIME_FLAG	 0x80u /* CLONE_NEWTIME: clone3 and unshare only */
+#define POLL_FDS_MAX	 16
+#define LISTENER_FLAG	 (1u << 3) /* SECCOMP_FILTER_FLAG_NEW_LISTENER */
+#define EVENTS_PER_ROUND 256	   /* stops handled before the hooks are looked at again */
+#define SYSCALL_STOP	 (SIGTRAP | 0x80)
 
 #define OPTIONS                                                                                    \
 	(PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE |  \
@@ -68,7 +68,8 @@ static void resume(struct rs_tracer *t, struct rs_task *task, int request, int s
 		rs_lost(t, RS_TRACE_LOSS_TRACER, rs_process_of(t, task)->number, "");
 }
 
-static int get_info(struct rs_tracer *t, struct rs_task *task, struct __ptrace_syscall_info *ret_info)
+static int get_info(struct rs_tracer *t, struct rs_task *task,
+		    struct __ptrace_syscall_info *ret_info)
 {
 	memset(ret_info, 0, sizeof(*ret_info));
 	if (ptrace(PTRACE_GET_SYSCALL_INFO, task->tid, sizeof(*ret_info), ret_info) >= 0)
@@ -283,8 +284,8 @@ static void on_exec(struct rs_tracer *t, struct rs_task *task)
 /* SIGSTOP and its like stop the task; anything else in an event stop was our attaching. */
 static void on_event_stop(struct rs_tracer *t, struct rs_task *task, int signal)
 {
-	int group_stop = signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN ||
-			 signal == SIGTTOU;
+	int group_stop =
+	    signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
 
 	resume(t, task, group_stop ? PTRACE_LISTEN : PTRACE_CONT, 0);
 }
@@ -410,13 +411,12 @@ static void send_counters(struct rs_tracer *t)
 
 static void free_all(struct rs_tracer *t)
 {
-	void *all[] = {t->tasks,      t->processes, t->arena,	     t->files,
-		       t->opens,      t->cache,	    t->read_buffer,  t->candidates,
-		       t->written,    t->environments, t->notes,     t->out.data,
-		       t->scratch.data};
-	struct rs_index *indexes[] = {&t->task_index,	   &t->process_index, &t->file_index,
-				      &t->open_index,	   &t->cache_index,   &t->candidate_index,
-				      &t->written_index,   &t->environment_index, &t->note_index};
+	void *all[] = {t->tasks, t->processes,	 t->arena,	 t->files,   t->opens,
+		       t->cache, t->read_buffer, t->candidates,	 t->written, t->environments,
+		       t->notes, t->out.data,	 t->scratch.data};
+	struct rs_index *indexes[] = {&t->task_index,	 &t->process_index,	&t->file_index,
+				      &t->open_index,	 &t->cache_index,	&t->candidate_index,
+				      &t->written_index, &t->environment_index, &t->note_index};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		free(all[i]);

@@ -116,7 +116,7 @@ static void truncated(const struct named *n, uint64_t name, uint64_t bytes)
 	if (!path_of(n, (uint64_t)AT_FDCWD, name, 1, path))
 		return;
 	rs_file_op(n->t, n->process, RS_TRACE_OP_TRUNCATE, path, "", 0, bytes);
-	if (statx(AT_FDCWD, path, 0, RS_STATX_MASK, &st) == 0)
+	if (rs_statx(AT_FDCWD, path, 0, RS_STATX_MASK, &st) == 0)
 		rs_product_written(n->t, n->task, path, &st);
 	else
 		rs_product_named(n->t, n->task, path);
@@ -129,7 +129,7 @@ static void by_fd(const struct named *n, enum rs_trace_op op, uint32_t mode, uin
 	struct statx st;
 
 	snprintf(link, sizeof(link), "/proc/%d/fd/%d", n->task->tid, (int)n->task->args[0]);
-	if (statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0 || !S_ISREG(st.stx_mode) ||
+	if (rs_statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0 || !S_ISREG(st.stx_mode) ||
 	    rs_link_text(link, path, &st) < 0)
 		return; /* closed by another thread, or no file with a name */
 	rs_file_op(n->t, n->process, op, path, "", mode, bytes);

@@ -21,7 +21,7 @@
 #define PORT_DNS 53
 /* linux/net.h: the calls behind socketcall() */
 #define SOCKETCALL_SOCKET  1
-#define SOCKETCALL_BIND    2
+#define SOCKETCALL_BIND	   2
 #define SOCKETCALL_CONNECT 3
 #define SOCKETCALL_SENDTO  11
 

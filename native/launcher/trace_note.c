@@ -20,8 +20,9 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
-#define NOTES_MAX  65536u /* then they are sent and begun anew; the daemon adds equal ones */
-#define TEXT_BYTES 512u   /* longer texts are cut; every one that names content has a digest elsewhere */
+#define NOTES_MAX 65536u /* then they are sent and begun anew; the daemon adds equal ones */
+#define TEXT_BYTES                                                                                 \
+	512u /* longer texts are cut; every one that names content has a digest elsewhere */
 
 struct rs_syscall_note {
 	uint32_t process, arch, number, count;
@@ -37,8 +38,8 @@ static int note_same(const struct rs_syscall_note *a, const struct rs_syscall_no
 {
 	return a->process == b->process && a->call == b->call && a->arch == b->arch &&
 	       a->flags == b->flags && (a->result < 0) == (b->result < 0) &&
-	       memcmp(a->args, b->args, sizeof(a->args)) == 0 &&
-	       a->text_length == b->text_length && memcmp(a->text, b->text, a->text_length) == 0;
+	       memcmp(a->args, b->args, sizeof(a->args)) == 0 && a->text_length == b->text_length &&
+	       memcmp(a->text, b->text, a->text_length) == 0;
 }
 
 static int note_equal(const void *context, uint32_t entry, const void *key)
@@ -219,8 +220,8 @@ void rs_note(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t 
 	if (t->note_count >= NOTES_MAX)
 		rs_notes_flush(t);
 	note.time_ns = rs_now_ns();
-	if (rs_grow((void **)&t->notes, t->note_count, &t->note_capacity, sizeof(note),
-		    NOTES_MAX) < 0) {
+	if (rs_grow((void **)&t->notes, t->note_count, &t->note_capacity, sizeof(note), NOTES_MAX) <
+	    0) {
 		rs_lost(t, RS_TRACE_LOSS_MEMORY, note.process, rs_trace_call_name(task->call));
 		return;
 	}

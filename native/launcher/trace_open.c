@@ -105,11 +105,12 @@ static void hash_opened(struct rs_tracer *t, const struct rs_task *task, const c
 		}
 		result = rs_hash_file(t, fd, &st, &digest);
 		close(fd);
-		if (result == 0 && (st.stx_ino != seen->stx_ino || rs_device(&st) != rs_device(seen)))
+		if (result == 0 &&
+		    (st.stx_ino != seen->stx_ino || rs_device(&st) != rs_device(seen)))
 			result = -RS_TRACE_LOSS_GONE;
 	}
 	if (result < 0) {
-		rs_lost(t, (enum rs_trace_loss)-result, process, path);
+		rs_lost(t, (enum rs_trace_loss) - result, process, path);
 		return;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
@@ -140,7 +141,7 @@ void rs_open_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 		return;
 	}
 	snprintf(link, sizeof(link), "/proc/%d/fd/%d", task->tid, fd);
-	if (statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0) {
+	if (rs_statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0) {
 		rs_lost(t, loss_of(errno), process, "");
 		return;
 	}
@@ -164,7 +165,8 @@ void rs_open_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 	else if (!(writes && creates && st.stx_size == 0))
 		hash_opened(t, task, link, path, &st);
 	else
-		rs_counted(t, RS_TRACE_C_HASHED); /* made empty by this very open: nothing to read */
+		rs_counted(t,
+			   RS_TRACE_C_HASHED); /* made empty by this very open: nothing to read */
 	if (writes)
 		rs_product_written(t, task, path, &st);
 }

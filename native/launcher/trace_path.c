@@ -81,17 +81,15 @@ ssize_t rs_read_string(pid_t tid, uint64_t address, char *ret_text, size_t size)
 static int own_proc(pid_t tid, const char *name, char *ret_name, size_t size)
 {
 	static const struct {
-		const char *prefix, *format;
-	} own[] = {{"/proc/self/", "/proc/%d/%s"},
-		   {"/proc/thread-self/", "/proc/%d/%s"},
-		   {"/dev/fd/", "/proc/%d/fd/%s"}};
+		const char *prefix, *middle;
+	} own[] = {{"/proc/self/", ""}, {"/proc/thread-self/", ""}, {"/dev/fd/", "fd/"}};
 
 	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++) {
 		size_t length = strlen(own[i].prefix);
 
 		if (strncmp(name, own[i].prefix, length) == 0)
-			return snprintf(ret_name, size, own[i].format, tid, name + length) <
-			       (int)size;
+			return snprintf(ret_name, size, "/proc/%d/%s%s", tid, own[i].middle,
+					name + length) < (int)size;
 	}
 	return 0;
 }

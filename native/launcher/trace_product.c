@@ -2,8 +2,8 @@
 /*
  * What the action leaves behind. While it runs only names are collected: files opened for
  * writing, targets of rename, link and symlink, truncated and re-moded files. When every process
- * is gone, what stands under each name is hashed: so a file closed at exit, written through a mapping or renamed
- * afterwards is told as it was left.
+ * is gone, what stands under each name is hashed: so a file closed at exit, written through a
+ * mapping or renamed afterwards is told as it was left.
  *
  * Owns: tracer.candidates, tracer.written. Must not: follow a symlink at the end; drop a file
  * that still exists without counting it.
@@ -196,7 +196,8 @@ void rs_product_renamed(struct rs_tracer *t, const struct rs_task *task, const c
 	struct statx st;
 
 	rs_product_deleted(t, from);
-	if (statx(AT_FDCWD, to, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) == 0 && S_ISDIR(st.stx_mode))
+	if (rs_statx(AT_FDCWD, to, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &st) == 0 &&
+	    S_ISDIR(st.stx_mode))
 		name_tree(t, task, to, 0);
 	else
 		rs_product_named(t, task, to);
@@ -239,7 +240,7 @@ static int take_candidate(struct rs_tracer *t, const struct rs_candidate *c, con
 			  struct rs_file *ret_file)
 {
 	struct statx st;
-	int gone = statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, RS_STATX_MASK, &st) < 0;
+	int gone = rs_statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, RS_STATX_MASK, &st) < 0;
 
 	if (c->foreign_namespace && !c->deleted &&
 	    (gone || (c->inode && (c->inode != st.stx_ino || c->device != rs_device(&st)))))
@@ -276,7 +277,7 @@ void rs_products_finish(struct rs_tracer *t)
 			continue;
 		result = take_candidate(t, c, path, &batch[count]);
 		if (result < 0)
-			rs_lost(t, (enum rs_trace_loss)-result, c->process, path);
+			rs_lost(t, (enum rs_trace_loss) - result, c->process, path);
 		else if (result > 0 && ++count == BATCH_MAX) {
 			rs_files_put(t, batch, count, RS_TRACE_PRODUCTS);
 			count = 0;

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define INDEX_SIZE_FIRST 256u
-#define INDEX_SIZE_MAX   (1u << 26)
+#define INDEX_SIZE_MAX	 (1u << 26)
 
 /* 64-bit FNV-1a over words with a final mix; every find compares the whole key. */
 uint64_t rs_hash_bytes(const void *data, size_t size, uint64_t seed)

@@ -170,9 +170,8 @@ struct rs_task *rs_task_add(struct rs_tracer *t, pid_t tid, const struct rs_task
 			task.process = process_add(t, pid > 0 ? pid : tid, from);
 		}
 	}
-	if (task.process == UINT32_MAX ||
-	    rs_grow((void **)&t->tasks, t->task_count, &t->task_capacity, sizeof(task),
-		    TASKS_MAX) < 0) {
+	if (task.process == UINT32_MAX || rs_grow((void **)&t->tasks, t->task_count,
+						  &t->task_capacity, sizeof(task), TASKS_MAX) < 0) {
 		t->error = t->error ? t->error : -ENOMEM;
 		return NULL;
 	}

@@ -100,6 +100,7 @@ int main(void)
 		     "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
 	check_million();
 	check_splits(data);
-	printf("sha256_test: ok, accelerated %s\n", check_accelerated(data) ? "compared" : "absent");
+	printf("sha256_test: ok, accelerated %s\n",
+	       check_accelerated(data) ? "compared" : "absent");
 	return 0;
 }

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Does tracing work on this host? Traces a child that opens one file and ends, before any action
+ * starts, so that a fallback never happens in the middle of one.
+ *
+ * Owns: the child, reaped before it returns. Must not: leave a process or an fd behind.
+ * Privilege: none.
+ */
+#include "trace_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* The probe's child: its open must stop at the filter and be hashed. */
+static void probe_child(int handshake)
+{
+	int fd;
+
+	if (rs_trace_child_setup(handshake) < 0)
+		_exit(2);
+	fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	_exit(fd < 0 ? 3 : 0);
+}
+
+static int probe_emit(void *context, const void *records, size_t size)
+{
+	(void)records;
+	*(size_t *)context += size;
+	return 0;
+}
+
+static int probe_run(pid_t child, const char **ret_reason)
+{
+	size_t seen = 0;
+	struct rs_trace_config config = {.limits = {16, 0, 16}, .sink = {&seen, probe_emit}};
+	int status = 0, result = rs_trace_run(&config, child, &status);
+
+	if (result < 0 || !WIFEXITED(status)) {
+		*ret_reason = "a traced process did not run to its end";
+		return result < 0 ? result : -EIO;
+	}
+	if (WEXITSTATUS(status) == 2) {
+		*ret_reason = "the kernel refused the seccomp filter";
+		return -EPERM;
+	}
+	if (WEXITSTATUS(status) != 0 || seen == 0) {
+		*ret_reason = "the trace did not see an open";
+		return -EIO;
+	}
+	return 0;
+}
+
+int rs_trace_probe(const char **ret_reason)
+{
+	int pair[2], result;
+	pid_t child;
+
+	*ret_reason = "";
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+		return -errno;
+	child = fork();
+	if (child == 0) {
+		close(pair[0]);
+		probe_child(pair[1]);
+	}
+	close(pair[1]);
+	if (child < 0) {
+		close(pair[0]);
+		*ret_reason = "no process could be started";
+		return -EAGAIN;
+	}
+	result = rs_trace_attach(child, pair[0]);
+	if (result == 0)
+		return probe_run(child, ret_reason);
+	*ret_reason = result == -EPERM ? "ptrace is not permitted (kernel.yama.ptrace_scope, or a "
+					 "container without the ptrace call)"
+				       : "the kernel refused PTRACE_SEIZE";
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	return result;
+}
