@@ -11,6 +11,8 @@ import dataclasses
 import enum
 from typing import Mapping, Optional, Tuple
 
+from rootseal.process_trace import ProcessTrace
+
 
 class Posture(enum.Enum):
     """How strong a capture was, weakest first (DESIGN 5.6)."""
@@ -81,6 +83,7 @@ class ProcessRecord:
         programdigest: SHA-256 of the executed file, or None if it was not seen to be executed.
         exedigest: SHA-256 of the loaded executable as /proc/PID/exe names it, or None.
         exitcode: Exit code, 128+signal if killed, None where the backend cannot know it.
+        trace: What a trace backend saw it do; None without one.
     """
 
     processid: int
@@ -91,6 +94,7 @@ class ProcessRecord:
     programdigest: Optional[bytes]
     exedigest: Optional[bytes]
     exitcode: Optional[int] = None
+    trace: Optional[ProcessTrace] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from rootseal import canonical, diagnostics, digest, leaf_table, schema
+from rootseal import canonical, diagnostics, digest, leaf_table, predicate_trace, schema
 from rootseal.errors import EncodingError, StatementError
 from rootseal.observation import (
     DigestSource,
@@ -195,7 +195,8 @@ _PROCESS_SHAPE = schema.object_of(
         "cmdline": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
         "exedigest": schema.nullable(schema.digest_text),
         "exitcode": schema.nullable(schema.integer(255 + 128)),
-    }
+    },
+    group=predicate_trace.TRACE_FIELDS,
 )
 SUMMARY_FIELDS: Mapping[str, schema.Shape] = {
     "materials": schema.integer(),
@@ -460,4 +461,5 @@ def _process(process: ProcessRecord) -> Dict[str, object]:
         "cmdline": arguments,
         "exedigest": hex_or_none(process.exedigest),
         "exitcode": process.exitcode,
+        **({} if process.trace is None else predicate_trace.trace_document(process.trace)),
     }

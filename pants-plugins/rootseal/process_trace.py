@@ -79,7 +79,11 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class FileWrite:
-    """All bytes a process wrote to one file; `time_ns` is that of the first write."""
+    """What a process wrote to one file; `time_ns` is that of the first write.
+
+    `size` is the sum of the bytes written (eBPF), or the size of the file when the action ended
+    (ptrace, which lets write(2) run unwatched; 0 if the file was gone).
+    """
 
     path: bytes
     size: int
@@ -150,15 +154,20 @@ class SyscallEvent:
 
     Attributes:
         syscall: Its name; `io_uring_openat` for an open that a ring asked for.
-        result: What it returned (negative errno on failure).
+        result: What it returned (negative errno on failure); None if nobody waited for it.
         details: Named arguments: numbers, flags as text, or paths; sorted by name.
-        time_ns: When.
+        time_ns: When; the first time where equal calls are one event.
+        count: How many equal calls this event stands for.
+        verdict: `ran`, `denied` (did not run, the caller got `result`) or `skipped` (did not run,
+            the caller was told that it succeeded).
     """
 
     syscall: str
-    result: int
+    result: Optional[int]
     details: Tuple[Tuple[str, Union[int, str]], ...]
     time_ns: int
+    count: int = 1
+    verdict: str = "ran"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ that place. Shapes are data, so a document's fields read like its reference.
 from __future__ import annotations
 
 import re
-from typing import Callable, Dict, List, Mapping, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from rootseal import canonical
 from rootseal.errors import EncodingError, StatementError
@@ -113,16 +113,18 @@ def list_of(inner: Shape, maximum: int) -> Shape:
     return shape
 
 
-def object_of(fields: Mapping[str, Shape]) -> Shape:
-    """An object with exactly these fields."""
+def object_of(fields: Mapping[str, Shape], *, group: Optional[Mapping[str, Shape]] = None) -> Shape:
+    """An object with exactly these fields; those of `group` are there all together or not."""
+    known = {**fields, **(group or {})}
 
     def shape(value: object, where: str) -> None:
         if not isinstance(value, dict):
             raise StatementError(f"{where} is not an object")
         for name in value:
-            if name not in fields:
+            if name not in known:
                 raise StatementError(f"{where} has the unknown field {name!r}")
-        for name, inner in fields.items():
+        wanted = known if any(name in value for name in group or ()) else fields
+        for name, inner in wanted.items():
             if name not in value:
                 raise StatementError(f"{where} lacks the field {name}")
             inner(value[name], f"{where}.{name}")
