@@ -10,7 +10,18 @@ import os
 import sys
 from typing import Callable, NoReturn, Optional, Sequence
 
-from rootseal import __version__, cli_keys, cli_output, cli_prove, cli_seal, cli_show, cli_verify
+from rootseal import (
+    __version__,
+    cli_daemon,
+    cli_doctor,
+    cli_keys,
+    cli_output,
+    cli_prove,
+    cli_run,
+    cli_seal,
+    cli_show,
+    cli_verify,
+)
 from rootseal.errors import ConfigError, Error
 
 Handler = Callable[[argparse.Namespace], int]
@@ -34,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rootseal {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for group in (cli_keys, cli_seal, cli_verify, cli_prove, cli_show):
+    groups = (cli_run, cli_keys, cli_seal, cli_verify, cli_prove, cli_show, cli_daemon, cli_doctor)
+    for group in groups:
         group.register(subparsers)
     return parser
 

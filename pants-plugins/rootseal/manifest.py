@@ -23,7 +23,9 @@ from rootseal.leaf_table import Leaf
 from rootseal.observation import DigestSource, LeafKind, Posture
 
 MANIFEST_BYTES_MAX = 1 << 28
-_OUTPUT_SHAPE = schema.object_of({"sha256": schema.digest_text, "size": schema.integer()})
+_OUTPUT_SHAPE = schema.nullable(  # null: the tool did not take the stream
+    schema.object_of({"sha256": schema.digest_text, "size": schema.integer()})
+)
 _SHAPE = schema.object_of(
     {
         "version": schema.exactly(1),

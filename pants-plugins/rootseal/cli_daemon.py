@@ -1,0 +1,195 @@
+"""`rootseal daemon run|ensure|stop|status`."""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import logging
+import logging.handlers
+import os
+import pwd
+import sys
+import time
+from pathlib import Path
+from typing import Any, FrozenSet, Sequence
+
+from rootseal import daemon, wire
+from rootseal.cli_output import add_json, emit, printable
+from rootseal.daemon_peer import Allowed
+from rootseal.daemon_place import Place, place_for
+from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, places_of
+from rootseal.errors import ConfigError
+
+STOP_SECONDS = 30.0
+_SECONDS_MAX = 10**9
+
+
+def register(subparsers: Any) -> None:
+    """Add `daemon`."""
+    parser = subparsers.add_parser("daemon", help="the process that captures actions")
+    commands = parser.add_subparsers(dest="daemon_command", metavar="COMMAND", required=True)
+    run_parser = commands.add_parser("run", help="run a daemon here, until it is stopped")
+    _add_place(run_parser)
+    _add_service(run_parser)
+    run_parser.add_argument("--log-file", metavar="FILE", default="", help="default: stderr")
+    run_parser.set_defaults(handler=run)
+    ensure_parser = commands.add_parser("ensure", help="start a daemon unless one answers")
+    _add_place(ensure_parser)
+    _add_service(ensure_parser)
+    add_json(ensure_parser)
+    ensure_parser.set_defaults(handler=ensure_command)
+    for name, handler, text in (
+        ("stop", stop, "end the daemon"),
+        ("status", status, "what the daemon says of itself"),
+    ):
+        command = commands.add_parser(name, help=text)
+        _add_place(command)
+        add_json(command)
+        command.set_defaults(handler=handler)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--socket", metavar="PATH", default="", help="socket instead of the usual")
+    parser.add_argument("--state-dir", metavar="DIR", default="", help=argparse.SUPPRESS)
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-uid",
+        metavar="USER",
+        action="append",
+        default=[],
+        help="serve this user too (name or number, repeatable); root and the own user always are",
+    )
+    parser.add_argument(
+        "--allow-group",
+        metavar="GROUP",
+        action="append",
+        default=[],
+        help="serve the members of this group too (name or number, repeatable)",
+    )
+    parser.add_argument(
+        "--idle-exit",
+        metavar="SECONDS",
+        type=_seconds,
+        default=None,
+        help="end after this long without a client; 0: never "
+        f"(default: 0, but {IDLE_EXIT_SECONDS} for a user's daemon that `ensure` starts)",
+    )
+    parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--slots", type=_seconds, default=0, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a daemon in the foreground."""
+    _log_to(arguments.log_file)
+    daemon.run(
+        daemon.DaemonOptions(
+            place=_place(arguments),
+            allowed=_allowed(arguments),
+            fanotify=not arguments.no_fanotify,
+            idle_exit_seconds=arguments.idle_exit or 0,
+            slots=arguments.slots,
+        )
+    )
+    return 0
+
+
+def ensure_command(arguments: argparse.Namespace) -> int:
+    """Make sure that a daemon answers."""
+    found = ensure(
+        _place(arguments), places_of(os.getuid(), arguments.socket), _run_options(arguments)
+    )
+    text = f"daemon {found['version']} at {found['socket']}, posture {found['posture']}"
+    if found["reason"]:
+        text += f" ({found['reason']}. {found['remedy']})"
+    emit(arguments, printable(text), found)
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """End the daemon of this user (or the one at --socket) and wait until it is gone."""
+    path = str(_place(arguments).socket)
+    try:
+        wire.stop(path)
+    except wire.DaemonError as error:
+        if error.code != "Unavailable":
+            raise
+        emit(arguments, printable(f"no daemon runs at {path}"), {"stopped": False, "socket": path})
+        return 0
+    deadline = time.monotonic() + STOP_SECONDS
+    while Path(path).exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"the daemon at {path} is still ending; see its log")
+        time.sleep(0.02)
+    emit(arguments, printable(f"stopped the daemon at {path}"), {"stopped": True, "socket": path})
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Show the status of the daemon that this user's builds would use."""
+    places = places_of(os.getuid(), arguments.socket)
+    found = wire.find_daemon(places)
+    if found is None:
+        raise ConfigError(
+            f"no daemon answers at {' or '.join(places)}; start one with `rootseal daemon ensure`"
+        )
+    lines = [f"{name}: {value}" for name, value in found.items()]
+    emit(arguments, "\n".join(printable(line) for line in lines), found)
+    return 0
+
+
+def _place(arguments: argparse.Namespace) -> Place:
+    return place_for(os.environ, os.getuid(), arguments.socket, arguments.state_dir)
+
+
+def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
+    idle = arguments.idle_exit
+    if idle is None:
+        idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
+    options = ["--idle-exit", str(idle), "--slots", str(arguments.slots)]
+    for name in ("allow_uid", "allow_group"):
+        for value in getattr(arguments, name):
+            options += ["--" + name.replace("_", "-"), value]
+    if arguments.no_fanotify:
+        options.append("--no-fanotify")
+    return tuple(options)
+
+
+def _allowed(arguments: argparse.Namespace) -> Allowed:
+    return Allowed(_uids(arguments.allow_uid), _gids(arguments.allow_group))
+
+
+def _uids(names: Sequence[str]) -> FrozenSet[int]:
+    try:
+        return frozenset(
+            int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid for name in names
+        )
+    except KeyError as error:
+        raise ConfigError(f"--allow-uid: {error.args[0]}") from None
+
+
+def _gids(names: Sequence[str]) -> FrozenSet[int]:
+    try:
+        return frozenset(
+            int(name) if name.isdigit() else grp.getgrnam(name).gr_gid for name in names
+        )
+    except KeyError as error:
+        raise ConfigError(f"--allow-group: {error.args[0]}") from None
+
+
+def _seconds(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= _SECONDS_MAX:
+        raise ValueError(text)
+    return value
+
+
+def _log_to(path: str) -> None:
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if path:
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8"
+        )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,0 +1,362 @@
+"""`rootseal run -- COMMAND`: one action without a build tool, captured and sealed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+import platform
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from rootseal import __version__, action, canonical, digest, files, keys, leaf_table
+from rootseal.cli_keys import add_signing, signer_from
+from rootseal.cli_output import printable
+from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, LATER_MODES, SWITCH
+from rootseal.daemon_peer import groups_of
+from rootseal.daemon_place import place_for
+from rootseal.daemon_start import IDLE_EXIT_SECONDS, ensure, places_of
+from rootseal.errors import ConfigError, Error
+from rootseal.leaf_table import Domain
+from rootseal.manifest import read_manifest
+from rootseal.observation import Posture
+from rootseal.record import RECORD_BYTES_MAX
+from rootseal.record_check import VerifiedRecord, verify_record
+from rootseal.seal import RecordsInMemory, seal
+
+CLOCK_TICK_SECONDS = 0.01  # files made within one tick of the coarse clock cannot be told apart
+EXIT_NO_RECORD = 1
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_SWITCH_WORDS = {"0": "off", "off": "off", "auto": "auto", "1": "on", "on": "on"}
+
+
+def register(subparsers: Any) -> None:
+    """Add `run`."""
+    parser = subparsers.add_parser("run", help="capture one command and seal what it did")
+    parser.add_argument("--root", metavar="DIR", default=".", help="the action's root (default: .)")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="file, or directory (with a trailing slash), that the command delivers: a subject of "
+        "the attestation (repeatable)",
+    )
+    parser.add_argument("--out", metavar="BUNDLE", help="bundle to write; default: none")
+    parser.add_argument("--record", metavar="FILE", help="keep the action record here too")
+    parser.add_argument("--socket", metavar="PATH", default="", help="daemon instead of the usual")
+    parser.add_argument("--helper", metavar="PATH", default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--descendants",
+        metavar="POLICY",
+        default="kill:2",
+        help="processes that outlive the command: kill:SECONDS or wait (default: %(default)s)",
+    )
+    add_capture(parser)
+    add_signing(parser)
+    parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    parser.set_defaults(handler=run)
+
+
+def add_capture(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how to capture."""
+    parser.add_argument(
+        "--capture-mode", choices=CAPTURE_MODES + LATER_MODES, default="auto", metavar="MODE"
+    )
+    for name in ("fanotify", "fsverity"):
+        variable = f"ROOTSEAL_{name.upper()}"
+        parser.add_argument(
+            f"--{name}", choices=SWITCH, help=f"default: ${variable} (0|off|auto|1|on), else auto"
+        )
+    parser.add_argument("--hardening", choices=HARDENING, default="standard")
+    parser.add_argument(
+        "--require-zero-drops", action="store_true", help="fail if anything may have been missed"
+    )
+    for name in ("max-digests", "max-record-bytes", "max-hashed-bytes"):
+        parser.add_argument(f"--{name}", metavar="N", type=int, help="cap of this action")
+    parser.add_argument(
+        "--input",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="file or directory outside the root that the walk backend looks at (repeatable)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command under capture; the exit status is the command's."""
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if not argv:
+        raise ConfigError("run needs a command after `--`")
+    options = capture_options(arguments, os.environ)
+    place = place_for(os.environ, os.getuid(), arguments.socket, "")
+    idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
+    daemon = ensure(place, places_of(os.getuid(), arguments.socket), ("--idle-exit", str(idle)))
+    signer = signer_from(arguments) if arguments.out else None
+    key = action.action_key(_key_fields(arguments, argv))
+    with _record_directory() as directory:
+        record = directory / "record"
+        command = _launcher_command(arguments, daemon, key, record, options)
+        started = _now()
+        time.sleep(CLOCK_TICK_SECONDS)
+        code = _run_launcher([*command, "--", *argv])
+        if not record.exists():
+            return EXIT_NO_RECORD  # the launcher has said why
+        data = files.read_bounded(record, bytes_max=RECORD_BYTES_MAX, what="the action record")
+    if arguments.record:
+        with files.complete_file(arguments.record) as stream:
+            stream.write(data)
+    capture_key = keys.load_public_key(str(daemon["captureKey"]))
+    verified = verify_record(data, action_key=key, envelope_sha256=None, trusted=(capture_key,))
+    if signer is not None:
+        manifest = _manifest(arguments, argv, verified, data, (started, _now()))
+        seal(
+            read_manifest(manifest),
+            records=RecordsInMemory({digest.sha256_hex(data): data}),
+            trusted=(capture_key,),
+            signer=signer,
+            out=Path(arguments.out),
+            targets_dir=None,
+        )
+    _report(verified, arguments.out)
+    return code
+
+
+def capture_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Dict[str, str]:
+    """OPTION entries for the launcher.
+
+    Raises:
+        ConfigError: An environment switch has an unknown value.
+    """
+    options = {
+        "capture-mode": arguments.capture_mode,
+        "fanotify": arguments.fanotify or _switch(environ, "ROOTSEAL_FANOTIFY"),
+        "fsverity": arguments.fsverity or _switch(environ, "ROOTSEAL_FSVERITY"),
+        "hardening": arguments.hardening,
+        "require-zero-drops": "1" if arguments.require_zero_drops else "0",
+    }
+    for name in ("max-digests", "max-record-bytes", "max-hashed-bytes"):
+        value = getattr(arguments, name.replace("-", "_"))
+        if value is not None:
+            options[name] = str(value)
+    return options
+
+
+def drop_to(environ: Mapping[str, str]) -> Optional[str]:
+    """Under sudo as root: the identity of who called it, for the launcher's --drop-to.
+
+    Raises:
+        ConfigError: The variables of sudo are not numbers.
+    """
+    if os.geteuid() != 0 or "SUDO_UID" not in environ:
+        return None
+    try:
+        uid, gid = int(environ["SUDO_UID"]), int(environ.get("SUDO_GID", environ["SUDO_UID"]))
+    except ValueError:
+        raise ConfigError("SUDO_UID or SUDO_GID is not a number; unset both") from None
+    if uid == 0:
+        return None
+    return f"{uid}:{gid}:" + ",".join(str(group) for group in groups_of(uid, gid))
+
+
+def _switch(environ: Mapping[str, str], variable: str) -> str:
+    text = environ.get(variable, "auto").lower()
+    if text not in _SWITCH_WORDS:
+        raise ConfigError(f"{variable} must be one of 0, off, auto, 1, on; not {text!r}")
+    return _SWITCH_WORDS[text]
+
+
+@contextlib.contextmanager
+def _record_directory() -> Iterator[Path]:
+    """A directory for the record that the launcher can write even after it dropped to SUDO_UID."""
+    with tempfile.TemporaryDirectory(prefix="rootseal-run-") as name:
+        if drop_to(os.environ) is not None:
+            os.chown(name, int(os.environ["SUDO_UID"]), -1)
+        yield Path(name)
+
+
+def _outputs(arguments: argparse.Namespace) -> Tuple[List[str], List[str]]:
+    """Declared files and directories."""
+    directories = [path for path in arguments.output if path.endswith("/") or Path(path).is_dir()]
+    return [path for path in arguments.output if path not in directories], directories
+
+
+def _key_fields(arguments: argparse.Namespace, argv: Sequence[str]) -> Dict[str, object]:
+    root, cwd = Path(arguments.root).resolve(), Path.cwd()
+    inside = cwd == root or root in cwd.parents
+    output_files, directories = _outputs(arguments)
+    return action.command_fields(
+        argv=[os.fsencode(argument) for argument in argv],
+        environ=[(name, value) for name, value in os.environb.items()],
+        working_directory=os.fsencode(cwd.relative_to(root) if inside else cwd),
+        output_files=[os.fsencode(path) for path in output_files],
+        output_directories=[os.fsencode(path) for path in directories],
+        platform=f"{platform.system().lower()}_{platform.machine()}",
+    )
+
+
+def _launcher_command(
+    arguments: argparse.Namespace,
+    daemon: Mapping[str, object],
+    key: bytes,
+    record: Path,
+    options: Mapping[str, str],
+) -> List[str]:
+    command = [
+        str(daemon["launcher"]),
+        f"--action={key.hex()}",
+        f"--root={arguments.root}",
+        f"--record={record}",
+        f"--socket={daemon['socket']}",
+        f"--descendants={arguments.descendants}",
+    ]
+    output_files, directories = _outputs(arguments)
+    command += [f"--output-file={path}" for path in output_files]
+    command += [f"--output-dir={path}" for path in directories]
+    command += [f"--option={name}={value}" for name, value in options.items()]
+    command += [f"--option=inputs={Path(path).resolve()}" for path in arguments.input]
+    if arguments.helper:
+        command.append(f"--helper={arguments.helper}")
+    identity = drop_to(os.environ)
+    if identity is not None:
+        command.append(f"--drop-to={identity}")
+    return command
+
+
+def _run_launcher(command: Sequence[str]) -> int:
+    """Run the launcher on our own terminal; returns the command's status, 128 + signal if killed.
+
+    What the terminal sends reaches the command directly; what was sent to us is passed on.
+    """
+    before: Dict[int, Any] = {}
+    process: Optional[subprocess.Popen[bytes]] = None
+    pending: List[int] = []
+
+    def forward(number: int, _: object) -> None:
+        if process is None:
+            pending.append(number)
+        else:
+            process.send_signal(number)
+
+    numbers: Tuple[int, ...] = (signal.SIGINT, signal.SIGQUIT, *FORWARDED)
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            handler = forward if number in FORWARDED else _ignore
+            before[number] = signal.signal(number, handler)
+    try:
+        try:
+            process = subprocess.Popen(command, close_fds=False)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot run {command[0]}: {error.strerror}; run `make build`"
+            ) from None
+        for number in pending:
+            process.send_signal(number)
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def _ignore(number: int, frame: object) -> None:
+    """The terminal has sent it to the command too; a handler, unlike SIG_IGN, is not inherited."""
+
+
+def _manifest(
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
+    verified: VerifiedRecord,
+    data: bytes,
+    times: Tuple[str, str],
+) -> Dict[str, object]:
+    """A run manifest (docs/formats.md) of one action."""
+    requested = capture_options(arguments, os.environ)
+    strict = arguments.hardening == "strict"
+    must_hold = strict or requested["fanotify"] == "on"
+    name = digest.sha256_hex(data)
+    artifacts = _artifacts(arguments, verified)
+    target = {"address": "command", "actions": [name], "artifacts": artifacts}
+    return {
+        "version": 1,
+        "tool": {"name": "rootseal run", "version": __version__},
+        "run": {"id": secrets.token_hex(16), "startedAt": times[0], "finishedAt": times[1]},
+        "vcs": None,
+        "policy": {
+            "captureMode": requested["capture-mode"],
+            "fanotify": requested["fanotify"],
+            "fsverity": requested["fsverity"],
+            "hardening": arguments.hardening,
+            "requireZeroDrops": strict or arguments.require_zero_drops,
+            "posture": (Posture.HELD if must_hold else Posture.WALKED).value,
+        },
+        "captureKeys": [],
+        "actions": [
+            {
+                "actionKey": verified.predicate.action_key.hex(),
+                "record": name,
+                "source": "ran",
+                "description": canonical.path_text(os.fsencode(" ".join(argv)))[:4096],
+                "exitCode": verified.predicate.document["exitcode"],
+                "stdout": None,
+                "stderr": None,
+            }
+        ],
+        "targets": [target] if artifacts else [],
+        "engineInputs": [],
+    }
+
+
+def _artifacts(arguments: argparse.Namespace, verified: VerifiedRecord) -> List[Dict[str, object]]:
+    """The products that were declared: they become the subjects.
+
+    Raises:
+        Error: A declared output is not there.
+    """
+    declared = schema_paths(verified)
+    raw = leaf_table.decompress(verified.record.tables.products)
+    found: Dict[bytes, Dict[str, object]] = {}
+    missing = dict.fromkeys(declared, True)
+    for leaf in leaf_table.iter_leaves(raw, Domain.PRODUCT):
+        for path in declared:
+            if leaf.path == path or leaf.path.startswith(path + b"/") or path == b".":
+                missing[path] = False
+                found[leaf.path] = {
+                    "name": canonical.path_text(leaf.path),
+                    "sha256": leaf.digest.hex(),
+                    "size": leaf.size,
+                }
+    absent = [os.fsdecode(path) for path, gone in missing.items() if gone]
+    if absent and verified.predicate.document["exitcode"] == 0:
+        raise Error(f"the command did not leave its output {absent[0]}; check --output and --root")
+    return list(found.values())
+
+
+def schema_paths(verified: VerifiedRecord) -> Tuple[bytes, ...]:
+    """Declared outputs of a record, relative to its root."""
+    outputs = verified.predicate.document["declaredOutputs"]
+    assert isinstance(outputs, dict)  # noqa: S101 - the reader of predicates has checked it
+    return tuple(canonical.path_bytes(text) for text in outputs["files"] + outputs["directories"])
+
+
+def _report(verified: VerifiedRecord, out: Optional[str]) -> None:
+    """One line on stderr; stdout is the command's."""
+    predicate = verified.predicate
+    text = (
+        f"rootseal: {predicate.materials.tree_size} materials, {predicate.products.tree_size} "
+        f"products, {predicate.process_count} processes, posture {predicate.posture.value}"
+    )
+    if verified.losses:
+        text += f", losses: {', '.join(sorted(verified.losses))}"
+    print(printable(text + (f" → {out}" if out else "")), file=sys.stderr)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,338 @@
+"""The daemon: one per host or per user, many actions at once (docs/protocol.md).
+
+A thread per connection, at most `CONNECTIONS_MAX`; `daemon_action` has the life of one action.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import resource
+import selectors
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
+
+from rootseal import __version__, daemon_action, keys
+from rootseal.daemon_backends import Backends
+from rootseal.daemon_check import answer_check
+from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
+from rootseal.daemon_peer import Allowed
+from rootseal.daemon_place import Place, listen, prepare_directories
+from rootseal.errors import (
+    BackendUnavailable,
+    CaptureError,
+    CaptureLost,
+    ConfigError,
+    EncodingError,
+    Error,
+    PostureError,
+)
+from rootseal.observation import Posture
+from rootseal.wire import Frame, FrameType, Tag
+
+CONNECTIONS_MAX = 1024
+LARGE_PAYLOADS_MAX = 4
+STOP_SECONDS = 10.0
+LAUNCHER = Path(__file__).resolve().parent / "bin" / "rootseal-exec"
+_log = logging.getLogger("rootseal.daemon")
+
+
+@dataclasses.dataclass(frozen=True)
+class DaemonOptions:
+    """How a daemon runs.
+
+    Attributes:
+        place: Its socket and state directory.
+        allowed: Other users that it serves.
+        fanotify: Whether fanotify may be used.
+        idle_exit_seconds: End after this long without a client; 0: never.
+        slots: Actions at once; 0: as many as the kernel's fanotify group limit allows.
+    """
+
+    place: Place
+    allowed: Allowed
+    fanotify: bool
+    idle_exit_seconds: int
+    slots: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether other users may connect: always to a root daemon, to be told no if need be."""
+        return os.getuid() == 0 or self.allowed != Allowed()
+
+
+class Counts:
+    """What became of the actions and clients; in the status, for whoever wonders."""
+
+    NAMES = ("recorded", "refused", "aborted", "lost", "failed", "checked", "notAllowed", "garbage")
+
+    def __init__(self) -> None:
+        """All zero."""
+        self._values = dict.fromkeys(self.NAMES, 0)
+        self._lock = threading.Lock()
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        with self._lock:
+            self._values[name] += 1
+
+    def all(self) -> Dict[str, int]:
+        """A copy."""
+        with self._lock:
+            return dict(self._values)
+
+
+class Daemon:
+    """The running daemon."""
+
+    def __init__(self, options: DaemonOptions, signer: keys.KeyFileSigner) -> None:
+        """Start the backends; raises what they raise."""
+        self._options = options
+        self._signer = signer
+        self._backends = Backends(fanotify=options.fanotify, slots=options.slots)
+        self._pulse = Pulse()
+        self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
+        self._counts = Counts()
+        self._connections: Set[Connection] = set()
+        self._running = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ask the daemon to end; safe in a signal handler."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"x", socket.MSG_DONTWAIT)
+
+    def serve(self, listener: socket.socket) -> None:
+        """Serve until `stop` is called, or nobody came for the idle time."""
+        listener.setblocking(False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            while not self._stopping:
+                selector.select(self._options.idle_exit_seconds or None)
+                if self._stopping or not (self._accept(listener) or self._busy()):
+                    break
+
+    def close(self) -> None:
+        """Tell the running actions, wait for their threads a little, end the backends."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.send_error("Stopping", "the Rootseal daemon was stopped; build again.", None)
+            connection.cut()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._connections, STOP_SECONDS)
+        self._pulse.close()
+        self._backends.close()
+
+    def _busy(self) -> bool:
+        with self._lock:
+            return bool(self._connections)
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Take every client that waits; False if there was none (the idle time has passed)."""
+        came = False
+        while not self._stopping:
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return came
+            except OSError as error:
+                _log.error("cannot accept a client: %s", error)
+                time.sleep(0.1)  # out of descriptors: some will come free
+                return True
+            came = True
+            self._start(sock)
+        return came
+
+    def _start(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        connection = Connection(sock, self._pulse, self._large)
+        with self._lock:
+            full = len(self._connections) >= CONNECTIONS_MAX
+            if not full:
+                self._connections.add(connection)
+        if full:
+            text = f"the Rootseal daemon serves {CONNECTIONS_MAX} clients already; try again later."
+            connection.send_error("Busy", text, None)
+            connection.close()
+            return
+        threading.Thread(target=self._own, args=(connection,), daemon=True).start()
+
+    def _own(self, connection: Connection) -> None:
+        """A thread's whole work: one connection."""
+        try:
+            self._serve_one(connection)
+        finally:
+            connection.close()
+            with self._changed:
+                self._connections.discard(connection)
+                self._changed.notify_all()
+
+    def _serve_one(self, connection: Connection) -> None:
+        peer = connection.peer
+        try:
+            if not self._options.allowed.serves(peer):
+                self._counts.add("notAllowed")
+                self._refuse(connection)
+                return
+            self._answer(connection, connection.receive(FRAME_SECONDS))
+        except (EOFError, ConnectionError):
+            self._counts.add("aborted")
+        except (EncodingError, TimeoutError) as error:
+            self._counts.add("garbage")
+            _log.warning("client %d of uid %d: %s", peer.pid, peer.uid, error)
+            connection.send_error("ProtocolError", f"the daemon gave this client up: {error}", None)
+        except (Error, OSError) as error:
+            self._fail(connection, error)
+        except Exception as error:  # noqa: BLE001 - the process edge: a fault ends one action only
+            _log.exception("internal error")
+            self._counts.add("failed")
+            text = f"internal error of the daemon ({type(error).__name__}); see its log, report it."
+            connection.send_error("InternalError", text, None)
+
+    def _answer(self, connection: Connection, frame: Frame) -> None:
+        answers: Mapping[FrameType, Callable[[Connection, Frame], None]] = {
+            FrameType.ANNOUNCE: self._action,
+            FrameType.CHECK: self._check,
+            FrameType.STATUS: self._status,
+            FrameType.STOP: self._stop_request,
+        }
+        answer = answers.get(frame.type)
+        if answer is None:
+            raise EncodingError(f"a connection does not begin with {frame.type.name}")
+        answer(connection, frame)
+
+    def _refuse(self, connection: Connection) -> None:
+        """Read what the client says first, so that it reads our answer and not a reset."""
+        uid = connection.peer.uid
+        with contextlib.suppress(EncodingError, TimeoutError, EOFError, OSError):
+            connection.receive(FRAME_SECONDS)
+        text = (
+            f"the daemon at {self._options.place.socket} does not serve uid {uid}. Start it with "
+            f"`rootseal daemon run --allow-uid {uid}`, or run one of your own."
+        )
+        connection.send_error("NotAllowed", text, {"uid": uid})
+
+    def _fail(self, connection: Connection, error: Exception) -> None:
+        code, data = _error_frame(error)
+        self._counts.add("lost" if isinstance(error, CaptureLost) else "refused")
+        _log.warning("action refused: %s: %s", code, error)
+        connection.send_error(code, str(error), data)
+
+    def _action(self, connection: Connection, frame: Frame) -> None:
+        with self._lock:
+            self._running += 1
+        try:
+            daemon_action.run_action(
+                connection, frame, backends=self._backends, signer=self._signer
+            )
+            self._counts.add("recorded")
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _check(self, connection: Connection, frame: Frame) -> None:
+        with connection.pulse(b"checking a record"):
+            reply = answer_check(frame, self._signer.public_key)
+        self._counts.add("checked")
+        connection.send(Frame(FrameType.CHECKED, ((Tag.JSON, json.dumps(reply).encode()),)))
+
+    def _status(self, connection: Connection, frame: Frame) -> None:
+        text = json.dumps(self.status()).encode("utf-8")
+        connection.send(Frame(FrameType.STATUS_REPLY, ((Tag.JSON, text),)))
+
+    def _stop_request(self, connection: Connection, frame: Frame) -> None:
+        if connection.peer.uid not in (0, os.getuid()):
+            raise ConfigError("only root and the daemon's own user may stop it")
+        connection.send(Frame(FrameType.STOPPED))
+        self.stop()
+
+    def status(self) -> Dict[str, object]:
+        """What the daemon says of itself."""
+        place, unavailable = self._options.place, self._backends.unavailable
+        with self._lock:
+            running = self._running
+        return {
+            "socket": str(place.socket),
+            "version": __version__,
+            "pid": os.getpid(),
+            "uid": os.getuid(),
+            "launcher": str(LAUNCHER),
+            "backend": self._backends.name,
+            "posture": (Posture.WALKED if unavailable else Posture.HELD).value,
+            "reason": unavailable.reason if unavailable else "",
+            "remedy": unavailable.remedy if unavailable else "",
+            "captureKey": str(keys.public_key_path(place.capture_key)),
+            "captureKeyId": self._signer.public_key.keyid,
+            "stateDirectory": str(place.state),
+            "slots": self._backends.slots,
+            "actions": {"running": running, "queued": self._backends.queued},
+            "counts": self._counts.all(),
+        }
+
+
+def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None) -> None:
+    """Run a daemon in this process until it is stopped.
+
+    Args:
+        options: How.
+        ready: Called once clients can connect.
+
+    Raises:
+        ConfigError: It cannot start; says why.
+    """
+    _raise_descriptor_limit()
+    prepare_directories(options.place, os.getuid())
+    with listen(options.place, shared=options.shared) as listener:
+        signer = keys.load_or_create_capture_key(options.place.capture_key)
+        daemon = Daemon(options, signer)
+        with _stopped_by_signals(daemon):
+            _log.info("listening at %s with %s", options.place.socket, daemon.status()["backend"])
+            if ready is not None:
+                ready(daemon)
+            daemon.serve(listener)
+            listener.close()  # who comes now looks elsewhere, and does not wait for us
+            daemon.close()
+    _log.info("ended: %s", daemon.status()["counts"])
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(daemon: Daemon) -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: daemon.stop()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _error_frame(error: Exception) -> Tuple[str, Optional[Mapping[str, object]]]:
+    """Code and JSON of the ERROR frame for an error."""
+    if isinstance(error, CaptureLost):
+        return "ZeroDropsError", daemon_action.loss_details(error.counters)
+    if isinstance(error, PostureError):
+        return "PostureError", {"requested": error.requested, "achieved": error.achieved}
+    if isinstance(error, BackendUnavailable):
+        return "BackendUnavailable", {"backend": error.backend, "remedy": error.remedy}
+    if isinstance(error, ConfigError):
+        return "ConfigError", None
+    return ("CaptureError" if isinstance(error, (CaptureError, OSError)) else "InternalError"), None

@@ -1,0 +1,215 @@
+"""The life of one action, from ANNOUNCE to RECORD (docs/protocol.md).
+
+    ANNOUNCE → decision → place in the line → PREPARED → READY → scope → ARMED → (the action runs)
+    → EXITED → observation → gate → signature → RECORD
+
+Whatever goes wrong on the way ends the scope, and nothing is signed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import select
+import time
+from typing import Dict, Iterator
+
+from rootseal import __version__, diagnostics, digest, record
+from rootseal.capture.scope import Scope
+from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
+from rootseal.daemon_backends import Backends
+from rootseal.daemon_connection import FRAME_SECONDS, Connection
+from rootseal.daemon_peer import Peer, as_user, check_child, check_root
+from rootseal.errors import CaptureError, CaptureLost, EncodingError, PostureError
+from rootseal.keys import Signer
+from rootseal.observation import Observation, Posture
+from rootseal.predicate import ActionDescription, Host, exit_of_wait_status
+from rootseal.wire import Frame, FrameType, Tag
+
+
+@dataclasses.dataclass(frozen=True)
+class Exited:
+    """How the action ended, as its launcher says."""
+
+    wait_status: int
+    descendants_killed: int
+
+
+def run_action(
+    connection: Connection, announce: Frame, *, backends: Backends, signer: Signer
+) -> None:
+    """Capture one action and send its signed record.
+
+    Args:
+        connection: Of the launcher.
+        announce: The frame that it sent.
+        backends: What this daemon captures with.
+        signer: The capture key.
+
+    Raises:
+        Error: Why there is no record; the connection's owner tells the launcher.
+        EOFError: The launcher is gone.
+        OSError: Its connection broke.
+    """
+    announced = read_announcement(announce)
+    decision = decide(announced, backends.unavailable)
+    check_root(announced.root, connection.peer)
+    with contextlib.ExitStack() as stack:
+        with connection.pulse(b"waiting for a free place"):
+            stack.enter_context(backends.place())
+        connection.send(Frame(FrameType.PREPARED, ((Tag.MODE, decision.backend.encode()),)))
+        scope = _open_scope(connection, announced, decision, backends)
+        stack.callback(scope.abort)
+        started_at = now_text()
+        connection.send(Frame(FrameType.ARMED))
+        exited = _wait_exited(connection)
+        with connection.pulse(b"finishing the capture"):
+            observation = _finish(scope, announced, decision, connection.peer)
+            gate(announced, observation)
+            description = describe(announced, decision, exited, started_at)
+            data = record.sign_record(observation, description, signer)
+        connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, data),)))
+
+
+def _open_scope(
+    connection: Connection, announced: Announcement, decision: Decision, backends: Backends
+) -> Scope:
+    """Wait for READY and open the scope for the process that sent it, which blocks until ARMED."""
+    deadline = time.monotonic() + FRAME_SECONDS
+    kind, sender = connection.receive_ready(deadline)
+    if kind != FrameType.READY:
+        raise EncodingError(f"expected READY, not {kind.name}")
+    private = decision.backend == "fanotify"
+    check_child(sender, connection.peer, private_namespace=private)
+    with _watch(sender.pid) as process, connection.pulse(b"arming the capture"):
+        if private:
+            scope = backends.open_fanotify(sender.pid, announced)
+        else:
+            with as_user(connection.peer):
+                scope = backends.open_walk(announced)
+        if _has_ended(process):
+            scope.abort()
+            raise CaptureError("the action's process ended before it was armed")
+    return scope
+
+
+@contextlib.contextmanager
+def _watch(pid: int) -> Iterator[int]:
+    """A pidfd: the pid cannot come to mean another process unseen."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError as error:
+        raise CaptureError(f"the action's process {pid} is gone: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _has_ended(process: int) -> bool:
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _wait_exited(connection: Connection) -> Exited:
+    """Wait for EXITED without a time limit. EOF: the launcher was killed or gave up."""
+    frame = connection.receive(None)
+    if frame.type != FrameType.EXITED:
+        raise EncodingError(f"expected EXITED, not {frame.type.name}")
+    status, count = frame.one(Tag.WAIT_STATUS), frame.one(Tag.COUNT)
+    if len(status) != 4 or len(count) != 8:
+        raise EncodingError("EXITED holds numbers of another size")
+    killed = min(int.from_bytes(count, "big"), diagnostics.COUNTER_VALUE_MAX)
+    return Exited(int.from_bytes(status, "big"), killed)
+
+
+def _finish(scope: Scope, announced: Announcement, decision: Decision, peer: Peer) -> Observation:
+    """End the scope. The walk reads with the client's rights, the C core checks by itself."""
+    outputs = {
+        "outputs_files": announced.output_files,
+        "outputs_dirs": announced.output_dirs,
+    }
+    if decision.backend == "fanotify":
+        return scope.finish(**outputs)
+    with as_user(peer):
+        return scope.finish(**outputs)
+
+
+def gate(announced: Announcement, observation: Observation) -> None:
+    """Refuse to sign what the caller would not accept.
+
+    Raises:
+        CaptureLost: A gating counter is not zero, and zero drops are required.
+        PostureError: The openers were not held, and that was required.
+    """
+    requested = announced.requested
+    must_hold = announced.strict or requested.fanotify == "on"
+    if must_hold and observation.posture.rank < Posture.HELD.rank:
+        achieved = observation.posture.value
+        raise PostureError(
+            f"the capture reached posture {achieved}, held was required. Run `rootseal doctor`.",
+            Posture.HELD.value,
+            achieved,
+        )
+    losses = diagnostics.losses(observation.counters)
+    if requested.require_zero_drops and losses:
+        text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
+        remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
+        raise CaptureLost(f"the capture of this action lost something: {text}. {remedy}", losses)
+
+
+def describe(
+    announced: Announcement, decision: Decision, exited: Exited, started_at: str
+) -> ActionDescription:
+    """What is known of an action beside what was observed."""
+    exit_code, signal = exit_of_wait_status(exited.wait_status)
+    return ActionDescription(
+        action_key=announced.action_key,
+        cmd=announced.argv,
+        exit_code=exit_code,
+        signal=signal,
+        environ=tuple((name, digest.sha256(value)) for name, value in announced.environ),
+        root=announced.root,
+        working_directory=_below(announced.root, announced.cwd),
+        requested=announced.requested,
+        requested_posture=decision.requested_posture,
+        fallbacks=decision.fallbacks,
+        host=_host(),
+        started_at=started_at,
+        finished_at=now_text(),
+        output_files=announced.output_files,
+        output_directories=announced.output_dirs,
+        descendants_killed=exited.descendants_killed,
+    )
+
+
+def loss_details(counters: Dict[str, int]) -> Dict[str, object]:
+    """Each counter with its meaning and remedy: the JSON of a ZeroDropsError frame."""
+    return {
+        name: {
+            "value": value,
+            "meaning": diagnostics.BY_NAME[name].meaning,
+            "remedy": diagnostics.BY_NAME[name].remedy,
+        }
+        for name, value in sorted(counters.items())
+    }
+
+
+def now_text() -> str:
+    """The time, RFC 3339 in UTC with microseconds."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _below(root: bytes, path: bytes) -> bytes:
+    """`path` relative to the root, or as it is where it lies outside."""
+    relative = os.path.relpath(path, root)
+    return path if relative == b".." or relative.startswith(b"../") else relative
+
+
+def _host() -> Host:
+    system = os.uname()
+    return Host(system.release, system.machine, __version__)

@@ -1,0 +1,222 @@
+"""What a launcher announces, and how the action is to be captured: decided before it starts.
+
+Pure: an ANNOUNCE frame and the state of this host go in, an `Announcement` and a `Decision` come
+out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from rootseal.capture.scope import CaptureLimits
+from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
+from rootseal.observation import Posture
+from rootseal.predicate import Fallback, Requested
+from rootseal.wire import Frame, Tag
+
+PATH_BYTES_MAX = 4096
+INPUTS_MAX = 4096
+NAMESPACE_WAYS = ("direct", "helper", "none")
+CAPTURE_MODES = ("auto", "walk")
+LATER_MODES = ("trace", "trace:auto", "trace:ebpf", "trace:ptrace", "ima")
+SWITCH = ("off", "auto", "on")
+HARDENING = ("off", "standard", "strict")
+_LIMIT_OPTIONS = {
+    "max-digests": "max_digests",
+    "max-record-bytes": "max_record_bytes",
+    "max-hashed-bytes": "max_hashed_bytes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Announcement:
+    """An action before it starts.
+
+    Attributes:
+        action_key: 32 bytes.
+        argv: The action's command, not empty.
+        environ: Name and value of each variable, in order; an entry without `=` is a name alone.
+        cwd: Absolute.
+        root: Absolute.
+        output_files: Relative to the root, without `..`.
+        output_dirs: Relative to the root, without `..`; `.` is the root.
+        namespace: One of `NAMESPACE_WAYS`.
+        requested: What was asked of the capture.
+        limits: Caps of this action.
+        inputs: Absolute paths to walk beside the root.
+    """
+
+    action_key: bytes
+    argv: Tuple[bytes, ...]
+    environ: Tuple[Tuple[bytes, bytes], ...] = dataclasses.field(repr=False)
+    cwd: bytes
+    root: bytes
+    output_files: Tuple[bytes, ...]
+    output_dirs: Tuple[bytes, ...]
+    namespace: str
+    requested: Requested
+    limits: CaptureLimits
+    inputs: Tuple[bytes, ...]
+
+    @property
+    def strict(self) -> bool:
+        """Whether only a complete capture that held every opener will do."""
+        return self.requested.hardening == "strict"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """How an action will be captured.
+
+    Attributes:
+        backend: `fanotify` or `walk`.
+        requested_posture: What the caller would have at best.
+        fallbacks: Each step down from it.
+    """
+
+    backend: str
+    requested_posture: Posture
+    fallbacks: Tuple[Fallback, ...]
+
+
+def read_announcement(frame: Frame) -> Announcement:
+    """Read an ANNOUNCE frame.
+
+    Raises:
+        EncodingError: Something is missing or malformed: not our launcher.
+        ConfigError: An option that the caller gave is wrong; says what is right.
+    """
+    key = frame.one(Tag.ACTION_KEY)
+    if len(key) != 32:
+        raise EncodingError("the action key is not 32 bytes")
+    argv = frame.all(Tag.ARG)
+    if not argv or any(b"\0" in argument for argument in argv):
+        raise EncodingError("the action has no command, or a NUL in it")
+    options, inputs = _options(frame.all(Tag.OPTION))
+    return Announcement(
+        action_key=key,
+        argv=argv,
+        environ=tuple(_variable(entry) for entry in frame.all(Tag.ENV)),
+        cwd=_absolute(frame.one(Tag.CWD)),
+        root=_absolute(frame.one(Tag.ROOT)),
+        output_files=tuple(_relative(path) for path in frame.all(Tag.OUTPUT_FILE)),
+        output_dirs=tuple(_relative(path) for path in frame.all(Tag.OUTPUT_DIR)),
+        namespace=_one_of("namespace", frame.text(Tag.NAMESPACE), NAMESPACE_WAYS),
+        requested=_requested(options),
+        limits=_limits(options),
+        inputs=inputs,
+    )
+
+
+def decide(announced: Announcement, unavailable: Optional[BackendUnavailable]) -> Decision:
+    """Choose the backend, before the action starts; what is asked for and impossible is refused.
+
+    Args:
+        announced: The action.
+        unavailable: Why this daemon cannot use fanotify; None if it can.
+
+    Raises:
+        BackendUnavailable: What was asked for is impossible here; names the remedy.
+    """
+    requested = announced.requested
+    if requested.capture_mode in LATER_MODES:
+        raise BackendUnavailable(
+            requested.capture_mode, "it is not in this release", "Use --capture-mode=auto."
+        )
+    if requested.fsverity == "on":
+        raise BackendUnavailable(
+            "fs-verity", "sealing is not in this release", "Use --fsverity=auto."
+        )
+    wanted = requested.capture_mode != "walk" and requested.fanotify != "off"
+    if not wanted:
+        if announced.strict:
+            raise ConfigError("hardening strict needs fanotify; do not switch it off, or use walk")
+        return Decision("walk", Posture.WALKED, ())
+    problem = unavailable or _namespace_problem(announced.namespace)
+    if problem is None:
+        return Decision("fanotify", Posture.HELD, ())
+    if requested.fanotify == "on" or announced.strict:
+        raise problem
+    return Decision("walk", Posture.HELD, (Fallback("fanotify", "walk", problem.reason),))
+
+
+def _namespace_problem(way: str) -> Optional[BackendUnavailable]:
+    if way != "none":
+        return None
+    return BackendUnavailable(
+        "fanotify",
+        "the action cannot get a private mount namespace (no CAP_SYS_ADMIN, no rootseal-scope)",
+        "Run `sudo make install-helper`.",
+    )
+
+
+def _requested(options: Mapping[str, str]) -> Requested:
+    hardening = _one_of("hardening", options.get("hardening", "standard"), HARDENING)
+    zero_drops = _one_of("require-zero-drops", options.get("require-zero-drops", "0"), ("0", "1"))
+    mode = options.get("capture-mode", "auto")
+    return Requested(
+        capture_mode=_one_of("capture-mode", mode, CAPTURE_MODES + LATER_MODES),
+        fanotify=_one_of("fanotify", options.get("fanotify", "auto"), SWITCH),
+        fsverity=_one_of("fsverity", options.get("fsverity", "auto"), SWITCH),
+        hardening=hardening,
+        require_zero_drops=zero_drops == "1" or hardening == "strict",
+    )
+
+
+def _limits(options: Mapping[str, str]) -> CaptureLimits:
+    values: Dict[str, int] = {}
+    for name, field in _LIMIT_OPTIONS.items():
+        text = options.get(name)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) <= 20):
+            raise ConfigError(f"{name} must be a number, not {text[:64]!r}")
+        values[field] = int(text)
+    return CaptureLimits(**values)
+
+
+def _options(entries: Sequence[bytes]) -> Tuple[Dict[str, str], Tuple[bytes, ...]]:
+    known = {"capture-mode", "fanotify", "fsverity", "hardening", "require-zero-drops"}
+    known.update(_LIMIT_OPTIONS)
+    options: Dict[str, str] = {}
+    inputs: List[bytes] = []
+    for entry in entries:
+        raw_name, separator, value = entry.partition(b"=")
+        name = raw_name.decode("ascii", "replace")
+        if name == "inputs" and separator:
+            inputs.append(_absolute(value))
+        elif name not in known or not separator or name in options:
+            raise ConfigError(f"the option {name[:64]!r} is unknown, malformed or given twice")
+        else:
+            options[name] = value.decode("ascii", "replace")
+    if len(inputs) > INPUTS_MAX:
+        raise ConfigError(f"{len(inputs)} inputs are named; at most {INPUTS_MAX} can be")
+    return options, tuple(inputs)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value[:64]!r}")
+    return value
+
+
+def _variable(entry: bytes) -> Tuple[bytes, bytes]:
+    name, _, value = entry.partition(b"=")
+    return name, value
+
+
+def _absolute(path: bytes) -> bytes:
+    if not path.startswith(b"/") or len(path) > PATH_BYTES_MAX or b"\0" in path:
+        raise EncodingError(f"not an absolute path of at most {PATH_BYTES_MAX} bytes")
+    return path
+
+
+def _relative(path: bytes) -> bytes:
+    """An output path that cannot lead out of the root by its own text."""
+    parts = path.split(b"/")
+    if path.startswith(b"/") or b".." in parts or not path or b"\0" in path:
+        raise EncodingError("an output is not a path below the root")
+    if len(path) > PATH_BYTES_MAX:
+        raise EncodingError(f"an output path is longer than {PATH_BYTES_MAX} bytes")
+    return path

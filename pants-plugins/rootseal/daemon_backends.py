@@ -1,0 +1,142 @@
+"""The capture backends of a daemon: which there are, and a place in the line for each action.
+
+The kernel limits how many fanotify groups a user may have. Actions beyond that wait here; none runs
+uncaptured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import threading
+from typing import Any, Iterator, Optional
+
+from rootseal.capture.scope import Scope
+from rootseal.capture.walk import WalkEngine, WalkInputs
+from rootseal.daemon_announce import Announcement
+from rootseal.errors import BackendUnavailable
+
+DIGEST_CACHE_ENTRIES = 1 << 20
+GROUPS_RESERVED = 8  # left to other programs of this user
+
+
+class Backends:
+    """The engines of one daemon."""
+
+    def __init__(self, *, fanotify: bool, slots: int) -> None:
+        """Start what this host allows.
+
+        Args:
+            fanotify: Whether fanotify may be used at all.
+            slots: How many actions may run at once; 0: as many as the kernel has groups.
+        """
+        self._walk = WalkEngine()
+        self._fanotify: Any = None
+        self.unavailable: Optional[BackendUnavailable] = None
+        try:
+            self._fanotify = _start_fanotify(fanotify)
+        except BackendUnavailable as error:
+            self.unavailable = error
+        self.slots = slots or self._group_limit()
+        self._places = threading.BoundedSemaphore(self.slots)
+        self._lock = threading.Lock()
+        self.queued = 0
+
+    @property
+    def name(self) -> str:
+        """The best backend that there is."""
+        return "walk" if self._fanotify is None else "fanotify"
+
+    def _group_limit(self) -> int:
+        if self._fanotify is None:
+            return 256
+        limit = int(self._fanotify.group_limit())
+        return max(1, limit - min(GROUPS_RESERVED, limit // 2))
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Wait for a place in the line and keep it."""
+        with self._lock:
+            self.queued += 1
+        try:
+            self._places.acquire()
+        finally:
+            with self._lock:
+                self.queued -= 1
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def open_fanotify(self, pid: int, announced: Announcement) -> Scope:
+        """A fanotify scope for a process that waits in its namespace.
+
+        Raises:
+            BackendUnavailable: Not on this host.
+            CaptureError: Not this process.
+        """
+        if self._fanotify is None:
+            raise self.unavailable or BackendUnavailable("fanotify", "it was not started", "")
+        scope: Scope = self._fanotify.open_scope(
+            pid=pid, root=announced.root, limits=announced.limits
+        )
+        return scope
+
+    def open_walk(self, announced: Announcement) -> Scope:
+        """A walk scope; takes its first snapshot now.
+
+        Raises:
+            CaptureError: The root cannot be read.
+        """
+        inputs = WalkInputs(program=find_program(announced), paths=announced.inputs)
+        return self._walk.open_scope(
+            pid=0, root=announced.root, limits=announced.limits, inputs=inputs
+        )
+
+    def close(self) -> None:
+        """End the engines."""
+        if self._fanotify is not None:
+            self._fanotify.close()
+
+
+def find_program(announced: Announcement) -> bytes:
+    """Where the launcher's execvp will find the command; empty if nowhere."""
+    program = announced.argv[0]
+    if b"/" in program:
+        return os.path.join(announced.cwd, program)
+    search = dict(announced.environ).get(b"PATH", b"/bin:/usr/bin")
+    for directory in search.split(b":"):
+        path = os.path.join(announced.cwd, directory, program)
+        if os.access(path, os.X_OK, effective_ids=True) and not os.path.isdir(path):
+            return path
+    return b""
+
+
+def probe_fanotify() -> Optional[BackendUnavailable]:
+    """Why fanotify cannot be used by this process; None if it can."""
+    try:
+        _engine_class().probe()
+    except BackendUnavailable as error:
+        return error
+    return None
+
+
+def _engine_class() -> Any:
+    try:
+        module = importlib.import_module("rootseal.capture.fanotify")
+    except ImportError as error:
+        raise BackendUnavailable(
+            "fanotify", f"the native capture core is not built ({error})", "Run `make build`."
+        ) from None
+    return module.FanotifyEngine
+
+
+def _start_fanotify(wanted: bool) -> Any:
+    if not wanted:
+        raise BackendUnavailable(
+            "fanotify", "the daemon was started with --no-fanotify", "Start it without."
+        )
+    engine = _engine_class()
+    engine.probe()
+    return engine(shards=os.cpu_count() or 1, digest_cache_entries=DIGEST_CACHE_ENTRIES)

@@ -1,0 +1,273 @@
+"""What this host can capture, why not, and the exact remedy. Looks; changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gzip
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from rootseal import wire
+from rootseal.daemon import LAUNCHER
+from rootseal.daemon_backends import probe_fanotify
+from rootseal.observation import Posture
+
+HELPER_PLACES = (
+    "/usr/local/libexec/rootseal/rootseal-scope",
+    "/usr/libexec/rootseal/rootseal-scope",
+)
+CAP_SYS_ADMIN = 21
+CAP_BPF = 39
+KERNEL_MIN = (5, 10)
+_XATTR_MAGIC = struct.Struct("<II")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: For machines, lowerCamelCase.
+        good: Whether it is as Rootseal would like it.
+        needed: Whether the strongest posture of this release needs it.
+        found: What is there.
+        remedy: What to do if it is not good; empty if nothing can or need be done.
+    """
+
+    name: str
+    good: bool
+    needed: bool
+    found: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was found.
+
+    Attributes:
+        findings: In the order to be shown.
+        posture: The posture that an action of this user would reach now.
+        reason: Why not `held`, if it is not.
+        postures: Each posture and whether it can be reached.
+    """
+
+    findings: Tuple[Finding, ...]
+    posture: Posture
+    reason: str
+    postures: Dict[str, bool]
+
+
+def diagnose() -> Diagnosis:
+    """Look at everything."""
+    system = _daemon("systemDaemon", (wire.SYSTEM_SOCKET,))
+    own = _daemon("userDaemon", wire.user_socket_paths(os.getuid()))
+    findings = (
+        _kernel(),
+        _launcher(),
+        _privileges(),
+        _fanotify(system[1]),
+        _group_limit(),
+        _helper(),
+        system[0],
+        own[0],
+        _file("btf", "/sys/kernel/btf/vmlinux", "A kernel with CONFIG_DEBUG_INFO_BTF."),
+        _bpf(),
+        _yama(),
+        _fs_verity(),
+        _ima(),
+    )
+    daemon = system[1] or own[1]
+    posture, reason = _reachable(findings, daemon)
+    order = list(Posture)
+    reached = {item.value: order.index(item) <= order.index(posture) for item in order}
+    reached[Posture.OBSERVED.value] = False  # no backend of this release observes after the fact
+    return Diagnosis(findings, posture, reason, reached)
+
+
+def _reachable(
+    findings: Tuple[Finding, ...], daemon: Optional[Dict[str, object]]
+) -> Tuple[Posture, str]:
+    by_name = {finding.name: finding for finding in findings}
+    if daemon is not None:
+        backend, why = daemon["backend"], f"the daemon: {daemon['reason']}"
+    else:
+        backend = "fanotify" if by_name["fanotify"].good else "walk"
+        why = by_name["fanotify"].found
+    if backend != "fanotify":
+        return Posture.WALKED, why
+    if not by_name["privileges"].good and not by_name["helper"].good:
+        return Posture.WALKED, "actions cannot get a private mount namespace"
+    return Posture.HELD, ""
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    numbers = release.split("-")[0].split(".")
+    good = tuple(int(part) for part in numbers[:2] if part.isdigit()) >= KERNEL_MIN
+    remedy = "" if good else "Use a kernel of version 5.10 or newer."
+    return Finding("kernel", good, True, f"{release} {platform.machine()}", remedy)
+
+
+def _launcher() -> Finding:
+    good = os.access(LAUNCHER, os.X_OK)
+    return Finding("launcher", good, True, str(LAUNCHER), "" if good else "Run `make build`.")
+
+
+def effective_capabilities() -> int:
+    """Effective capabilities of this process, as a bit set."""
+    for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _privileges() -> Finding:
+    good = bool(effective_capabilities() >> CAP_SYS_ADMIN & 1)
+    found = f"uid {os.getuid()}, {'with' if good else 'without'} CAP_SYS_ADMIN"
+    return Finding(
+        "privileges", good, False, found, "" if good else "None: the helper replaces it."
+    )
+
+
+def _fanotify(system: Optional[Dict[str, object]]) -> Finding:
+    if system is not None and system["backend"] == "fanotify":
+        return Finding("fanotify", True, True, "permission events, by the system daemon", "")
+    problem = probe_fanotify()
+    if problem is None:
+        return Finding("fanotify", True, True, "permission events work", "")
+    remedy = problem.remedy
+    if os.getuid() != 0:
+        remedy = f"Run `sudo rootseal daemon ensure --allow-uid {os.getuid()}`."
+    return Finding("fanotify", False, True, problem.reason, remedy)
+
+
+def _group_limit() -> Finding:
+    path = Path("/proc/sys/fs/fanotify/max_user_groups")
+    if not path.exists():
+        return Finding("fanotifyGroups", False, False, f"{path} is missing", "")
+    limit = int(path.read_text())
+    good = limit >= 32
+    remedy = "" if good else "sudo sysctl fs.fanotify.max_user_groups=128"
+    return Finding("fanotifyGroups", good, False, f"{limit} actions at once, more wait", remedy)
+
+
+def helper_problem(path: str) -> Optional[str]:
+    """Why the helper at a path does not work; None if it does."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if found.st_uid != 0 or found.st_mode & 0o022:
+        return f"{path} is not root's alone"
+    if not os.access(path, os.X_OK):
+        return f"{path} may not be executed"
+    if os.statvfs(path).f_flag & os.ST_NOSUID:
+        return f"{path} is on a file system mounted nosuid"
+    if found.st_mode & 0o4000:
+        return None
+    try:
+        value = os.getxattr(path, "security.capability")
+    except OSError:
+        return f"{path} has no file capability"
+    permitted = _XATTR_MAGIC.unpack_from(value)[1] if len(value) >= _XATTR_MAGIC.size else 0
+    return None if permitted >> CAP_SYS_ADMIN & 1 else f"{path} lacks cap_sys_admin"
+
+
+def _helper() -> Finding:
+    remedy = "Run `sudo make install-helper` (SECURITY.md says why it is safe)."
+    problems = []
+    for path in HELPER_PLACES:
+        problem = helper_problem(path)
+        if problem is None:
+            if _no_new_privileges():
+                return Finding(
+                    "helper", False, False, "no_new_privs is set, so it has no effect", ""
+                )
+            return Finding("helper", True, False, path, "")
+        problems.append(problem)
+    return Finding("helper", False, False, "; ".join(problems), remedy)
+
+
+def _no_new_privileges() -> bool:
+    return int(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)) == 1  # PR_GET_NO_NEW_PRIVS
+
+
+def _daemon(name: str, places: Tuple[str, ...]) -> Tuple[Finding, Optional[Dict[str, object]]]:
+    problems = []
+    for path in places:
+        try:
+            found = wire.status(path)
+        except wire.DaemonError as error:
+            problems.append(str(error))
+            continue
+        text = f"{found['socket']}, posture {found['posture']}, pid {found['pid']}"
+        return Finding(name, True, False, text, ""), found
+    remedy = "Run `rootseal daemon ensure`." if name == "userDaemon" or os.getuid() == 0 else ""
+    if name == "systemDaemon" and os.getuid() != 0:
+        remedy = f"Run `sudo rootseal daemon ensure --allow-uid {os.getuid()}`."
+    return Finding(name, False, False, "; ".join(problems), remedy), None
+
+
+def _file(name: str, path: str, remedy: str) -> Finding:
+    good = Path(path).exists()
+    return Finding(
+        name, good, False, path if good else f"{path} is missing", "" if good else remedy
+    )
+
+
+def _bpf() -> Finding:
+    admin = effective_capabilities() >> CAP_BPF & 1
+    path = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
+    setting = path.read_text().strip() if path.exists() else "absent"
+    lsm = _text("/sys/kernel/security/lsm") or "unknown"
+    found = f"{'with' if admin else 'without'} CAP_BPF, unprivileged_bpf_disabled={setting}"
+    remedy = "" if admin else "Run as root; used by a later release only."
+    return Finding("bpf", bool(admin), False, f"{found}, lsm={lsm}", remedy)
+
+
+def _yama() -> Finding:
+    setting = _text("/proc/sys/kernel/yama/ptrace_scope")
+    good = setting in (None, "0", "1")
+    found = "no Yama" if setting is None else f"kernel.yama.ptrace_scope={setting}"
+    return Finding(
+        "ptrace", good, False, found, "" if good else "sudo sysctl kernel.yama.ptrace_scope=1"
+    )
+
+
+def _fs_verity() -> Finding:
+    config = _kernel_config()
+    if config is None:
+        good = Path("/proc/sys/fs/verity").exists() or (
+            Path("/proc/keys").exists() and bool(Path("/sys/fs/ext4/features/verity").exists())
+        )
+    else:
+        good = "CONFIG_FS_VERITY=y" in config
+    found = "the kernel has it" if good else "the kernel lacks CONFIG_FS_VERITY"
+    return Finding("fsVerity", good, False, found, "" if good else "Used by a later release only.")
+
+
+def _kernel_config() -> Optional[List[str]]:
+    packed, plain = Path("/proc/config.gz"), Path(f"/boot/config-{platform.release()}")
+    try:
+        if packed.exists():
+            return gzip.decompress(packed.read_bytes()).decode("utf-8", "replace").splitlines()
+        return plain.read_text("utf-8", "replace").splitlines() if plain.exists() else None
+    except OSError:
+        return None
+
+
+def _ima() -> Finding:
+    path = "/sys/kernel/security/ima/ascii_runtime_measurements"
+    return _file("ima", path, "Boot with ima_policy=tcb; used by a later release only.")
+
+
+def _text(path: str) -> Optional[str]:
+    try:
+        return Path(path).read_text("utf-8", "replace").strip()
+    except OSError:
+        return None
