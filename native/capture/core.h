@@ -65,7 +65,11 @@ struct rs_scope {
 	int ns_root_fd;	  /* owned, O_PATH: / of the action's namespace */
 	int root_fd;	  /* owned, O_RDONLY|O_DIRECTORY: the action's root */
 	int mountinfo_fd; /* owned; keeps the namespace alive */
-	int64_t started_ns;
+	/*
+	 * Timestamps come from a clock that lags by up to a tick: a file made after the scope began
+	 * may bear a time from started_tick_ns on, one made before it at most started_ns.
+	 */
+	int64_t started_ns, started_tick_ns;
 	rs_limits limits;
 	char ns_prefix[PATH_MAX]; /* path of ns_root as seen from here, "" for / */
 	char root[PATH_MAX];	  /* canonical, in the namespace */

@@ -55,12 +55,22 @@ int rs_stat_at(int dir_fd, const char *path, struct rs_stat *ret_stat)
 	return stat_any(dir_fd, path, AT_SYMLINK_NOFOLLOW, ret_stat);
 }
 
-int64_t rs_coarse_now_ns(void)
+static int64_t clock_ns(clockid_t clock)
 {
 	struct timespec ts;
 
-	clock_gettime(CLOCK_REALTIME_COARSE, &ts);
+	clock_gettime(clock, &ts);
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+int64_t rs_coarse_now_ns(void)
+{
+	return clock_ns(CLOCK_REALTIME_COARSE);
+}
+
+int64_t rs_now_ns(void)
+{
+	return clock_ns(CLOCK_REALTIME);
 }
 
 int rs_hasher_open(struct rs_hasher *hasher)

@@ -37,7 +37,8 @@ static inline bool rs_same_state(const struct rs_stat *a, const struct rs_stat *
 	       a->mtime_ns == b->mtime_ns;
 }
 
-int64_t rs_coarse_now_ns(void);
+int64_t rs_coarse_now_ns(void); /* the tick that file timestamps are taken from */
+int64_t rs_now_ns(void);
 
 /* What hashing needs, one per thread. */
 struct rs_hasher {

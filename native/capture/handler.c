@@ -14,8 +14,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define EVENT_HASHES_MAX 4 /* closes of one inode that are hashed at once; later ones at the end   \
-			    */
+#define EVENT_HASHES_MAX                                                                           \
+	4 /* closes of one inode that are hashed at once; later ones at the end                    \
+	   */
 #define EVENT_HASH_BYTES_MAX (64ULL * 1024 * 1024)
 #define DELETED		     " (deleted)"
 

@@ -33,14 +33,13 @@ const uint8_t *rs_leaf_path(const struct rs_scope *scope, const uint8_t *path, u
 
 bool rs_is_young(const struct rs_scope *scope, const struct rs_stat *stat)
 {
-	if (stat->btime_ns == 0)
-		return stat->dev == scope->root_dev && !scope->snapshot_partial &&
-		       !rs_set_has(&scope->snapshot_inodes, stat->ino) &&
-		       stat->ctime_ns >= scope->started_ns;
-	if (stat->btime_ns > scope->started_ns)
+	int64_t born = stat->btime_ns ? stat->btime_ns : stat->ctime_ns;
+
+	if (stat->btime_ns && born > scope->started_ns)
 		return true;
-	/* Born in the same clock tick as the scope: the snapshot tells before from after. */
-	return stat->btime_ns == scope->started_ns && stat->dev == scope->root_dev &&
+	/* In the tick of the start, or without birth times: the snapshot tells before from after.
+	 */
+	return born >= scope->started_tick_ns && stat->dev == scope->root_dev &&
 	       !scope->snapshot_partial && !rs_set_has(&scope->snapshot_inodes, stat->ino);
 }
 

@@ -287,16 +287,27 @@ static int declared_file(struct walk *walk, const char *item)
 	return error;
 }
 
+/* A real directory of the root's filesystem, reached without a symlink: walked already. */
+static bool was_walked(const struct walk *walk, const char *item)
+{
+	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+			       .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH};
+	int fd = (int)syscall(SYS_openat2, walk->scope->root_fd, item, &how, sizeof(how));
+	struct rs_stat stat;
+	bool walked;
+
+	if (fd < 0)
+		return false;
+	walked = !rs_stat_fd(fd, &stat) && stat.dev == walk->scope->root_dev;
+	close(fd);
+	return walked;
+}
+
 static int declared_dir(struct walk *walk, const char *item)
 {
-	struct rs_stat stat;
 	int fd;
 
-	if (!*item || !set_path(walk, item))
-		return 0;
-	/* A real directory below the root was walked already. */
-	if (!rs_stat_at(walk->scope->root_fd, item, &stat) && S_ISDIR(stat.mode) &&
-	    stat.dev == walk->scope->root_dev)
+	if (!*item || !set_path(walk, item) || was_walked(walk, item))
 		return 0;
 	fd = open_declared(walk->scope, item, O_RDONLY | O_DIRECTORY);
 	return fd < 0 ? 0 : walk_directory(walk, fd);

@@ -1,0 +1,212 @@
+"""Products: what an action left behind, with the digest that it has at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+from fanotify_action import Lab, Seen, build_fixture
+from rootseal import diagnostics
+from rootseal.observation import DigestSource, LeafKind
+
+pytestmark = pytest.mark.requires("root", "fanotify", "gcc", "core")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab(build_fixture(tmp_path_factory.mktemp("fixture")), digest_cache_entries=65536)
+    yield made
+    made.engine.close()
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A root on the disk's filesystem, and one on tmpfs."""
+    place = tmp_path / "root"
+    place.mkdir()
+    if request.param == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "rootseal-test", place], check=True)
+    yield place
+    if request.param == "tmpfs":
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def content(directory: str, number: int, suffix: str = "") -> bytes:
+    return f"content of {directory}/{number}{suffix}".encode()
+
+
+def check_many(seen: Seen, count: int, suffix: str = "") -> None:
+    found = {leaf.path: leaf.digest for leaf in seen.products}
+    assert len(found) == count
+    for number in range(count):
+        assert found[b"%d" % number] == sha256(content(".", number, suffix))
+    assert diagnostics.losses(seen.counters) == {}
+
+
+def test_a_product_and_its_parts(lab: Lab, root: Path) -> None:
+    seen = lab.run(root, ["/bin/sh", "-c", "umask 027; mkdir -p a/b; echo x > a/b/out; echo y > o"])
+    product = seen.product(b"a/b/out")
+    assert seen.product_paths() == [b"a/b/out", b"o"]
+    assert (product.digest, product.size, product.mode) == (sha256(b"x\n"), 2, 0o640)
+    assert product.kind == LeafKind.FILE
+    assert product.source == DigestSource.FANOTIFY_CLOSE_WRITE
+
+
+def test_ten_thousand_files(lab: Lab, root: Path) -> None:
+    check_many(lab.do(root, "write-many", ".", "10000"), 10_000)
+
+
+def test_two_thousand_files_closed_at_exit(lab: Lab, root: Path) -> None:
+    check_many(lab.do(root, "leave-open", ".", "2000"), 2000)
+
+
+def test_short_lived_writers(lab: Lab, root: Path) -> None:
+    check_many(lab.do(root, "write-fork", ".", "500"), 500)
+
+
+def test_atomic_renames(lab: Lab, root: Path) -> None:
+    check_many(lab.do(root, "atomic", ".", "500"), 500, ".tmp")
+
+
+def test_atomic_renames_outside_the_root(lab: Lab, root: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    seen = lab.do(root, "atomic", cache, "200")
+    found = {leaf.path: leaf.digest for leaf in seen.products}
+    assert len(found) == 200
+    for number in range(200):
+        expected = sha256(content(str(cache), number, ".tmp"))
+        assert found[os.fsencode(cache / str(number))] == expected
+    assert diagnostics.losses(seen.counters) == {}
+
+
+def test_moved_to_another_directory_outside_the_root(lab: Lab, root: Path, tmp_path: Path) -> None:
+    for name in ("from", "to"):
+        (tmp_path / name).mkdir()
+    command = f"echo moved > {tmp_path}/from/f; mv {tmp_path}/from/f {tmp_path}/to/g"
+    seen = lab.run(root, ["/bin/sh", "-c", command])
+    assert seen.product_paths() == [os.fsencode(tmp_path / "to" / "g")]
+
+
+def test_unlinked_files_are_no_products(lab: Lab, root: Path) -> None:
+    seen = lab.run(root, ["/bin/sh", "-c", "echo x > gone; rm gone; echo y > kept"])
+    assert seen.product_paths() == [b"kept"]
+
+
+def test_hardlink_aliases_are_products(lab: Lab, root: Path) -> None:
+    (root / "old").write_bytes(b"old")
+    seen = lab.run(root, ["/bin/sh", "-c", "echo x > a; ln a b; ln old c"])
+    assert {leaf.path: leaf.digest for leaf in seen.products} == {
+        b"a": sha256(b"x\n"),
+        b"b": sha256(b"x\n"),
+        b"c": sha256(b"old"),
+    }
+
+
+def test_inputs_renamed_are_products(lab: Lab, root: Path) -> None:
+    (root / "in").write_bytes(b"moved")
+    seen = lab.run(root, ["/bin/mv", "in", "out"])
+    assert seen.product(b"out").digest == sha256(b"moved")
+    assert seen.product(b"out").source == DigestSource.WALK
+
+
+@pytest.mark.parametrize("way", ["mmap-write", "mmap-closed"])
+def test_files_written_through_a_mapping(lab: Lab, root: Path, way: str) -> None:
+    (root / "old").write_bytes(b"old content that is longer")
+    seen = lab.do(root, way, "new", "mapped")
+    assert seen.product(b"new").digest == sha256(b"mapped")
+    seen = lab.do(root, way, "old", "changed")
+    assert seen.product(b"old").digest == sha256(b"changed")
+
+
+def test_a_linked_temporary_file(lab: Lab, root: Path) -> None:
+    seen = lab.do(root, "tmpfile-link", "linked", "text")
+    assert seen.product(b"linked").digest == sha256(b"text")
+    assert diagnostics.losses(seen.counters) == {}
+
+
+def test_symlinks_are_products_of_their_text(lab: Lab, root: Path) -> None:
+    seen = lab.run(root, ["/bin/sh", "-c", "ln -s /nowhere/at/all s; ln -s loop loop"])
+    product = seen.product(b"s")
+    assert (product.kind, product.size) == (LeafKind.SYMLINK, len("/nowhere/at/all"))
+    assert product.digest == sha256(b"/nowhere/at/all")
+    assert seen.product(b"loop").digest == sha256(b"loop")
+
+
+def test_untouched_inputs_are_no_products(lab: Lab, root: Path) -> None:
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "deep" / "er" / "input").write_bytes(b"input")
+    (root / "link").symlink_to("deep")
+    seen = lab.run(root, ["/bin/sh", "-c", "cat deep/er/input; echo x > out"])
+    assert seen.product_paths() == [b"out"]
+
+
+def test_declared_outputs_are_products_whatever_their_times(lab: Lab, root: Path) -> None:
+    (root / "dist" / "sub").mkdir(parents=True)
+    (root / "dist" / "sub" / "old").write_bytes(b"old")
+    (root / "file").write_bytes(b"file")
+    (root / "other").write_bytes(b"other")
+    seen = lab.run(root, ["/bin/true"], files=[b"file", b"missing"], dirs=[b"dist"])
+    assert {leaf.path: leaf.digest for leaf in seen.products} == {
+        b"dist/sub/old": sha256(b"old"),
+        b"file": sha256(b"file"),
+    }
+    assert {leaf.source for leaf in seen.products} == {DigestSource.WALK}
+
+
+def test_declared_outputs_behind_a_symlinked_directory(
+    lab: Lab, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    command = f"ln -s {tmp_path}/elsewhere out; echo x > out/file; mkdir out/d; echo y > out/d/g"
+    seen = lab.run(root, ["/bin/sh", "-c", command], files=[b"out/file"], dirs=[b"out/d"])
+    assert seen.product(b"out/file").digest == sha256(b"x\n")
+    assert seen.product(b"out/d/g").digest == sha256(b"y\n")
+
+
+def test_written_often_and_last_content_counts(lab: Lab, root: Path) -> None:
+    command = (
+        "for i in 1 2 3 4 5 6 7 8 9; do echo $i > f; done; echo a > g; echo b > g; truncate -s1 g"
+    )
+    seen = lab.run(root, ["/bin/sh", "-c", command])
+    assert seen.product(b"f").digest == sha256(b"9\n")
+    assert seen.product(b"g").digest == sha256(b"b")
+
+
+def test_two_writers_of_one_file(lab: Lab, root: Path) -> None:
+    command = (
+        "(for i in $(seq 300); do echo left >> f; done) & "
+        "(for i in $(seq 300); do echo right >> f; done) & wait"
+    )
+    seen = lab.run(root, ["/bin/sh", "-c", command])
+    assert seen.product(b"f").digest == sha256((root / "f").read_bytes())
+    assert seen.product(b"f").size == 300 * 5 + 300 * 6
+
+
+def test_an_action_that_removes_its_own_root(lab: Lab, tmp_path: Path) -> None:
+    place = tmp_path / "doomed"
+    place.mkdir()
+    seen = lab.run(place, ["/bin/sh", "-c", f"echo x > f; rm -r {place}"])
+    assert seen.exit_code == 0
+    assert seen.products == []
+
+
+def test_mounts_are_listed_and_late_ones_counted(lab: Lab, root: Path) -> None:
+    (root / "mnt").mkdir()
+    seen = lab.run(root, ["/bin/sh", "-c", "mount -t tmpfs new mnt && echo x > mnt/f"])
+    late = [mark for mark in seen.observation.mounts if mark.mount_point.endswith(b"/root/mnt")]
+    assert [mark.marked for mark in late] == [False]
+    assert seen.counters["unmarkedMounts"] == 1
+    marked = {mark.mount_point for mark in seen.observation.mounts if mark.marked}
+    assert b"/" in marked
+    excluded = {mark.filesystem for mark in seen.observation.mounts if not mark.marked}
+    assert "proc" in excluded
+    assert seen.counters["excludedMounts"] >= 1
