@@ -1,11 +1,24 @@
-"""Builds the C cores beside the package; everything else is in pyproject.toml."""
+"""Builds what is compiled: the C cores beside the package, the launcher and helper in bin/.
+
+Everything else is in pyproject.toml.
+"""
 
 import importlib.util
 import pathlib
+import subprocess
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 BUILDERS = pathlib.Path("pants-plugins/rootseal")
+
+
+class BuildPrograms(build_py):
+    """`make -C native`, then what build_py does: the programs are package data."""
+
+    def run(self) -> None:
+        subprocess.run(["make", "-s", "-C", "native", "all"], check=True)
+        super().run()
 
 
 def has_libbpf() -> bool:
@@ -20,8 +33,9 @@ def has_libbpf() -> bool:
 
 
 setup(
+    cmdclass={"build_py": BuildPrograms},
     cffi_modules=[
         f"{BUILDERS}/_native_build.py:ffibuilder",
         *([f"{BUILDERS}/_native_trace_build.py:ffibuilder"] if has_libbpf() else []),
-    ]
+    ],
 )

@@ -15,6 +15,7 @@ from rootseal.errors import (
     ConfigError,
     EncodingError,
     Error,
+    NativeError,
     PostureError,
     VerificationError,
 )
@@ -47,7 +48,7 @@ def exit_code_of(error: Error) -> int:
     """The exit code that an error means (DESIGN section 8)."""
     if isinstance(error, (VerificationError, CaptureLost, PostureError, EncodingError)):
         return EXIT_REFUSED
-    if isinstance(error, (ConfigError, CaptureError)):
+    if isinstance(error, (ConfigError, CaptureError)) and not isinstance(error, NativeError):
         return EXIT_USAGE
     return EXIT_INTERNAL
 

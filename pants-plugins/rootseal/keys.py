@@ -24,7 +24,7 @@ from rootseal.errors import ConfigError, SignatureError
 
 ALGORITHMS = ("ed25519", "ecdsa-p256")
 KEY_FILE_BYTES_MAX = 64 * 1024
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----\s*", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(?:(?!-----).)*-----END \1-----\s*", re.DOTALL)
 _URI = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 PrivateKeyTypes = Union[ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey]

@@ -115,7 +115,21 @@ def find_actions(
         _refuse_unrecorded(actions, address)
         unique = {action.record: action for action in sorted(actions, key=_order)}
         found.append(TargetActions(address, artifacts, tuple(unique.values())))
-    return Findings(tuple(found), _engine_inputs(graph, everything))
+    return Findings(_merged(found), _engine_inputs(graph, everything))
+
+
+def _merged(targets: Sequence[TargetActions]) -> tuple[TargetActions, ...]:
+    """One entry for each address: a target may be packaged in more than one way."""
+    by_address: dict[str, TargetActions] = {}
+    for target in targets:
+        earlier = by_address.setdefault(target.address, target)
+        if earlier is not target:
+            artifacts = sorted({*earlier.artifacts, *target.artifacts}, key=lambda item: item.name)
+            actions = {item.record: item for item in (*earlier.actions, *target.actions)}
+            by_address[target.address] = TargetActions(
+                target.address, tuple(artifacts), tuple(actions.values())
+            )
+    return tuple(by_address.values())
 
 
 def _is_hint(label: str, hint: str) -> bool:

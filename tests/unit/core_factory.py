@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
-from rootseal import diagnostics, digest, leaf_table, opens_table, record, seal
+from rootseal import (
+    bundle,
+    canonical,
+    diagnostics,
+    digest,
+    envelope,
+    leaf_table,
+    merkle,
+    opens_table,
+    predicate,
+    record,
+    seal,
+    statement,
+)
 from rootseal.keys import KeyFileSigner, Signer
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.manifest import read_manifest
 from rootseal.observation import MountMark, Observation, Posture, ProcessRecord
-from rootseal.predicate import ActionDescription, Fallback, Host, Requested
+from rootseal.predicate import ActionDescription, Fallback, Host, Requested, StoredTables
 
 
 def leaf(path: bytes, content: bytes = b"", *, kind: int = 0, source: int = 0) -> Leaf:
@@ -148,3 +162,73 @@ def seal_to(
         out=path,
         targets_dir=targets_dir,
     )
+
+
+# --- Forgeries: signed with the right keys, wrong in one place --------------------------------
+
+
+def forged_record(
+    signer: Signer,
+    number: int,
+    *,
+    change: Callable[[dict[str, Any]], None] = lambda document: None,
+    change_statement: Callable[[dict[str, Any]], None] = lambda document: None,
+    change_tables: Callable[[StoredTables], StoredTables] = lambda tables: tables,
+    observed: Optional[Observation] = None,
+) -> bytes:
+    """A record whose predicate, statement or tables were changed before they were signed."""
+    observed, described = observed or observation(), description(number)
+    tables = predicate.store_tables(observed)
+    document: Any = json.loads(
+        canonical.encode(predicate.build_action_predicate(observed, described, tables))
+    )
+    change(document)
+    subject = statement.action_subject(described.action_key)
+    signed = json.loads(statement.encode([subject], statement.ACTION_TYPE, document))
+    change_statement(signed)
+    return record.encode_record(
+        envelope.sign(canonical.encode(signed), signer), change_tables(tables)
+    )
+
+
+def forged_bundle(
+    path: Path,
+    *,
+    capture: KeyFileSigner,
+    signer: KeyFileSigner,
+    records: Optional[Sequence[bytes]] = None,
+    change: Callable[[dict[str, Any]], None] = lambda document: None,
+    change_statement: Callable[[dict[str, Any]], None] = lambda document: None,
+    engine_inputs: Optional[bytes] = None,
+) -> None:
+    """A bundle of three actions whose root says what `change` makes of it, signed by `signer`.
+
+    Its tree is right for the records; everything else is as sealing three good records gives it.
+    """
+    good = [signed_record(capture, number) for number in (1, 2, 3)]
+    seal_to(path, capture=capture, signer=signer, records=good)
+    with bundle.BundleReader(path) as reader:
+        signed: Any = json.loads(envelope.parse(reader.root_envelope).payload)
+        inputs = reader.engine_inputs if engine_inputs is None else engine_inputs
+    index = sorted(
+        (bundle.NewRecord(description(number).action_key, _envelope_digest(item), len(item)), item)
+        for number, item in enumerate(good if records is None else records, start=1)
+    )
+    hashes = (bundle.action_leaf_hash(e.action_key, e.envelope_sha256) for e, _ in index)
+    signed["predicate"]["tree"] = {
+        "root": merkle.root_of_hashes(hashes).hex(),
+        "size": len(index),
+    }
+    change(signed["predicate"])
+    change_statement(signed)
+    bundle.write_bundle(
+        path,
+        root_envelope=envelope.sign(canonical.encode(signed), signer),
+        engine_inputs=inputs,
+        index=[entry for entry, _ in index],
+        records=[item for _, item in index],
+    )
+
+
+def _envelope_digest(data: bytes) -> bytes:
+    return digest.sha256(record.parse_record(data).envelope)

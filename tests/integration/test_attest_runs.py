@@ -1,0 +1,103 @@
+"""Every way in which Pants comes by a result gives a complete attestation."""
+
+from __future__ import annotations
+
+import shutil
+
+from pants_repo import PantsRepo
+
+LEFT, RIGHT = "//:left-archive", "//:right-archive"
+NO_PANTSD = "--no-pantsd"
+
+
+def test_cold_memoized_edited_and_restarted(repo: PantsRepo) -> None:
+    """One pantsd, many runs: each attests all actions of both targets."""
+    repo.run("package", "::").succeeded()
+    repo.verify()
+    cold = repo.manifest()
+    assert set(cold.sources) == {"ran"}
+    targets = {item["address"]: item for item in cold.document["targets"]}
+    assert [item["name"] for item in targets[LEFT]["artifacts"]] == ["left.tar"]
+    shared = cold.records("`//:shared`")
+    assert len(shared) == 1
+    assert set(shared.values()) <= cold.records_of(LEFT) & cold.records_of(RIGHT)
+    assert not set(cold.records("`//:left`").values()) & cold.records_of(RIGHT)
+    inputs = {item["path"] for item in cold.document["engineInputs"]}
+    assert {"BUILD", "shared.txt", "left.txt", "right.txt"} <= inputs
+    statements = {path.name for path in (repo.root / "dist/rootseal/targets").iterdir()}
+    assert len(statements) == 2
+
+    repo.run("package", "::").succeeded()  # nothing changed: all from pantsd's memory
+    repo.verify()
+    memoized = repo.manifest()
+    assert set(memoized.sources) == {"memoized"}
+    assert memoized.records_of(LEFT) == cold.records_of(LEFT)
+
+    shutil.rmtree(repo.records)  # the plugin's own directory is only a cache
+    repo.run("package", "::").succeeded()
+    repo.verify()
+    assert repo.manifest().keys() == cold.keys()
+
+    repo.write({"left.txt": "another left\n"})
+    repo.run("package", "::").succeeded()
+    repo.verify()
+    edited = repo.manifest()
+    assert edited.records_of(RIGHT) == cold.records_of(RIGHT)
+    assert edited.records("`//:shared`") == shared
+    assert edited.records("`//:left`") != cold.records("`//:left`")
+    assert edited.sources.count("ran") == 2  # the command and its archive
+
+    # Another option of the engine makes pantsd build a new scheduler.
+    repo.run("package", "::", env={"PANTS_PANTS_IGNORE": "+['/unused/']"}).succeeded()
+    repo.verify()
+    assert repo.manifest().keys() == edited.keys()
+    assert "local-cache" in repo.manifest().sources
+
+
+def test_local_cache_without_pantsd(repo: PantsRepo) -> None:
+    repo.run(NO_PANTSD, "package", "::").succeeded()
+    repo.verify()
+    cold = repo.manifest()
+
+    shutil.rmtree(repo.records)
+    repo.run(NO_PANTSD, "package", "::").succeeded()
+    repo.verify()
+    warm = repo.manifest()
+    assert warm.keys() == cold.keys()
+    assert warm.records("`//:") == cold.records("`//:")
+    assert warm.sources.count("local-cache") >= 5
+
+    # An action whose record was lost from every cache is simply run again.
+    shutil.rmtree(repo.records)
+    shutil.rmtree(repo.home / "store")
+    repo.run(NO_PANTSD, "package", "//:right-archive").succeeded()
+    assert set(repo.manifest().sources) == {"ran"}
+
+
+def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) -> None:
+    build = (repo.root / "BUILD").read_text("utf-8")
+    broken = build.replace("cat twice.txt right.txt", "false; cat twice.txt no-such.txt")
+    repo.write({"BUILD": broken})
+    failed = repo.run("attest", "::").failed()
+    assert f"{RIGHT} is not attested" in failed.output
+    assert f"{LEFT} is not attested" not in failed.output
+    assert not (repo.root / "dist" / "rootseal").exists()
+
+    repo.write({"BUILD": build})
+    repo.run("attest", "::").succeeded()
+    repo.verify()
+    nothing = repo.run("attest", "//:sources").failed()
+    assert "nothing to attest" in nothing.output
+
+
+def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
+    failed = repo.run("--rootseal-key=no-such.key", "package", "::").failed()
+    assert "Nothing was attested" in failed.output
+    assert "no-such.key" in failed.output
+    assert not (repo.root / "dist" / "rootseal" / "build.rootseal").exists()
+
+    repo.run("--no-rootseal-enabled", "package", "::").succeeded()
+    assert not (repo.root / "dist" / "rootseal" / "build.rootseal").exists()
+
+    wrong = repo.run("--rootseal-executable=no/such/rootseal", "package", "::").failed()
+    assert "is not an executable file" in wrong.output
