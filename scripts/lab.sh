@@ -21,7 +21,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >build/apt-lab.log 2>&1 ||
         die "lab: apt-get failed; its output is in build/apt-lab.log"
 fi
-python=${PYTHON_LAB:-.venv/bin/python}
+python=${ROOTSEAL_LAB_PYTHON:-.venv/bin/python}
 "$python" tests/lab/lab_run.py "$@"
 "$python" tests/lab/lab_table.py
 exec "$python" -m pytest -q -p no:cacheprovider tests/lab

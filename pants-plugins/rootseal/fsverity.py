@@ -1,0 +1,286 @@
+"""fs-verity: seal a file, measure a sealed file, and the same digest calculated in plain Python.
+
+A sealed file is read-only for ever, and the kernel checks every page it reads against a Merkle
+tree whose root is part of the file's measurement: other content is an I/O error, not other data.
+Measuring costs the same for any size. SHA-256, blocks of 4,096 bytes, no salt: one parameter set,
+so a file has one digest everywhere. Standard library only; nothing here needs the C core.
+
+Source: Documentation/filesystems/fsverity.rst of the kernel; include/uapi/linux/fsverity.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import os
+import secrets
+import struct
+import sys
+from pathlib import Path
+from typing import BinaryIO, Dict, Iterator, List, Union
+
+from rootseal import digest
+from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+
+BLOCK_BYTES = 4096
+ALGORITHM_SHA256 = 1
+_READ_BYTES = 256 * BLOCK_BYTES
+_VERSION = 1
+_LOG2_BLOCK_BYTES = 12
+
+_ENABLE = 0x40806685  # FS_IOC_ENABLE_VERITY
+_MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY
+_GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS
+_VERITY_FLAG = 0x00100000  # FS_VERITY_FL
+_ENABLE_ARGUMENT = struct.pack(
+    "=IIIIQIIQ88x", _VERSION, ALGORITHM_SHA256, BLOCK_BYTES, 0, 0, 0, 0, 0
+)
+_MEASUREMENT = struct.Struct(f"=HH{digest.DIGEST_BYTES}s")
+_DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144s")
+
+_UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS)
+_WHY: Dict[int, str] = {
+    errno.ETXTBSY: "a process has it open for writing; wait until it is closed",
+    errno.EPERM: "it is append-only or immutable; run `chattr -a -i` on it",
+    errno.EACCES: "no permission to write it; run as its owner",
+    errno.EROFS: "its filesystem is read-only",
+    errno.ENOSPC: "its filesystem is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "it is larger than fs-verity can hold",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a sealed file is, as the kernel says and as it reads.
+
+    Attributes:
+        fsverity: fs-verity digest, 32 bytes.
+        sha256: SHA-256 of the content, 32 bytes, read after the file was sealed.
+        size: Bytes.
+    """
+
+    fsverity: bytes
+    sha256: bytes
+    size: int
+
+
+class _Level:
+    """One level of the Merkle tree: hashes that do not fill a block yet."""
+
+    def __init__(self) -> None:
+        self.pending = bytearray()
+        self.count = 0
+
+
+class Calculator:
+    """The fs-verity digest of content that comes in pieces; memory grows with log(size) only."""
+
+    def __init__(self) -> None:
+        self._levels: List[_Level] = []
+        self._tail = bytearray()
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        """Add content."""
+        self._size += len(data)
+        self._tail += data
+        whole = len(self._tail) - len(self._tail) % BLOCK_BYTES
+        for start in range(0, whole, BLOCK_BYTES):
+            self._push(0, digest.sha256(bytes(self._tail[start : start + BLOCK_BYTES])))
+        del self._tail[:whole]
+
+    def digest(self) -> bytes:
+        """The digest, 32 bytes; nothing may be added afterwards."""
+        if self._tail:
+            self._push(0, digest.sha256(bytes(self._tail.ljust(BLOCK_BYTES, b"\0"))))
+            self._tail.clear()
+        descriptor = _DESCRIPTOR.pack(
+            _VERSION, ALGORITHM_SHA256, _LOG2_BLOCK_BYTES, 0, 0, self._size, self._root(), b"", b""
+        )
+        return digest.sha256(descriptor)
+
+    def _push(self, depth: int, hash_: bytes) -> None:
+        if depth == len(self._levels):
+            self._levels.append(_Level())
+        level = self._levels[depth]
+        level.pending += hash_
+        level.count += 1
+        if len(level.pending) == BLOCK_BYTES:
+            self._push(depth + 1, digest.sha256(bytes(level.pending)))
+            level.pending.clear()
+
+    def _root(self) -> bytes:
+        """Root hash: that of the only block; zeros for an empty file."""
+        depth = 0
+        while depth < len(self._levels):
+            level = self._levels[depth]
+            if level.count == 1:
+                return bytes(level.pending)
+            if level.pending:
+                self._push(depth + 1, digest.sha256(bytes(level.pending.ljust(BLOCK_BYTES, b"\0"))))
+                level.pending.clear()
+            depth += 1
+        return bytes(digest.DIGEST_BYTES)
+
+
+def calculate(stream: BinaryIO) -> bytes:
+    """The fs-verity digest that the rest of a stream would have as a sealed file, 32 bytes."""
+    calculator = Calculator()
+    while True:
+        chunk = stream.read(_READ_BYTES)
+        if not chunk:
+            return calculator.digest()
+        calculator.update(chunk)
+
+
+def is_sealed(descriptor: int) -> bool:
+    """Whether an open file is sealed (false where the filesystem has no such flag)."""
+    try:
+        answer = fcntl.ioctl(descriptor, _GET_FLAGS, bytes(8))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise _native("FS_IOC_GETFLAGS", error, f"fd {descriptor}") from None
+    return bool(int.from_bytes(answer[:4], sys.byteorder) & _VERITY_FLAG)
+
+
+def measure(descriptor: int, *, where: str) -> bytes:
+    """The fs-verity digest of an open sealed file, as the kernel holds it, 32 bytes.
+
+    Args:
+        descriptor: The open file.
+        where: Its name, for messages.
+
+    Raises:
+        CaptureError: It is not sealed, or with another hash than SHA-256.
+    """
+    try:
+        answer = fcntl.ioctl(descriptor, _MEASURE, _MEASUREMENT.pack(0, 32, b""))
+    except OSError as error:
+        if error.errno == errno.ENODATA or error.errno in _UNSUPPORTED:
+            raise CaptureError(f"{where} is not sealed with fs-verity") from None
+        if error.errno == errno.EOVERFLOW:
+            raise CaptureError(f"{where} is sealed with a longer hash than SHA-256") from None
+        raise _native("FS_IOC_MEASURE_VERITY", error, where) from None
+    algorithm, size, found = _MEASUREMENT.unpack(answer)
+    if algorithm != ALGORITHM_SHA256 or size != digest.DIGEST_BYTES:
+        raise CaptureError(f"{where} is sealed with hash algorithm {algorithm}, not SHA-256")
+    return bytes(found)
+
+
+def enable(descriptor: int, *, where: str) -> None:
+    """Seal an open file (opened for reading only); one that is sealed already stays as it is.
+
+    Raises:
+        BackendUnavailable: The kernel or the filesystem has no fs-verity.
+        CaptureError: It could not be sealed; says why and what to do.
+    """
+    try:
+        fcntl.ioctl(descriptor, _ENABLE, _ENABLE_ARGUMENT)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return
+        if error.errno in _UNSUPPORTED:
+            raise unavailable(where) from None
+        if error.errno in _WHY:
+            why = _WHY[error.errno]
+            raise CaptureError(f"{where} cannot be sealed with fs-verity: {why}") from None
+        raise _native("FS_IOC_ENABLE_VERITY", error, where) from None
+
+
+def unavailable(where: str) -> BackendUnavailable:
+    """The error for a file on a filesystem that cannot seal."""
+    return BackendUnavailable(
+        "fs-verity",
+        f"the filesystem or the kernel of {where} cannot seal files",
+        "Use btrfs, or ext4 after `tune2fs -O verity DEVICE`, on a kernel with "
+        "CONFIG_FS_VERITY; or use --fsverity auto.",
+    )
+
+
+def seal_file(path: Union[str, Path]) -> Measurement:
+    """Seal a file, measure it, and read it once more: now nobody can change what is read.
+
+    The SHA-256 is taken after sealing, so it belongs to the content that is sealed; the caller
+    compares it with what was built.
+
+    Raises:
+        BackendUnavailable: The kernel or the filesystem has no fs-verity.
+        CaptureError: It is not a regular file, or could not be sealed.
+    """
+    name = os.fspath(path)
+    with _opened(name) as stream:
+        enable(stream.fileno(), where=name)
+        measured = measure(stream.fileno(), where=name)
+        sha256, size = digest.sha256_file(stream)
+    return Measurement(measured, sha256, size)
+
+
+def check_sealed(path: Union[str, Path], *, expected: bytes, size: int) -> bool:
+    """Measure a file again if it is sealed here.
+
+    The size is compared too: btrfs lets a sealed file be truncated by path (seen on 6.1), and the
+    measurement of the inode in memory then stays as it was.
+
+    Args:
+        path: The file.
+        expected: The fs-verity digest it was sealed with, 32 bytes.
+        size: Its size in bytes when it was sealed.
+
+    Returns:
+        False if it is not sealed here (a copy is not), so that only its content can be compared.
+
+    Raises:
+        CaptureError: It is sealed and is another file, or cannot be opened.
+    """
+    name = os.fspath(path)
+    with _opened(name) as stream:
+        if not is_sealed(stream.fileno()):
+            return False
+        found = measure(stream.fileno(), where=name)
+        found_size = os.fstat(stream.fileno()).st_size
+    if found != expected or found_size != size:
+        raise CaptureError(
+            f"{name} is sealed with fs-verity digest {found.hex()} and has {found_size} bytes; "
+            f"signed are {expected.hex()} and {size} bytes"
+        )
+    return True
+
+
+def available(directory: Union[str, Path]) -> bool:
+    """Whether files in a directory can be sealed, found by sealing a small one.
+
+    Raises:
+        CaptureError: It cannot be found out (no permission to write there, or a full disk).
+    """
+    path = Path(directory) / f".rootseal-verity-{secrets.token_hex(8)}"
+    try:
+        path.write_bytes(b"\0")
+        seal_file(path)
+    except BackendUnavailable:
+        return False
+    except OSError as error:
+        raise CaptureError(f"cannot try fs-verity in {directory}: {error.strerror}") from None
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    """A regular file opened for reading, not through a symlink in its last component."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(name, flags)
+    except OSError as error:
+        raise CaptureError(f"cannot open {name} to seal it: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        yield stream
+
+
+def _native(operation: str, error: OSError, where: str) -> NativeError:
+    text = f"{operation} on {where} failed: {error.strerror}"
+    return NativeError(operation, error.errno or 0, text)

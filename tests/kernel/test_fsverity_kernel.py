@@ -1,0 +1,139 @@
+"""fs-verity as the kernel does it: sealing, measuring, refusing; and what Rootseal makes of it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from rootseal import digest, fsverity
+from rootseal.errors import CaptureError
+
+EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
+SIZES = (0, 1, 4096, 4097, 128 * 4096, 128 * 4096 + 1, 3_000_001)
+
+
+@pytest.fixture
+def verity(tmp_path: Path) -> Path:
+    """A directory whose files can be sealed."""
+    if not fsverity.available(tmp_path):
+        assert not EXPECTED, "this row of the lab is there for fs-verity"
+        pytest.skip("optional: no fs-verity on the filesystem of the temporary files")
+    return tmp_path
+
+
+def make(path: Path, data: bytes = b"built") -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_kernel_measures_what_python_calculates(verity: Path, size: int) -> None:
+    data = bytes(i % 251 for i in range(size))
+    found = fsverity.seal_file(make(verity / "product", data))
+    assert found.fsverity == fsverity.calculate(io.BytesIO(data))
+    assert (found.sha256, found.size) == (digest.sha256(data), size)
+
+
+def test_sealed_file_says_so_and_refuses_writers(verity: Path) -> None:
+    path = make(verity / "product")
+    with path.open("rb") as file:
+        assert not fsverity.is_sealed(file.fileno())
+    fsverity.seal_file(path)
+    with path.open("rb") as file:
+        assert fsverity.is_sealed(file.fileno())
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND):
+        with pytest.raises(PermissionError):
+            os.open(path, flags)
+    assert path.read_bytes() == b"built"
+
+
+def test_truncation_by_path_is_refused_or_found(verity: Path) -> None:
+    """btrfs lets a sealed file be truncated by path: so the size is part of every comparison."""
+    path = make(verity / "product", b"built" * 1000)
+    sealed = fsverity.seal_file(path)
+    assert fsverity.check_sealed(path, expected=sealed.fsverity, size=sealed.size)
+    try:
+        os.truncate(path, 100)
+    except PermissionError:
+        assert path.read_bytes() == b"built" * 1000
+        return
+    with pytest.raises(CaptureError, match="100 bytes"):
+        fsverity.check_sealed(path, expected=sealed.fsverity, size=sealed.size)
+
+
+def test_a_copy_is_not_sealed_and_another_sealed_file_is_refused(verity: Path) -> None:
+    sealed = fsverity.seal_file(make(verity / "product"))
+    copy = make(verity / "copy")
+    assert not fsverity.check_sealed(copy, expected=sealed.fsverity, size=5)
+    fsverity.seal_file(make(verity / "other", b"other"))
+    with pytest.raises(CaptureError, match="signed are"):
+        fsverity.check_sealed(verity / "other", expected=sealed.fsverity, size=5)
+
+
+def test_sealing_twice_is_sealing_once(verity: Path) -> None:
+    path = make(verity / "product")
+    assert fsverity.seal_file(path) == fsverity.seal_file(path)
+
+
+def test_open_writer_is_named_as_the_reason(verity: Path) -> None:
+    path = make(verity / "product")
+    with path.open("r+b"), pytest.raises(CaptureError, match="open for writing"):
+        fsverity.seal_file(path)
+
+
+def test_rename_and_hardlink_keep_the_seal(verity: Path) -> None:
+    path = make(verity / "product")
+    before = fsverity.seal_file(path)
+    os.link(path, verity / "link")
+    path.rename(verity / "renamed")
+    for name in ("link", "renamed"):
+        with (verity / name).open("rb") as file:
+            assert fsverity.measure(file.fileno(), where=name) == before.fsverity
+
+
+def test_changed_blocks_on_the_disk_are_an_error_when_read(verity: Path) -> None:
+    """The row's disk is changed below the filesystem; the kernel notices at the next read."""
+    path = make(verity / "product", os.urandom(64 * 4096))
+    fsverity.seal_file(path)
+    device, offset = place_on_disk(path)
+    with device.open("r+b", buffering=0) as disk:
+        disk.seek(offset)
+        old = disk.read(512)
+        disk.seek(offset)
+        disk.write(bytes(512))
+        os.fsync(disk.fileno())
+        try:
+            drop_caches()
+            with pytest.raises(OSError) as caught, path.open("rb") as file:
+                file.read()
+            assert caught.value.errno == errno.EIO
+        finally:
+            disk.seek(offset)
+            disk.write(old)
+            os.fsync(disk.fileno())
+            drop_caches()
+    assert len(path.read_bytes()) == 64 * 4096
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3", "ascii")
+
+
+def place_on_disk(path: Path) -> tuple[Path, int]:
+    """The row's virtual disk and where on it the file's first block is (FIBMAP)."""
+    row = os.environ.get("ROOTSEAL_LAB_FILESYSTEM")
+    if row != "ext4":
+        pytest.skip("optional: only on the lab's own ext4 disk are blocks changed")
+    os.sync()
+    with path.open("rb") as file:
+        block_size = struct.unpack("i", fcntl.ioctl(file, 2, struct.pack("i", 0)))[0]  # FIGETBSZ
+        block = struct.unpack("i", fcntl.ioctl(file, 1, struct.pack("i", 0)))[0]  # FIBMAP
+    number = path.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
+    return Path("/dev", device), block * block_size
