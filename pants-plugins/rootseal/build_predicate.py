@@ -41,6 +41,31 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True)
+class ArtifactSeals:
+    """What became of the artifacts' fs-verity seals.
+
+    Attributes:
+        available: Whether a filesystem of the artifacts supports fs-verity.
+        failures: Artifacts that could not be sealed although their filesystem can.
+        digests: (artifact name, fs-verity digest in hex) of each sealed artifact, by name.
+    """
+
+    available: bool
+    failures: int
+    digests: Tuple[Tuple[str, str], ...]
+
+    @property
+    def document(self) -> Dict[str, object]:
+        """As the root predicate has it."""
+        return {
+            "available": self.available,
+            "filesSealed": len(self.digests),
+            "sealFailures": self.failures,
+            "files": [{"name": name, "fsverity": value} for name, value in self.digests],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A target of the build tool.
 
@@ -110,6 +135,8 @@ class BuildPredicate:
     capture_keys: Tuple[keys.PublicKey, ...]
     targets: Tuple[Target, ...]
     engine_inputs: TableReference
+    seals: ArtifactSeals
+    fsverity: str
     required_posture: Posture
     require_zero_drops: bool
     run_id: str
@@ -168,6 +195,17 @@ _BUILD_SHAPE = schema.object_of(
             TARGET_COUNT_MAX,
         ),
         "engineInputs": predicate.table_shape,
+        "fsverity": schema.object_of(
+            {
+                "available": schema.boolean,
+                "filesSealed": schema.integer(),
+                "sealFailures": schema.integer(),
+                "files": schema.list_of(
+                    schema.object_of({"name": schema.path_text, "fsverity": schema.digest_text}),
+                    1 << 20,
+                ),
+            }
+        ),
     }
 )
 
@@ -209,6 +247,8 @@ def read_build_predicate(value: object) -> BuildPredicate:
         capture_keys=_read_capture_keys(schema.as_list(document["captureKeys"])),
         targets=tuple(_read_target(item) for item in schema.as_list(document["targets"])),
         engine_inputs=predicate.read_table_reference(document["engineInputs"]),
+        seals=_read_seals(schema.as_object(document["fsverity"])),
+        fsverity=str(policy["fsverity"]),
         required_posture=Posture(policy["posture"]),
         require_zero_drops=policy["requireZeroDrops"] is True,
         run_id=str(schema.as_object(document["run"])["id"]),
@@ -241,6 +281,20 @@ def _read_capture_keys(items: Sequence[object]) -> Tuple[keys.PublicKey, ...]:
     if [key.keyid for key in found] != sorted({key.keyid for key in found}):
         raise StatementError("predicate.captureKeys is not in order of key ids, or repeats one")
     return tuple(found)
+
+
+def _read_seals(item: Mapping[str, object]) -> ArtifactSeals:
+    files = [schema.as_object(entry) for entry in schema.as_list(item["files"])]
+    digests = tuple((str(entry["name"]), str(entry["fsverity"])) for entry in files)
+    names = [name for name, _ in digests]
+    if names != sorted(set(names)):
+        raise StatementError("predicate.fsverity.files is not in order of name, or repeats one")
+    if item["filesSealed"] != len(digests):
+        raise StatementError("predicate.fsverity.filesSealed is not the number of its files")
+    failures = schema.as_integer(item["sealFailures"])
+    if (digests or failures) and item["available"] is not True:
+        raise StatementError("predicate.fsverity has files that were sealed without fs-verity")
+    return ArtifactSeals(item["available"] is True, failures, digests)
 
 
 def _read_target(value: object) -> Target:

@@ -24,6 +24,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--out", metavar="BUNDLE", required=True, help="bundle file to write")
     parser.add_argument("--targets", metavar="DIR", help="write one signed statement per target")
     parser.add_argument(
+        "--artifacts",
+        metavar="DIR",
+        help="where the artifacts are; they are sealed with fs-verity as policy.fsverity of the "
+        "manifest says",
+    )
+    parser.add_argument(
         "--capture-key",
         metavar="FILE",
         action="append",
@@ -49,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             signer=signer_from(arguments),
             out=Path(arguments.out),
             targets_dir=None if arguments.targets is None else Path(arguments.targets),
+            artifacts_dir=None if arguments.artifacts is None else Path(arguments.artifacts),
             progress=advance,
         )
     emit(arguments, describe(sealed), sealed_document(sealed))

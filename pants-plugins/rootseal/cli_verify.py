@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Tuple
 
-from rootseal import digest, files, keys, prove, verify_proof
+from rootseal import digest, files, fsverity, keys, prove, verify_proof
 from rootseal.bundle import BundleReader
 from rootseal.checks import Check, checking
 from rootseal.cli_output import add_json, emit, printable, progress
-from rootseal.errors import ConfigError, VerificationError
+from rootseal.errors import CaptureError, ConfigError, VerificationError
 from rootseal.policy import POLICY_BYTES_MAX, Policy, parse_policy, posture_from_text
 from rootseal.verify import (
     ArtifactDigest,
@@ -155,8 +155,29 @@ def verify(arguments: argparse.Namespace) -> int:
             policy=policy,
             progress=advance,
         )
-    emit(arguments, _describe(arguments.bundle, verified), _document(verified))
+    seals = {path: measure_again(path, name, verified.root) for path, name in verified.artifacts}
+    text = _describe(arguments.bundle, verified, seals)
+    emit(arguments, text, _document(verified, seals))
     return 0
+
+
+def measure_again(path: str, name: str, root: VerifiedRoot) -> Optional[str]:
+    """Part of check 5 for an artifact that was sealed: if it still is, it measures the same.
+
+    Returns:
+        `measured`; `copy` if the file in hand is not sealed (its SHA-256 was compared all the
+        same); None if the build did not seal it.
+    """
+    expected = dict(root.predicate.seals.digests).get(name)
+    if expected is None:
+        return None
+    sizes = {item.name: item.size for t in root.predicate.targets for item in t.artifacts}
+    with checking(Check.ARTIFACTS, VerificationError):
+        try:
+            sealed = fsverity.check_sealed(path, expected=bytes.fromhex(expected), size=sizes[name])
+        except CaptureError as error:
+            raise VerificationError(str(error)) from None
+    return "measured" if sealed else "copy"
 
 
 def verify_proof_file(arguments: argparse.Namespace) -> int:
@@ -185,7 +206,14 @@ def _check_artifact(path: str, fact: verify_proof.ProvenFact) -> None:
             )
 
 
-def _describe(path: str, verified: VerifiedBuild) -> str:
+_SEAL_TEXT = {
+    None: "",
+    "measured": ", sealed with fs-verity and measured again",
+    "copy": ", a copy that is not sealed",
+}
+
+
+def _describe(path: str, verified: VerifiedBuild, seals: Mapping[str, Optional[str]]) -> str:
     summary = verified.root.predicate.summary
     lines: List[str] = [
         f"verified {path}: {summary['actions']} actions, {summary['targets']} targets, "
@@ -194,11 +222,13 @@ def _describe(path: str, verified: VerifiedBuild) -> str:
         + (", ".join(sorted(verified.losses)) or "none")
         + f", signed by {verified.root.keyid[:16]}",
     ]
-    lines += [f"artifact {file} is {name}" for file, name in verified.artifacts]
+    lines += [
+        f"artifact {file} is {name}{_SEAL_TEXT[seals[file]]}" for file, name in verified.artifacts
+    ]
     return "\n".join(printable(line) for line in lines)
 
 
-def _document(verified: VerifiedBuild) -> dict[str, object]:
+def _document(verified: VerifiedBuild, seals: Mapping[str, Optional[str]]) -> dict[str, object]:
     predicate = verified.root.predicate
     return {
         "keyid": verified.root.keyid,
@@ -208,5 +238,8 @@ def _document(verified: VerifiedBuild) -> dict[str, object]:
         "tree": dict(predicate.document["tree"]),  # type: ignore[call-overload]
         "summary": dict(predicate.summary),
         "subjects": [{"name": item.name, "sha256": item.sha256} for item in verified.root.subjects],
-        "artifacts": [{"path": path, "name": name} for path, name in verified.artifacts],
+        "artifacts": [
+            {"path": path, "name": name, "fsverity": seals[path]}
+            for path, name in verified.artifacts
+        ],
     }

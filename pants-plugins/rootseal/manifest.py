@@ -112,6 +112,7 @@ class Manifest:
         run_id: `run.id`.
         required_posture: `policy.posture`.
         require_zero_drops: `policy.requireZeroDrops`.
+        fsverity: `policy.fsverity`.
         capture_keys: Capture keys that are trusted beside this machine's.
         actions: Each record once.
         targets: Each address once, in order.
@@ -122,6 +123,7 @@ class Manifest:
     run_id: str
     required_posture: Posture
     require_zero_drops: bool
+    fsverity: str
     capture_keys: Tuple[keys.PublicKey, ...]
     actions: Tuple[ManifestAction, ...]
     targets: Tuple[ManifestTarget, ...]
@@ -153,6 +155,7 @@ def read_manifest(value: object) -> Manifest:
         run_id=str(schema.as_object(document["run"])["id"]),
         required_posture=Posture(policy["posture"]),
         require_zero_drops=policy["requireZeroDrops"] is True,
+        fsverity=str(policy["fsverity"]),
         capture_keys=tuple(
             keys.parse_public_key(str(pem).encode("utf-8"), where=f"manifest.captureKeys[{index}]")
             for index, pem in enumerate(schema.as_list(document["captureKeys"]))

@@ -34,6 +34,7 @@ from rootseal.keys import PublicKey, Signer
 from rootseal.leaf_table import Domain
 from rootseal.manifest import Manifest, ManifestAction, ManifestTarget
 from rootseal.record import RECORD_BYTES_MAX
+from rootseal.seal_artifacts import seal_artifacts
 from rootseal.verify import Progress
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9._@+=-]+")
@@ -110,6 +111,7 @@ def seal(
     signer: Signer,
     out: Path,
     targets_dir: Optional[Path],
+    artifacts_dir: Optional[Path] = None,
     progress: Optional[Progress] = None,
 ) -> SealedBuild:
     """Verify every record of a run and write its signed bundle.
@@ -121,10 +123,12 @@ def seal(
         signer: Signs the root and the target statements.
         out: The bundle file.
         targets_dir: Directory for the statements per target, or None for none.
+        artifacts_dir: Where the artifacts are, to be sealed as `policy.fsverity` says.
         progress: Called with (records done, records in all).
 
     Raises:
         VerificationError: A record is missing, not genuine, incomplete or too weak; names it.
+        CaptureError: An artifact could not be sealed though `policy.fsverity` is `on`.
         Error: The bundle cannot be written.
     """
     known = {key.keyid: key for key in (*trusted, *manifest.capture_keys)}
@@ -138,6 +142,11 @@ def seal(
     stored_inputs = leaf_table.compress(inputs.raw)
     document = _root_predicate(manifest, sealed, known, totals)
     document["engineInputs"] = predicate.table_reference(inputs, stored_inputs)
+    document["fsverity"] = seal_artifacts(
+        artifacts_dir,
+        [artifact for target in manifest.targets for artifact in target.artifacts],
+        mode=manifest.fsverity,
+    ).document
     root_statement = _root_statement(manifest, document)
     root_envelope = envelope.sign(root_statement, signer)
     bundle.write_bundle(
@@ -213,7 +222,7 @@ def _records_again(records: Records, sealed: Sequence[_Sealed]) -> Iterator[byte
 def _root_predicate(
     manifest: Manifest, sealed: Sequence[_Sealed], known: Mapping[str, PublicKey], totals: Totals
 ) -> Dict[str, object]:
-    """The root predicate but for its `engineInputs`."""
+    """The root predicate but for its `engineInputs` and `fsverity`."""
     hashes = (
         bundle.action_leaf_hash(item.index.action_key, item.index.envelope_sha256)
         for item in sealed

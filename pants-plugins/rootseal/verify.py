@@ -204,6 +204,19 @@ def check_targets(root: VerifiedRoot) -> None:
         )
         if root.subjects != expected:
             raise StatementError("the subjects are not the artifacts of the targets")
+        _check_seals(root)
+
+
+def _check_seals(root: VerifiedRoot) -> None:
+    """Part of check 19: sealed files are artifacts, and all of them where the policy said so."""
+    sealed = {name for name, _ in root.predicate.seals.digests}
+    artifacts = {item.name for target in root.predicate.targets for item in target.artifacts}
+    if not sealed <= artifacts:
+        raise StatementError(f"{min(sealed - artifacts)!r} is sealed, but is not an artifact")
+    if root.predicate.fsverity == "on" and sealed != artifacts:
+        raise StatementError(
+            f"{min(artifacts - sealed)!r} is not sealed, though the build's policy demands it"
+        )
 
 
 def root_posture(predicate: BuildPredicate) -> Posture:

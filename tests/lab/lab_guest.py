@@ -87,6 +87,7 @@ def run_row(row: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "TMPDIR": str(temporary),
+        "PYTHONPATH": f"{job['repo']}/pants-plugins",
         "MUST_RUN": "kernel",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # hypothesis alone costs seconds under tcg
         "ROOTSEAL_LAB_EXPECTS": ",".join(row["expects"]),

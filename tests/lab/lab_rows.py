@@ -10,7 +10,11 @@ from __future__ import annotations
 import dataclasses
 
 ALL = ("tests/kernel",)
-FACTS = ("tests/kernel/test_lab_facts.py", "tests/kernel/test_fsverity_kernel.py")
+FACTS = (
+    "tests/kernel/test_lab_facts.py",
+    "tests/kernel/test_fsverity_kernel.py",
+    "tests/kernel/test_seal_artifacts_kernel.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""A whole build whose artifacts are sealed with fs-verity, and verified while they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Sequence
+
+import core_factory
+import pytest
+from rootseal import fsverity, keys, seal
+from rootseal.errors import CaptureError, IncompleteError
+from rootseal.manifest import read_manifest
+
+EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
+CONTENT = {"app.bin": core_factory.ARTIFACT, "lib/lib.a": b"lib"}
+
+
+@pytest.fixture
+def dist(tmp_path: Path) -> Path:
+    """An artifact directory whose files can be sealed."""
+    if not fsverity.available(tmp_path):
+        assert not EXPECTED, "this row of the lab is there for fs-verity"
+        pytest.skip("optional: no fs-verity on the filesystem of the temporary files")
+    for name, content in CONTENT.items():
+        (tmp_path / "dist" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dist" / name).write_bytes(content)
+    return tmp_path / "dist"
+
+
+def build(dist: Path, mode: str) -> tuple[Path, Path]:
+    """Seal a bundle of one action over the artifacts; bundle and public key."""
+    capture = keys.generate("ed25519")
+    signer = keys.create_key_files(dist.parent / "key.pem", "ed25519")
+    record = core_factory.signed_record(capture)
+    document: dict[str, Any] = core_factory.manifest([record])
+    document["policy"]["fsverity"] = mode
+    manifest = read_manifest(document)
+    out = dist.parent / "build.rootseal"
+    seal.seal(
+        manifest,
+        records=seal.RecordsInMemory({manifest.actions[0].record: record}),
+        trusted=[capture.public_key],
+        signer=signer,
+        out=out,
+        targets_dir=None,
+        artifacts_dir=dist,
+    )
+    return out, keys.public_key_path(dist.parent / "key.pem")
+
+
+def verify(
+    command: Sequence[str], bundle: Path, key: Path, *artifacts: Path
+) -> tuple[int, dict[str, Any], str]:
+    arguments = [arg for path in artifacts for arg in ("--artifact", str(path))]
+    done = subprocess.run(
+        [*command, "verify", bundle, "--key", key, "--json", *arguments], capture_output=True
+    )
+    text = done.stdout.decode() or "{}"
+    return done.returncode, json.loads(text), done.stderr.decode() + text
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_artifacts_are_sealed_and_measured_again(
+    dist: Path, mode: str, rootseal_command: Sequence[str]
+) -> None:
+    bundle, key = build(dist, mode)
+    for name in CONTENT:
+        with pytest.raises(PermissionError):
+            (dist / name).open("r+b")
+    copy = dist.parent / "copy"
+    copy.write_bytes(CONTENT["app.bin"])
+    code, answer, text = verify(rootseal_command, bundle, key, dist / "app.bin", copy)
+    assert code == 0, text
+    assert [item["fsverity"] for item in answer["artifacts"]] == ["measured", "copy"]
+
+
+def test_off_leaves_artifacts_writable(dist: Path) -> None:
+    build(dist, "off")
+    (dist / "app.bin").write_bytes(b"other")
+
+
+def test_open_writer_refuses_on_and_counts_in_auto(
+    dist: Path, rootseal_command: Sequence[str]
+) -> None:
+    with (dist / "app.bin").open("r+b"):
+        with pytest.raises(CaptureError, match="open for writing"):
+            build(dist, "on")
+        (dist.parent / "key.pem").unlink()
+        bundle, key = build(dist, "auto")
+    code, answer, text = verify(rootseal_command, bundle, key, dist / "lib/lib.a")
+    assert code == 0, text
+    assert answer["artifacts"][0]["fsverity"] == "measured"
+
+
+def test_artifact_that_is_not_what_was_built_is_refused(dist: Path) -> None:
+    (dist / "app.bin").write_bytes(b"something else")
+    with pytest.raises(IncompleteError, match=hashlib.sha256(b"something else").hexdigest()):
+        build(dist, "auto")
