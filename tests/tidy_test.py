@@ -45,8 +45,8 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("verify", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }
-PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire"}
-STDLIB_ONLY = ("errors", "canonical", "action", "wire")
+PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity"}
+STDLIB_ONLY = ("errors", "canonical", "action", "wire", "fsverity")
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
 VERIFIER_NEVER = ("capture", "daemon", "cli", "seal", "wire")
 

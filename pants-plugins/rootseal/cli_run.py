@@ -124,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
             signer=signer,
             out=Path(arguments.out),
             targets_dir=None,
+            artifacts_dir=Path(arguments.root),
         )
     _report(verified, arguments.out)
     return code

@@ -16,6 +16,8 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -247,6 +249,36 @@ def check_sealed(path: Union[str, Path], *, expected: bytes, size: int) -> bool:
             f"{name} is sealed with fs-verity digest {found.hex()} and has {found_size} bytes; "
             f"signed are {expected.hex()} and {size} bytes"
         )
+    return True
+
+
+def unseal(path: Union[str, Path]) -> bool:
+    """Replace a sealed file by a copy that can be written (a seal itself cannot be taken off).
+
+    Build tools that write their outputs in place (Pants does) need this before they build again.
+
+    Returns:
+        Whether it was sealed; a file that is not sealed, or not there, stays as it is.
+
+    Raises:
+        CaptureError: The copy cannot be made.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as stream:
+            if not is_sealed(stream.fileno()):
+                return False
+        shutil.copy2(path, temporary)
+        temporary.replace(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CaptureError(f"cannot replace the sealed {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return True
 
 

@@ -58,6 +58,19 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def make_artifacts_writable(session: SchedulerSession) -> None:
+    """Before the goals: what the last run sealed in dist/ gets writable again.
+
+    What fails here fails the run with its own message: Pants cannot write the file, or the goals
+    ask for the same daemon.
+    """
+    try:
+        (capture,) = session.product_request(Capture, [Params()])
+        sealing.make_artifacts_writable(capture.settings)
+    except (Error, ExecutionError) as error:
+        logger.warning(f"Sealed artifacts of the last run stay as they are: {error}")
+
+
 def attest_run(run: Run) -> int:
     """Attest what the package goal of this run built; returns the exit code."""
     try:

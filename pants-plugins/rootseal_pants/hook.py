@@ -11,7 +11,7 @@ from typing import Any, Callable
 import pants.engine.internals.scheduler as pants_scheduler
 from pants.init.engine_initializer import GraphSession
 
-from rootseal_pants.attest import Run, attest_run, now
+from rootseal_pants.attest import Run, attest_run, make_artifacts_writable, now
 from rootseal_pants.wrap_get import captured_execute, engine_process_type
 
 _PATCHED = "_rootseal_patched"
@@ -48,9 +48,12 @@ def _with_attestation(original: Callable[..., int]) -> Callable[..., int]:
     def run_goal_rules(self: Any, **kwargs: Any) -> int:
         started_at = now()
         goals = tuple(kwargs["goals"])
-        code = original(self, **{**kwargs, "goals": goals})
         session = self.scheduler_session
-        if code != 0 or "package" not in goals or not getattr(session.scheduler, _OURS, False):
+        packages = "package" in goals and getattr(session.scheduler, _OURS, False)
+        if packages:
+            make_artifacts_writable(session)
+        code = original(self, **{**kwargs, "goals": goals})
+        if code != 0 or not packages:
             return code
         run_id = f"pants_run_{started_at}"
         return attest_run(Run(session, kwargs["specs"], run_id, started_at))

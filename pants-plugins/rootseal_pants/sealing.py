@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
-from rootseal.canonical import path_text
+from rootseal import fsverity
+from rootseal.canonical import path_bytes, path_text
 from rootseal.errors import CaptureError
 
 from rootseal_pants.manifest import Artifact, EngineInput
@@ -96,6 +97,22 @@ def _git(build_root: str, *arguments: str) -> str | None:
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
+def make_artifacts_writable(settings: Settings) -> None:
+    """Replace the sealed files of the last attested run by copies: Pants writes dist/ in place.
+
+    Raises:
+        CaptureError: A sealed file cannot be replaced.
+    """
+    manifest = Path(settings.out_dir, "manifest.json")
+    try:
+        document = json.loads(manifest.read_text("utf-8"))
+        names = [item["name"] for target in document["targets"] for item in target["artifacts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no attested run before this one, so nothing was sealed
+    for name in sorted(set(names)):
+        fsverity.unseal(Path(settings.dist_dir, os.fsdecode(path_bytes(name))))
+
+
 def policy_of(settings: Settings) -> dict[str, object]:
     """The policy of the manifest."""
     return {
@@ -145,6 +162,8 @@ def _seal_arguments(
         str(bundle),
         "--targets",
         str(bundle.parent / "targets"),
+        "--artifacts",
+        settings.dist_dir,
         "--capture-key",
         daemon.info.capture_key,
         *(("--key", settings.key) if settings.key else ()),

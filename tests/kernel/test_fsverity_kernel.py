@@ -96,6 +96,21 @@ def test_rename_and_hardlink_keep_the_seal(verity: Path) -> None:
             assert fsverity.measure(file.fileno(), where=name) == before.fsverity
 
 
+def test_unsealed_copy_can_be_written_in_place(verity: Path) -> None:
+    path = make(verity / "product")
+    path.chmod(0o755)
+    assert not fsverity.unseal(path)
+    fsverity.seal_file(path)
+    before = path.stat()
+    assert fsverity.unseal(path)
+    after = path.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert path.read_bytes() == b"built"
+    path.write_bytes(b"built again")
+    assert [item.name for item in verity.iterdir()] == ["product"]
+    assert not fsverity.unseal(verity / "missing")
+
+
 def test_changed_blocks_on_the_disk_are_an_error_when_read(verity: Path) -> None:
     """The row's disk is changed below the filesystem; the kernel notices at the next read."""
     path = make(verity / "product", os.urandom(64 * 4096))
