@@ -44,20 +44,25 @@ static bool is_octal(char c)
 	return c >= '0' && c <= '7';
 }
 
+/* Value of a \ooo escape of three octal digits, 0 if there is none (the kernel never escapes NUL).
+ */
+static char escaped(const char *text)
+{
+	if (text[0] != '\\' || text[1] < '0' || text[1] > '3' || !is_octal(text[2]) ||
+	    !is_octal(text[3]))
+		return 0;
+	return (char)((text[1] - '0') << 6 | (text[2] - '0') << 3 | (text[3] - '0'));
+}
+
 /* mountinfo writes space, tab, newline and backslash as \ooo (proc_pid_mountinfo(5)). */
 static void unescape(char *text)
 {
-	char *out = text;
+	char *out = text, value;
 
-	for (; *text; text++) {
-		if (text[0] == '\\' && text[1] >= '0' && text[1] <= '3' && is_octal(text[2]) &&
-		    is_octal(text[3])) {
-			*out++ =
-			    (char)((text[1] - '0') << 6 | (text[2] - '0') << 3 | (text[3] - '0'));
-			text += 3;
-		} else {
-			*out++ = *text;
-		}
+	while (*text) {
+		value = escaped(text);
+		*out++ = value ? value : *text;
+		text += value ? 4 : 1;
 	}
 	*out = 0;
 }

@@ -1,0 +1,61 @@
+# Tests of the capture core (native/capture, tests/native); `make asan` and `make fuzz` end here.
+# The core itself is built by setup.py.
+#
+#   make -C native asan                    C tests under ASan and UBSan
+#   make -C native tsan                    the same under ThreadSanitizer
+#   make -C native fuzz FUZZ_SECONDS=60    each fuzz target (clang)
+#   make -C native portable                compiles with clang, and for aarch64
+
+CORE_TESTS := ../tests/native
+CORE_BUILD := ../build/native-tests
+CORE_SOURCES := $(sort $(wildcard capture/*.c))
+CORE_HEADERS := $(wildcard capture/*.h) $(CORE_TESTS)/check.h capture.mk
+CORE_FLAGS := -std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -Icapture -fno-omit-frame-pointer
+ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
+FUZZ_SECONDS ?= 60
+TEST_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/test_*.c)))
+FUZZ_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/fuzz_*.c)))
+
+$(CORE_BUILD)/asan/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CORE_FLAGS) $(ASAN_FLAGS) $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
+
+$(CORE_BUILD)/tsan/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CORE_FLAGS) -fsanitize=thread $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
+
+$(CORE_BUILD)/fuzz/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
+	@mkdir -p $(@D)
+	clang $(CORE_FLAGS) -fsanitize=fuzzer,address,undefined $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
+
+.PHONY: asan tsan fuzz portable
+asan: $(TEST_NAMES:%=$(CORE_BUILD)/asan/%)
+	@set -e; for name in $(TEST_NAMES); do \
+		code=0; $(CORE_BUILD)/asan/$$name || code=$$?; \
+		case $$code in \
+		0) echo "asan: $$name ok" ;; \
+		77) echo "asan: $$name skipped: no permission events for this user" ;; \
+		*) echo "asan: $$name FAILED ($$code)"; exit 1 ;; \
+		esac; \
+	done
+
+tsan: $(TEST_NAMES:%=$(CORE_BUILD)/tsan/%)
+	@set -e; for name in $(TEST_NAMES); do \
+		code=0; setarch -R $(CORE_BUILD)/tsan/$$name || code=$$?; \
+		[ $$code = 0 ] || [ $$code = 77 ] || { echo "tsan: $$name FAILED ($$code)"; exit 1; }; \
+		echo "tsan: $$name done ($$code)"; \
+	done
+
+fuzz: $(FUZZ_NAMES:%=$(CORE_BUILD)/fuzz/%)
+	@set -e; for name in $(FUZZ_NAMES); do \
+		mkdir -p $(CORE_BUILD)/corpus/$$name; \
+		echo "fuzz: $$name for $(FUZZ_SECONDS) s"; \
+		$(CORE_BUILD)/fuzz/$$name -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 \
+			-artifact_prefix=$(CORE_BUILD)/corpus/$$name. $(CORE_BUILD)/corpus/$$name; \
+	done
+
+# libcrypto's headers are the host's: only its types matter for a check without linking.
+portable:
+	clang $(CORE_FLAGS) -fsyntax-only $(CORE_SOURCES)
+	$(AARCH64_CC) $(CORE_FLAGS) -fsyntax-only -idirafter /usr/include \
+		-idirafter /usr/include/$(shell $(CC) -print-multiarch) $(CORE_SOURCES)

@@ -1,0 +1,32 @@
+"""The C tests of the capture core under ASan and UBSan, and a short run of each fuzz target."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+NATIVE = Path(__file__).resolve().parents[2] / "native"
+
+
+def make(*words: str) -> str:
+    done = subprocess.run(
+        ["make", "-s", "-C", str(NATIVE), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_core_under_the_sanitizers() -> None:
+    out = make("asan")
+    for name in ("test_capture", "test_containers", "test_parsers"):
+        assert f"asan: {name} " in out
+
+
+@pytest.mark.requires("clang")
+def test_fuzz_targets_start_clean() -> None:
+    out = make("fuzz", "FUZZ_SECONDS=2")
+    assert "fuzz: fuzz_event" in out
+    assert "fuzz: fuzz_leaf_table" in out
+    assert "fuzz: fuzz_proc_text" in out
