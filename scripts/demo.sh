@@ -40,6 +40,7 @@ rm -rf "$demo" dist/rootseal
 mkdir -p "$demo"
 
 step "1. What this host can capture"
+export COLUMNS=${COLUMNS:-120}
 run "$rootseal" doctor || true
 
 step "2. A signing key"
@@ -48,21 +49,21 @@ run "$rootseal" keygen "$demo/release.key"
 step "3. Package examples/ with Pants; every action is captured, the run is sealed"
 export PANTS_ROOTSEAL_KEY=$demo/release.key
 run "$pants" --no-pantsd package examples::
-"$rootseal" show "$bundle" --key "$demo/release.key.pub" --json >"$demo/show.json"
+"$rootseal" show "$bundle" --key "$demo/release.pub" --json >"$demo/show.json"
 ask() { .venv/bin/python -c 'import json, sys; d = json.load(open(sys.argv[1])); print(eval(sys.argv[2], {"d": d}))' "$demo/show.json" "$1"; }
 
 step "4. Verify the bundle and every artifact, offline"
 mapfile -t artifacts < <(ask "'\n'.join('dist/' + item['name'] for item in d['subjects'])")
 arguments=()
 for artifact in "${artifacts[@]}"; do arguments+=(--artifact "$artifact"); done
-run "$rootseal" verify "$bundle" --key "$demo/release.key.pub" "${arguments[@]}"
+run "$rootseal" verify "$bundle" --key "$demo/release.pub" "${arguments[@]}"
 
 step "5. Prove one file to somebody who has neither the bundle nor the sources"
 run "$rootseal" prove "$bundle" --artifact "${artifacts[0]}" --out "$demo/artifact.proof"
-run "$rootseal" verify-proof "$demo/artifact.proof" --key "$demo/release.key.pub" \
+run "$rootseal" verify-proof "$demo/artifact.proof" --key "$demo/release.pub" \
     --artifact "${artifacts[0]}"
 run "$rootseal" prove "$bundle" --absent /etc/shadow --out "$demo/absent.proof"
-run "$rootseal" verify-proof "$demo/absent.proof" --key "$demo/release.key.pub"
+run "$rootseal" verify-proof "$demo/absent.proof" --key "$demo/release.pub"
 
 step "6. Tamper: one byte of an artifact, then one byte of the bundle"
 # flip FILE COPY: a copy with one bit changed in the middle.
@@ -75,9 +76,9 @@ pathlib.Path(sys.argv[2]).write_bytes(data)
 PY
 }
 flip "${artifacts[0]}" "$demo/tampered.artifact"
-refused "$rootseal" verify "$bundle" --key "$demo/release.key.pub" --artifact "$demo/tampered.artifact"
+refused "$rootseal" verify "$bundle" --key "$demo/release.pub" --artifact "$demo/tampered.artifact"
 flip "$bundle" "$demo/tampered.rootseal"
-refused "$rootseal" verify "$demo/tampered.rootseal" --key "$demo/release.key.pub"
+refused "$rootseal" verify "$demo/tampered.rootseal" --key "$demo/release.pub"
 
 posture=$(ask "d['build']['summary']['posture']")
 step "Done: $(ask "d['build']['summary']['actions']") actions, posture $posture"

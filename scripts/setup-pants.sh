@@ -36,6 +36,8 @@ size=$(stat -c %s "$pex")
 {
     echo "# Made by scripts/setup-pants.sh; used through PANTS_CONFIG_FILES."
     echo "[GLOBAL]"
+    # Not the `pants` launcher, and so it is meant here.
+    echo 'ignore_warnings = ["DEPRECATED: Running Pants in an external Python interpreter"]'
     [ -z "$ca_certs" ] || echo "ca_certs_path = \"$ca_certs\""
     echo "[python-bootstrap]"
     echo "search_path = [\"$python39_bin\", \"<PATH>\"]"

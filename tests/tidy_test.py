@@ -17,7 +17,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "pants-plugins" / "rootseal"
 PLUGIN = REPO / "pants-plugins" / "rootseal_pants"
-FILE_LINES_MAX = 500
+FILE_LINES_MAX = 500  # of tests, half as much again: tables of cases are read by the case
 
 # STYLE: imports go to the same layer or below. A module `cli_x` has the layer of `cli`.
 LAYERS: Mapping[str, int] = {
@@ -195,7 +195,7 @@ def test_files_are_short_enough_to_read() -> None:
     long = {}
     for path in tracked("*.py", "*.c", "*.h", "*.sh"):
         lines = len(path.read_text("utf-8").splitlines())
-        if lines > FILE_LINES_MAX:
+        if lines > FILE_LINES_MAX * (1.5 if path.is_relative_to(REPO / "tests") else 1):
             long[relative(path)] = lines
     assert not long, f"split these (at most {FILE_LINES_MAX} lines): {long}"
 
