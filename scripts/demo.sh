@@ -58,10 +58,13 @@ arguments=()
 for artifact in "${artifacts[@]}"; do arguments+=(--artifact "$artifact"); done
 run "$rootseal" verify "$bundle" --key "$demo/release.pub" "${arguments[@]}"
 
-step "5. Prove one file to somebody who has neither the bundle nor the sources"
+step "5. Prove single facts to somebody who has neither the bundle nor the sources"
+source=examples/src/c/checksum/checksum.c
 run "$rootseal" prove "$bundle" --artifact "${artifacts[0]}" --out "$demo/artifact.proof"
 run "$rootseal" verify-proof "$demo/artifact.proof" --key "$demo/release.pub" \
     --artifact "${artifacts[0]}"
+run "$rootseal" prove "$bundle" --material "$source" --out "$demo/material.proof"
+run "$rootseal" verify-proof "$demo/material.proof" --key "$demo/release.pub"
 run "$rootseal" prove "$bundle" --absent /etc/shadow --out "$demo/absent.proof"
 run "$rootseal" verify-proof "$demo/absent.proof" --key "$demo/release.pub"
 
