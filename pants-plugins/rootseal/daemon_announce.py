@@ -179,6 +179,7 @@ def _limits(options: Mapping[str, str]) -> CaptureLimits:
 def _options(entries: Sequence[bytes]) -> Tuple[Dict[str, str], Tuple[bytes, ...]]:
     known = {"capture-mode", "fanotify", "fsverity", "hardening", "require-zero-drops"}
     known.update(_LIMIT_OPTIONS)
+    known.add("attempt")  # has no effect: it only makes caches see another command
     options: Dict[str, str] = {}
     inputs: List[bytes] = []
     for entry in entries:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
+from pants.base.exceptions import NativeEngineFailure
 from pants.base.specs import Specs
 from pants.core.util_rules.environments import determine_bootstrap_environment
-from pants.engine.fs import Digest, DigestContents
+from pants.engine.fs import FileDigest
 from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
 from pants.engine.internals.selectors import Params
 from pants.version import VERSION
@@ -165,13 +166,13 @@ def restore_records(
 
 
 def _record_from_engine(session: SchedulerSession, action: Evidence) -> bytes:
-    directory = Digest(action.record_directory.sha256, action.record_directory.size)
+    digest = FileDigest(action.record, action.record_size)
     try:
-        (contents,) = session.product_request(DigestContents, [directory])
-        return bytes(contents[0].content)
-    except (ExecutionError, IndexError) as error:
+        (record,) = session.single_file_digests_to_bytes([digest])
+    except NativeEngineFailure as error:
         raise CaptureError(
             f"the record {action.record} of action {action.action_key[:16]} "
             f"({action.description}) is lost: neither the records directory nor Pants' store has "
             "it. Stop pantsd (remove .pids/) and build again with --no-local-cache."
         ) from error
+    return record

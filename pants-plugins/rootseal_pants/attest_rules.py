@@ -123,5 +123,4 @@ def rules() -> list[object]:
         QueryRule(AttestRoots, (Specs, EnvironmentName)),
         QueryRule(AttestedTarget, (AttestTarget, EnvironmentName)),
         QueryRule(CurrentRun, ()),
-        QueryRule(DigestEntries, (Digest,)),
     ]

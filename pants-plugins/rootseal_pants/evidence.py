@@ -33,7 +33,6 @@ class Evidence:
         action_key: 64 hex digits.
         record: Name of the record; empty if the action has none (see `problem`).
         record_size: Size of the record in bytes.
-        record_directory: The engine's directory digest that holds just the record.
         source: Where Pants had the result from: `ran`, `hit_locally` or `hit_remotely`.
         remote: Whether the process was to run by remote execution.
         run_id: The engine's number of the run in which the result was made.
@@ -47,7 +46,6 @@ class Evidence:
     action_key: str
     record: str
     record_size: int
-    record_directory: FileSummary
     source: str
     remote: bool
     run_id: int
@@ -68,9 +66,7 @@ def evidence_from_label(label: str) -> Evidence:
     try:
         padded = label + "=" * (-len(label) % 4)
         fields: Mapping[str, Any] = json.loads(base64.urlsafe_b64decode(padded))
-        summaries = {
-            name: FileSummary(**fields[name]) for name in ("record_directory", "stdout", "stderr")
-        }
+        summaries = {name: FileSummary(**fields[name]) for name in ("stdout", "stderr")}
         return Evidence(**{**fields, **summaries})
     except (ValueError, TypeError, KeyError) as error:
         raise EncodingError(f"a node of Pants' graph has a malformed label: {error}") from error

@@ -92,7 +92,11 @@ def run_rootseal(
 
 
 def ensure_daemon(executable: str, socket: str) -> DaemonInfo:
-    """Make sure that a daemon answers, starting one if it must be."""
+    """Make sure that a daemon answers; the executable starts one if none does."""
+    places = (socket,) if socket else daemon_places(os.getuid())
+    found = wire.find_daemon(places)
+    if found is not None:
+        return read_daemon_info(found)
     command = [executable, "daemon", "ensure", "--json"]
     if socket:
         command += ["--socket", socket]
@@ -100,23 +104,29 @@ def ensure_daemon(executable: str, socket: str) -> DaemonInfo:
     if done.returncode != 0:
         why = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         raise CaptureError(f"`{' '.join(command)}` failed: {why}. `rootseal doctor` says more.")
-    return daemon_info_from_json(done.stdout)
-
-
-def daemon_info_from_json(text: bytes) -> DaemonInfo:
-    """Read the answer of `rootseal daemon ensure --json`."""
     try:
-        value: Mapping[str, Any] = json.loads(text)
-        names = ("socket", "version", "launcher", "posture", "backend", "captureKey")
-        fields = [value[name] for name in names]
-        if not all(isinstance(field, str) for field in fields):
-            raise TypeError("a field is not text")
-        return DaemonInfo(*fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CaptureError(
-            f"`rootseal daemon ensure --json` gave an unexpected answer ({error!r}). "
-            "Are the plugin and the executable of the same version?"
-        ) from error
+        return read_daemon_info(json.loads(done.stdout))
+    except ValueError as error:
+        raise CaptureError(f"`{' '.join(command)}` did not print JSON: {error}") from error
+
+
+def daemon_places(uid: int) -> tuple[str, ...]:
+    """Where a daemon for this user may listen, in order: root uses the system's only."""
+    return (wire.SYSTEM_SOCKET,) if uid == 0 else wire.socket_places(uid)
+
+
+def read_daemon_info(value: Mapping[str, object]) -> DaemonInfo:
+    """Read what a daemon says of itself."""
+    fields = []
+    for name in ("socket", "version", "launcher", "posture", "backend", "captureKey"):
+        field = value.get(name)
+        if not isinstance(field, str):
+            raise CaptureError(
+                f"the daemon does not say its {name}. Are the plugin and the daemon of the same "
+                "version? `rootseal daemon stop` ends an old one."
+            )
+        fields.append(field)
+    return DaemonInfo(*fields)
 
 
 def check_record(

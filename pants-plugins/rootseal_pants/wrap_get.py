@@ -212,7 +212,7 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
         if admission.verdict.accepted or problem:
             await Get(
                 ActionNoted,
-                ActionNode(evidence_of(process, key, result, split, admission, problem)),
+                ActionNode(evidence_of(process, key, result, admission, problem)),
             )
             return dataclasses.replace(result, output_digest=split.rest)
         refusal = admission.verdict.reason
@@ -246,7 +246,6 @@ def evidence_of(
     process: Process,
     key: str,
     result: FallibleProcessResult,
-    split: SplitOutput,
     admission: Admission,
     problem: str,
 ) -> Evidence:
@@ -256,7 +255,6 @@ def evidence_of(
         action_key=key,
         record=admission.record,
         record_size=admission.size,
-        record_directory=_summary(split.record),
         source=metadata._source,
         remote=metadata.execution_environment.remote_execution,
         run_id=int(metadata.source_run_id),

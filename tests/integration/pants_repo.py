@@ -36,13 +36,17 @@ daemon_socket = "{socket}"
 """
 
 BUILD = """\
-files(name="sources", sources=["*.txt"])
+files(name="shared-text", sources=["shared.txt"])
+
+files(name="left-text", sources=["left.txt"])
+
+files(name="right-text", sources=["right.txt"])
 
 shell_command(
     name="shared",
     command="cat shared.txt shared.txt > twice.txt",
     tools=["cat"],
-    execution_dependencies=[":sources"],
+    execution_dependencies=[":shared-text"],
     output_files=["twice.txt"],
 )
 
@@ -50,7 +54,7 @@ shell_command(
     name="left",
     command="cat twice.txt left.txt > left.out; mkdir -p more/empty; echo x > more/x",
     tools=["cat", "mkdir"],
-    execution_dependencies=[":sources", ":shared"],
+    execution_dependencies=[":left-text", ":shared"],
     output_files=["left.out"],
     output_directories=["more"],
 )
@@ -59,7 +63,7 @@ shell_command(
     name="right",
     command="cat twice.txt right.txt > right.out",
     tools=["cat"],
-    execution_dependencies=[":sources", ":shared"],
+    execution_dependencies=[":right-text", ":shared"],
     output_files=["right.out"],
 )
 

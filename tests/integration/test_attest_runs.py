@@ -86,7 +86,7 @@ def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) ->
     repo.write({"BUILD": build})
     repo.run("attest", "::").succeeded()
     repo.verify()
-    nothing = repo.run("attest", "//:sources").failed()
+    nothing = repo.run("attest", "//:left-text").failed()
     assert "nothing to attest" in nothing.output
 
 

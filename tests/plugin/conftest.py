@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 from pants.engine.fs import Digest, DigestEntries
@@ -24,8 +25,18 @@ def executable() -> str:
     return path
 
 
+@pytest.fixture(scope="session")
+def daemon_socket(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the daemon of these tests listens; it is started on demand, and ended with them."""
+    directory = tmp_path_factory.mktemp("run")
+    directory.chmod(0o700)
+    socket = str(directory / "daemon.sock")
+    yield socket
+    subprocess.run([executable, "daemon", "stop", "--socket", socket], check=True)
+
+
 @pytest.fixture(scope="module")
-def wrapped(executable: str) -> RuleRunner:
+def wrapped(executable: str, daemon_socket: str) -> RuleRunner:
     """An engine whose processes are wrapped."""
     hook.install()
     rules: list[Any] = [
@@ -35,5 +46,7 @@ def wrapped(executable: str) -> RuleRunner:
         QueryRule(DigestEntries, [Digest]),
     ]
     runner = RuleRunner(rules=rules)
-    runner.set_options([f"--rootseal-executable={executable}"])
+    runner.set_options(
+        [f"--rootseal-executable={executable}", f"--rootseal-daemon-socket={daemon_socket}"]
+    )
     return runner

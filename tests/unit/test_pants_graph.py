@@ -43,7 +43,6 @@ def evidence(number: int, **changes: object) -> Evidence:
         action_key=f"{number:064x}",
         record=f"{number + 1000:064x}",
         record_size=5,
-        record_directory=FileSummary("d" * 64, 80),
         source="ran",
         remote=False,
         run_id=7,
