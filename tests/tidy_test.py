@@ -38,6 +38,7 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("keys", "wire", "schema", "opens_table"), 1),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("fsverity", "ima"), 1),
+    **dict.fromkeys(("toolchain", "toolchain_files"), 5),
     **dict.fromkeys(("predicate",), 3),
     **dict.fromkeys(("statement",), 4),
     **dict.fromkeys(("envelope", "bundle", "policy", "record", "manifest"), 5),

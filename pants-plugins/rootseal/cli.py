@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Callable, NoReturn, Optional, Sequence
+from typing import Any, Callable, NoReturn, Optional, Sequence, Tuple
 
 from rootseal import (
     __version__,
@@ -20,6 +20,7 @@ from rootseal import (
     cli_run,
     cli_seal,
     cli_show,
+    cli_toolchain,
     cli_verify,
 )
 from rootseal.errors import ConfigError, Error
@@ -45,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rootseal {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    groups = (cli_run, cli_keys, cli_seal, cli_verify, cli_prove, cli_show, cli_daemon, cli_doctor)
+    groups: Tuple[Any, ...] = (cli_run, cli_keys, cli_seal, cli_verify, cli_prove, cli_show)
+    groups += (cli_toolchain, cli_daemon, cli_doctor)
     for group in groups:
         group.register(subparsers)
     return parser

@@ -9,6 +9,7 @@ from typing import Any
 from rootseal import files, keys
 from rootseal.cli_keys import add_signing, own_capture_keys, signer_from
 from rootseal.cli_output import add_json, emit, printable, progress
+from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.errors import ConfigError
 from rootseal.manifest import MANIFEST_BYTES_MAX, parse_manifest
 from rootseal.seal import RecordDirectory, SealedBuild, seal
@@ -36,6 +37,7 @@ def register(subparsers: Any) -> None:
         default=[],
         help="public capture key to trust beside this machine's and the manifest's (repeatable)",
     )
+    add_toolchain(parser)
     add_signing(parser)
     add_json(parser)
     parser.set_defaults(handler=run)
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             signer=signer_from(arguments),
             out=Path(arguments.out),
             targets_dir=None if arguments.targets is None else Path(arguments.targets),
+            tools=tools_from(arguments),
             artifacts_dir=None if arguments.artifacts is None else Path(arguments.artifacts),
             progress=advance,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Tuple
 
@@ -10,6 +11,7 @@ from rootseal import digest, files, fsverity, keys, prove, verify_proof
 from rootseal.bundle import BundleReader
 from rootseal.checks import Check, checking
 from rootseal.cli_output import add_json, emit, printable, progress
+from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.errors import CaptureError, ConfigError, VerificationError
 from rootseal.policy import POLICY_BYTES_MAX, Policy, parse_policy, posture_from_text
 from rootseal.verify import (
@@ -35,6 +37,7 @@ def register(subparsers: Any) -> None:
     )
     add_trust(parser, required=True)
     add_policy(parser)
+    add_toolchain(parser)
     add_json(parser)
     parser.set_defaults(handler=verify)
 
@@ -141,7 +144,7 @@ def open_bundle(path: str) -> BundleReader:
 def verify(arguments: argparse.Namespace) -> int:
     """Verify a bundle."""
     trusted, capture_keys = trust_from(arguments)
-    policy = policy_from(arguments)
+    policy = dataclasses.replace(policy_from(arguments), tools=tools_from(arguments))
     artifacts = [hash_artifact(path) for path in arguments.artifact]
     with (
         open_bundle(arguments.bundle) as bundle,

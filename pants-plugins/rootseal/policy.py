@@ -9,6 +9,7 @@ from typing import Any, Mapping, Optional
 
 from rootseal.errors import ConfigError
 from rootseal.observation import Posture
+from rootseal.toolchain import TrustedTools
 
 POLICY_BYTES_MAX = 1 << 20
 
@@ -20,10 +21,12 @@ class Policy:
     Attributes:
         required_posture: The weakest posture that is accepted, or None for any.
         require_zero_losses: Refuse a build in which any gating counter is not zero.
+        tools: What actions may execute from outside their sandboxes, or None for anything.
     """
 
     required_posture: Optional[Posture] = None
     require_zero_losses: bool = True
+    tools: Optional[TrustedTools] = None
 
 
 def posture_from_text(text: str) -> Posture:

@@ -23,9 +23,10 @@ from rootseal.errors import (
 )
 from rootseal.keys import PublicKey
 from rootseal.leaf_table import Domain
-from rootseal.observation import LeafKind
+from rootseal.observation import LeafKind, Posture
 from rootseal.predicate import ActionPredicate, StoredTables, TableReference, read_action_predicate
 from rootseal.record import ActionRecord, parse_record
+from rootseal.toolchain import TrustedTools, require_tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,24 @@ def verify_record(
     counters, losses = read_counters(predicate, about=about)
     found_sha256 = digest.sha256(parts.envelope)
     return VerifiedRecord(predicate, counters, losses, found_sha256, keyid, parts)
+
+
+def check_tools(verified: VerifiedRecord, tools: Optional[TrustedTools], *, about: str) -> None:
+    """Part of check 20: what was executed from outside the sandbox is in a trusted toolchain.
+
+    A capture that sees no execution cannot show that there was no other tool.
+    """
+    if tools is None:
+        return
+    with checking(Check.POLICY, PolicyError, about=about):
+        if verified.predicate.posture.rank < Posture.OBSERVED.rank:
+            raise PolicyError(
+                f"posture {verified.predicate.posture.value} does not see what was executed, so "
+                "no toolchain can be required; `rootseal doctor` on the build host says how to "
+                "reach a stronger one"
+            )
+        materials = leaf_table.decompress(verified.record.tables.materials)
+        require_tools(materials, tools, about="it")
 
 
 def verify_action_envelope(

@@ -35,6 +35,7 @@ from rootseal.leaf_table import Domain
 from rootseal.manifest import Manifest, ManifestAction, ManifestTarget
 from rootseal.record import RECORD_BYTES_MAX
 from rootseal.seal_artifacts import seal_artifacts
+from rootseal.toolchain import TrustedTools
 from rootseal.verify import Progress
 
 _UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9._@+=-]+")
@@ -112,6 +113,7 @@ def seal(
     out: Path,
     targets_dir: Optional[Path],
     artifacts_dir: Optional[Path] = None,
+    tools: Optional[TrustedTools] = None,
     progress: Optional[Progress] = None,
 ) -> SealedBuild:
     """Verify every record of a run and write its signed bundle.
@@ -124,6 +126,7 @@ def seal(
         out: The bundle file.
         targets_dir: Directory for the statements per target, or None for none.
         artifacts_dir: Where the artifacts are, to be sealed as `policy.fsverity` says.
+        tools: What actions may have executed from outside their sandboxes, or None for anything.
         progress: Called with (records done, records in all).
 
     Raises:
@@ -134,7 +137,8 @@ def seal(
     known = {key.keyid: key for key in (*trusted, *manifest.capture_keys)}
     totals, sealed = Totals(), []
     for number, action in enumerate(manifest.actions):
-        sealed.append(_verify_action(manifest, action, records, tuple(known.values()), totals))
+        trust = (tuple(known.values()), tools)
+        sealed.append(_verify_action(manifest, action, records, trust, totals))
         if progress is not None:
             progress(number + 1, len(manifest.actions))
     sealed.sort()
@@ -169,9 +173,10 @@ def _verify_action(
     manifest: Manifest,
     action: ManifestAction,
     records: Records,
-    trusted: Sequence[PublicKey],
+    trust: Tuple[Sequence[PublicKey], Optional[TrustedTools]],
     totals: Totals,
 ) -> _Sealed:
+    trusted, tools = trust
     about = f"action {action.action_key.hex()[:16]} ({action.description})"
     data = _read_named(records, action, about)
     verified = record_check.verify_record(
@@ -188,6 +193,7 @@ def _verify_action(
             )
     with checking(Check.RECORD_OUTPUTS, PolicyError, about=about):
         record_check.check_exit_code(verified.predicate, action.exit_code)
+    record_check.check_tools(verified, tools, about=about)
     totals.add(verified.predicate, verified.counters)
     index = NewRecord(action.action_key, verified.envelope_sha256, len(data))
     losses = tuple(sorted(verified.losses))

@@ -166,6 +166,7 @@ def _seal_arguments(
         settings.dist_dir,
         "--capture-key",
         daemon.info.capture_key,
+        *settings.toolchain_arguments,
         *(("--key", settings.key) if settings.key else ()),
         "--json",
     ]

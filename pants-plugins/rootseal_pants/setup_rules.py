@@ -42,6 +42,7 @@ class Settings:
         fsverity: off, auto or on.
         hardening: off, standard or strict.
         require_zero_drops: Whether any loss fails its action.
+        toolchain_arguments: Arguments of `rootseal seal` that require toolchain manifests.
         launcher_arguments: Arguments of the launcher that are the same for all actions.
     """
 
@@ -60,6 +61,7 @@ class Settings:
     fsverity: str
     hardening: str
     require_zero_drops: bool
+    toolchain_arguments: tuple[str, ...]
     launcher_arguments: tuple[str, ...]
 
 
@@ -138,6 +140,7 @@ async def resolve_settings(
         fsverity=rootseal.fsverity.value,
         hardening=rootseal.hardening.value,
         require_zero_drops=rootseal.require_zero_drops,
+        toolchain_arguments=_toolchain_arguments(rootseal, root),
         launcher_arguments=_launcher_arguments(rootseal),
     )
 
@@ -156,6 +159,19 @@ def _read_key(path: str) -> str:
             f"{path} is not a PEM public key; correct [rootseal].trusted_capture_keys"
         )
     return content.decode("ascii", errors="strict")
+
+
+def _toolchain_arguments(rootseal: RootsealSubsystem, root: str) -> tuple[str, ...]:
+    """Manifests, keys and scope for `rootseal seal`; nothing if no manifest is required."""
+    if not rootseal.toolchains:
+        return ()
+    found = [f"--toolchain-scope={rootseal.toolchain_scope}"]
+    for option, paths in (
+        ("toolchain", rootseal.toolchains),
+        ("toolchain-key", rootseal.toolchain_keys),
+    ):
+        found += [f"--{option}={Path(root, Path(path).expanduser())}" for path in paths]
+    return tuple(found)
 
 
 def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:

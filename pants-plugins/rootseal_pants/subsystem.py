@@ -59,6 +59,19 @@ class RootsealSubsystem(Subsystem):
         help="Whether files are sealed and measured with fs-verity. `on` refuses to build where "
         "the filesystem cannot do it.",
     )
+    toolchains = StrListOption(
+        help="Paths of signed toolchain manifests (`rootseal toolchain seal`). If any is given, a "
+        "build in which an action executed a file from outside its sandbox that is in none of "
+        "them, by content, is refused, naming the action and the file.",
+    )
+    toolchain_keys = StrListOption(
+        help="Paths of the public keys (PEM) that may have signed the manifests of `toolchains`.",
+    )
+    toolchain_scope = StrOption(
+        default="executed",
+        help="Which files outside the sandboxes must be in the manifests of `toolchains`: "
+        "`executed`, or `all` that were read, so that mapped libraries are covered too.",
+    )
     hardening = EnumOption(
         default=Hardening.STANDARD,
         help="How much to demand: `off` takes any capture, `standard` the strongest that the host "

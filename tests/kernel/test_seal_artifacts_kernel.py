@@ -11,7 +11,7 @@ from typing import Any, Sequence
 
 import core_factory
 import pytest
-from rootseal import fsverity, keys, seal
+from rootseal import fsverity, keys, seal, toolchain, toolchain_files
 from rootseal.errors import CaptureError, IncompleteError
 from rootseal.manifest import read_manifest
 
@@ -100,3 +100,25 @@ def test_artifact_that_is_not_what_was_built_is_refused(dist: Path) -> None:
     (dist / "app.bin").write_bytes(b"something else")
     with pytest.raises(IncompleteError, match=hashlib.sha256(b"something else").hexdigest()):
         build(dist, "auto")
+
+
+def test_sealed_toolchain_is_measured_not_read(
+    dist: Path, tmp_path: Path, rootseal_command: Sequence[str]
+) -> None:
+    manifest = tmp_path / "tools.toolchain"
+    signer = keys.create_key_files(tmp_path / "tools.pem", "ed25519")
+    found = toolchain_files.seal_directories([os.fsencode(dist)], mode="on")
+    manifest.write_bytes(toolchain.sign_toolchain(found, signer))
+    command = [*rootseal_command, "toolchain", "verify", manifest, "--json"]
+    command += ["--key", keys.public_key_path(tmp_path / "tools.pem")]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"ok": True, "measured": 2, "hashed": 0}
+    with pytest.raises(PermissionError):
+        (dist / "app.bin").write_bytes(b"patched compiler")
+    (dist / "app.bin").unlink()
+    (dist / "app.bin").write_bytes(CONTENT["app.bin"][::-1])
+    compared = toolchain_files.compare(found, read_all=False)
+    assert [(item.path, item.reason) for item in compared.differences] == [
+        (os.fsencode(dist / "app.bin"), "content")
+    ]

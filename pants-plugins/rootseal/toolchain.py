@@ -1,0 +1,222 @@
+"""Toolchain manifests: which files a build may execute, by content, signed. Pure.
+
+A manifest is an in-toto Statement in a DSSE envelope: every file of some directories with SHA-256,
+fs-verity digest where it is sealed, size and mode. `require_tools` judges an action by it: a tool
+is known by its content and never by its path. docs/toolchains.md describes both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Dict, FrozenSet, Iterable, Mapping, Optional, Sequence, Tuple
+
+from rootseal import __version__, canonical, envelope, leaf_table, schema, statement
+from rootseal.errors import ConfigError, EncodingError, PolicyError, VerificationError
+from rootseal.keys import PublicKey, Signer
+from rootseal.leaf_table import Domain, Leaf
+from rootseal.observation import DigestSource, LeafKind
+from rootseal.statement import Subject
+
+TOOLCHAIN_TYPE = "https://rootseal.dev/toolchain/v1"
+FILE_COUNT_MAX = 1 << 18  # what a signed statement can hold (statement.STATEMENT_BYTES_MAX)
+DIRECTORY_COUNT_MAX = 4096
+
+_SHAPE = schema.object_of(
+    {
+        "rootseal": schema.object_of({"version": schema.text(256)}),
+        "directories": schema.list_of(schema.path_text, DIRECTORY_COUNT_MAX),
+        "tree": schema.object_of({"root": schema.digest_text, "size": schema.integer()}),
+        "files": schema.list_of(
+            schema.object_of(
+                {
+                    "path": schema.path_text,
+                    "sha256": schema.digest_text,
+                    "fsverity": schema.nullable(schema.digest_text),
+                    "size": schema.integer(),
+                    "mode": schema.integer(leaf_table.MODE_MAX),
+                }
+            ),
+            FILE_COUNT_MAX,
+        ),
+    }
+)
+
+
+class ToolScope(enum.Enum):
+    """Which files outside the sandbox must be in a trusted manifest."""
+
+    EXECUTED = "executed"  # programs, scripts and loaders that were executed
+    ALL = "all"  # everything read, so libraries that were mapped too
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolFile:
+    """One file of a toolchain.
+
+    Attributes:
+        path: Absolute, bytes.
+        sha256: 32 bytes.
+        fsverity: 32 bytes if it was sealed, else None.
+        size: Bytes.
+        mode: Permission bits.
+    """
+
+    path: bytes
+    sha256: bytes
+    fsverity: Optional[bytes]
+    size: int
+    mode: int
+
+    @property
+    def leaf(self) -> Leaf:
+        """The leaf that stands for it in the manifest's tree."""
+        source = DigestSource.WALK if self.fsverity is None else DigestSource.FSVERITY_MEASURED
+        kind = LeafKind.EXECUTABLE if self.mode & 0o111 else LeafKind.FILE
+        return Leaf(self.path, self.sha256, self.size, self.mode, kind, source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toolchain:
+    """A manifest.
+
+    Attributes:
+        directories: Absolute paths that were listed, sorted.
+        files: Every regular file below them, by path.
+    """
+
+    directories: Tuple[bytes, ...]
+    files: Tuple[ToolFile, ...]
+
+    @property
+    def tree(self) -> Tuple[bytes, int]:
+        """RFC 6962 root and size over the files."""
+        table = leaf_table.encode(Domain.MATERIAL, (file.leaf for file in self.files))
+        return table.tree_root, table.tree_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustedTools:
+    """Contents that an action may use from outside its sandbox.
+
+    Attributes:
+        contents: SHA-256 digests.
+        scope: Which files must be among them.
+    """
+
+    contents: FrozenSet[bytes]
+    scope: ToolScope
+
+
+def sign_toolchain(toolchain: Toolchain, signer: Signer) -> bytes:
+    """The signed manifest: a DSSE envelope.
+
+    Raises:
+        ConfigError: No file, or too many for one manifest.
+    """
+    if not toolchain.files:
+        raise ConfigError("these directories hold no regular file; a toolchain needs one at least")
+    if len(toolchain.files) > FILE_COUNT_MAX:
+        raise ConfigError(
+            f"{len(toolchain.files)} files; a toolchain manifest holds {FILE_COUNT_MAX}. "
+            "Seal fewer directories per manifest"
+        )
+    root, size = toolchain.tree
+    predicate = {
+        "rootseal": {"version": __version__},
+        "directories": [canonical.path_text(path) for path in toolchain.directories],
+        "tree": {"root": root.hex(), "size": size},
+        "files": [_document(file) for file in toolchain.files],
+    }
+    subjects = (_subject(toolchain.directories, root),)
+    try:
+        return envelope.sign(statement.encode(subjects, TOOLCHAIN_TYPE, predicate), signer)
+    except EncodingError as error:
+        raise ConfigError(f"{error}; seal fewer directories per manifest") from None
+
+
+def read_toolchain(data: bytes, trusted: Sequence[PublicKey]) -> Toolchain:
+    """Read a manifest that one of the keys signed.
+
+    Raises:
+        VerificationError: Not signed by them, malformed, or it contradicts itself.
+    """
+    payload = envelope.verify(envelope.parse(data), trusted)
+    signed = statement.parse(payload, predicate_type=TOOLCHAIN_TYPE)
+    document = schema.check(signed.predicate, _SHAPE, "toolchain")
+    toolchain = Toolchain(
+        tuple(canonical.path_bytes(str(text)) for text in schema.as_list(document["directories"])),
+        tuple(_read_file(item) for item in schema.as_list(document["files"])),
+    )
+    paths = [file.path for file in toolchain.files]
+    if paths != sorted(set(paths)):
+        raise VerificationError("toolchain: files are not in order of path, or one is there twice")
+    root, size = toolchain.tree
+    tree = schema.as_object(document["tree"])
+    if (root.hex(), size) != (tree["root"], tree["size"]):
+        raise VerificationError("toolchain: the tree is not that of its files")
+    if signed.subjects != (_subject(toolchain.directories, root),):
+        raise VerificationError("toolchain: the subject is not its tree")
+    return toolchain
+
+
+def trusted_tools(toolchains: Iterable[Toolchain], scope: ToolScope) -> TrustedTools:
+    """What several manifests allow together."""
+    contents = frozenset(file.sha256 for item in toolchains for file in item.files)
+    return TrustedTools(contents, scope)
+
+
+def require_tools(materials: bytes, tools: TrustedTools, *, about: str) -> None:
+    """Refuse an action that used a file from outside its sandbox that no manifest lists.
+
+    Args:
+        materials: The action's materials table, not compressed.
+        tools: What may be used.
+        about: How the message names the action.
+
+    Raises:
+        PolicyError: Names the first such file by path and content.
+    """
+    for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
+        if not leaf.path.startswith(b"/") or leaf.kind == LeafKind.SYMLINK:
+            continue  # inside the sandbox: an input of the action, not a tool
+        if tools.scope is ToolScope.EXECUTED and leaf.kind != LeafKind.EXECUTABLE:
+            continue
+        if leaf.digest not in tools.contents:
+            used = "executed" if leaf.kind == LeafKind.EXECUTABLE else "read"
+            path, found = canonical.path_text(leaf.path), leaf.digest.hex()
+            raise PolicyError(
+                f"{about} {used} {path} (sha256 {found}), which is in no trusted toolchain; if it "
+                "belongs there, list it again with `rootseal toolchain seal`",
+                data={"path": path, "sha256": found},
+            )
+
+
+def _subject(directories: Sequence[bytes], root: bytes) -> Subject:
+    first = canonical.path_text(directories[0]) if directories else ""
+    return Subject(f"toolchain:{first}", root.hex())
+
+
+def _document(file: ToolFile) -> Mapping[str, object]:
+    return {
+        "path": canonical.path_text(file.path),
+        "sha256": file.sha256.hex(),
+        "fsverity": None if file.fsverity is None else file.fsverity.hex(),
+        "size": file.size,
+        "mode": file.mode,
+    }
+
+
+def _read_file(value: object) -> ToolFile:
+    item: Dict[str, object] = schema.as_object(value)
+    sealed = item["fsverity"]
+    path = canonical.path_bytes(str(item["path"]))
+    if not path.startswith(b"/"):
+        raise VerificationError(f"toolchain: {item['path']!r} is not an absolute path")
+    return ToolFile(
+        path,
+        bytes.fromhex(str(item["sha256"])),
+        None if sealed is None else bytes.fromhex(str(sealed)),
+        schema.as_integer(item["size"]),
+        schema.as_integer(item["mode"]),
+    )

@@ -1,0 +1,204 @@
+"""Toolchain manifests: signing and reading, comparing with the disk, requiring one of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import core_factory
+import pytest
+from rootseal import canonical, digest, envelope, keys, leaf_table, statement, toolchain
+from rootseal import toolchain_files as on_disk
+from rootseal.bundle import BundleReader
+from rootseal.errors import ConfigError, Error, PolicyError, SignatureError, VerificationError
+from rootseal.leaf_table import Domain
+from rootseal.observation import Posture
+from rootseal.policy import Policy
+from rootseal.toolchain import Toolchain, ToolScope
+from rootseal.verify import verify_bundle
+
+SIGNER = keys.generate("ed25519")
+TRUSTED = (SIGNER.public_key,)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A small toolchain."""
+    folder = tmp_path / "tools"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "cc").write_bytes(b"cc")
+    (folder / "cc").chmod(0o755)
+    (folder / "lib" / "libc.so").write_bytes(b"libc")
+    (folder / "lib" / os.fsdecode(b"odd\n\xff")).write_bytes(b"odd")
+    (folder / "link").symlink_to("cc")
+    os.mkfifo(folder / "fifo")
+    return folder
+
+
+def sealed(folder: Path) -> Toolchain:
+    return on_disk.seal_directories([os.fsencode(folder)], mode="off")
+
+
+def differences(found: Toolchain) -> dict[str, str]:
+    compared = on_disk.compare(found, read_all=False)
+    return {os.fsdecode(Path(os.fsdecode(d.path)).name): d.reason for d in compared.differences}
+
+
+def test_regular_files_are_listed_and_read_back(tools: Path) -> None:
+    found = sealed(tools)
+    assert [Path(os.fsdecode(file.path)).name for file in found.files] == [
+        "cc",
+        "libc.so",
+        os.fsdecode(b"odd\n\xff"),
+    ]
+    assert found.files[0].sha256 == digest.sha256(b"cc")
+    assert toolchain.read_toolchain(toolchain.sign_toolchain(found, SIGNER), TRUSTED) == found
+    assert differences(found) == {}
+
+
+def test_each_kind_of_difference_is_named(tools: Path) -> None:
+    found = sealed(tools)
+    (tools / "cc").write_bytes(b"CC")
+    (tools / "lib" / "libc.so").chmod(0o600)
+    (tools / "lib" / os.fsdecode(b"odd\n\xff")).unlink()
+    (tools / "new").write_bytes(b"")
+    assert differences(found) == {
+        "cc": "content",
+        "libc.so": "mode",
+        os.fsdecode(b"odd\n\xff"): "missing",
+        "new": "added",
+    }
+    (tools / "cc").write_bytes(b"longer")
+    assert differences(found)["cc"] == "size"
+    (tools / "cc").unlink()
+    (tools / "cc").symlink_to("lib/libc.so")
+    assert "no regular file" in differences(found)["cc"]
+
+
+def test_empty_and_missing_directories_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="hold no regular file"):
+        toolchain.sign_toolchain(sealed(tmp_path / "empty"), SIGNER)
+    with pytest.raises(ConfigError, match="is not a directory"):
+        sealed(tmp_path / "missing")
+
+
+def test_another_key_is_refused(tools: Path) -> None:
+    data = toolchain.sign_toolchain(sealed(tools), SIGNER)
+    with pytest.raises(SignatureError):
+        toolchain.read_toolchain(data, (keys.generate("ed25519").public_key,))
+
+
+def test_every_flipped_byte_is_refused(tools: Path) -> None:
+    data = toolchain.sign_toolchain(sealed(tools), SIGNER)
+    for position in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[position] ^= 1
+        with pytest.raises(Error):
+            toolchain.read_toolchain(bytes(changed), TRUSTED)
+
+
+def resign(found: Toolchain, **changes: object) -> bytes:
+    """A manifest that says something else, genuinely signed."""
+    payload = envelope.parse(toolchain.sign_toolchain(found, SIGNER)).payload
+    signed = statement.parse(payload, predicate_type=toolchain.TOOLCHAIN_TYPE)
+    assert isinstance(signed.predicate, dict)
+    body = statement.encode(
+        signed.subjects, toolchain.TOOLCHAIN_TYPE, {**signed.predicate, **changes}
+    )
+    return envelope.sign(body, SIGNER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tree": {"root": "0" * 64, "size": 3}},
+        {"files": []},
+        {"directories": ["/elsewhere"]},
+        {"surplus": 1},
+    ],
+)
+def test_manifest_that_contradicts_itself_is_refused(
+    tools: Path, change: dict[str, object]
+) -> None:
+    with pytest.raises(VerificationError):
+        toolchain.read_toolchain(resign(sealed(tools), **change), TRUSTED)
+
+
+def test_order_and_relative_paths_are_refused(tools: Path) -> None:
+    found = sealed(tools)
+    backwards = dataclasses.replace(found, files=found.files[::-1])
+    with pytest.raises(VerificationError, match="order of path"):
+        toolchain.read_toolchain(toolchain.sign_toolchain(backwards, SIGNER), TRUSTED)
+    relative = dataclasses.replace(
+        found, files=(dataclasses.replace(found.files[0], path=b"cc"), *found.files[1:])
+    )
+    with pytest.raises(VerificationError, match="not an absolute path"):
+        toolchain.read_toolchain(toolchain.sign_toolchain(relative, SIGNER), TRUSTED)
+
+
+# --- requiring one --------------------------------------------------------------------------
+
+
+def materials(*extra: leaf_table.Leaf) -> bytes:
+    base = (
+        core_factory.leaf(b"src/a.c", b"int a;"),
+        core_factory.leaf(b"tool/in/sandbox", b"generated", kind=1),
+        core_factory.leaf(b"/opt/copy/of/cc", b"cc", kind=1),
+        core_factory.leaf(b"/lib/libc.so", b"unknown library"),
+    )
+    return leaf_table.encode(Domain.MATERIAL, [*base, *extra]).raw
+
+
+def test_tools_are_known_by_content_not_by_path(tools: Path) -> None:
+    allowed = toolchain.trusted_tools([sealed(tools)], ToolScope.EXECUTED)
+    toolchain.require_tools(materials(), allowed, about="it")
+    other = core_factory.leaf(os.fsencode(tools / "cc"), b"patched", kind=1)
+    with pytest.raises(PolicyError) as caught:
+        toolchain.require_tools(materials(other), allowed, about="it")
+    assert f"it executed {canonical.path_text(other.path)}" in str(caught.value)
+    assert caught.value.data["sha256"] == digest.sha256_hex(b"patched")
+
+
+def test_scope_all_covers_mapped_libraries(tools: Path) -> None:
+    allowed = toolchain.trusted_tools([sealed(tools)], ToolScope.ALL)
+    with pytest.raises(PolicyError, match="it read "):
+        toolchain.require_tools(materials(), allowed, about="it")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A genuine bundle whose actions execute /usr/bin/cc with the content `cc`."""
+    path = tmp_path / "build.rootseal"
+    core_factory.seal_to(path, capture=SIGNER, signer=SIGNER)
+    return path
+
+
+def judge(bundle: Path, allowed: Toolchain) -> None:
+    policy = Policy(tools=toolchain.trusted_tools([allowed], ToolScope.EXECUTED))
+    with BundleReader(bundle) as reader:
+        verify_bundle(reader, trusted=TRUSTED, capture_keys=None, artifacts=(), policy=policy)
+
+
+def test_verify_accepts_a_build_of_known_tools(bundle: Path, tools: Path) -> None:
+    judge(bundle, sealed(tools))
+
+
+def test_verify_refuses_a_build_with_another_tool(bundle: Path, tools: Path) -> None:
+    (tools / "cc").write_bytes(b"another compiler")
+    with pytest.raises(PolicyError, match="executed /usr/bin/cc") as caught:
+        judge(bundle, sealed(tools))
+    assert caught.value.check == "POLICY"
+
+
+def test_captures_that_see_no_execution_are_refused(tmp_path: Path, tools: Path) -> None:
+    walked = core_factory.observation(
+        posture=Posture.WALKED, counts=core_factory.counters(fanotifyAvailable=0)
+    )
+    record = core_factory.signed_record(SIGNER, observed=walked)
+    path = tmp_path / "build.rootseal"
+    policy = {**core_factory.manifest([record])["policy"], "posture": "walked"}  # type: ignore[dict-item]
+    core_factory.seal_to(path, capture=SIGNER, signer=SIGNER, records=[record], policy=policy)
+    with pytest.raises(PolicyError, match="does not see what was executed"):
+        judge(path, sealed(tools))
