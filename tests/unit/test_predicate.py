@@ -1,0 +1,233 @@
+"""Action predicates and keys: what is said of an action, and what cannot be said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import core_factory as factory
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rootseal import action, canonical, diagnostics, leaf_table, predicate, statement
+from rootseal.errors import ConfigError, EncodingError, StatementError
+from rootseal.leaf_table import Domain
+from rootseal.observation import DigestSource, LeafTable, Observation, Posture
+from rootseal.policy import Policy, parse_policy
+from rootseal.predicate import ActionDescription
+
+
+def build(observed: Observation, described: ActionDescription) -> Any:
+    tables = predicate.store_tables(observed)
+    document = predicate.build_action_predicate(observed, described, tables)
+    return json.loads(canonical.encode(document))
+
+
+def test_what_is_built_reads_back_with_every_counter() -> None:
+    document = build(factory.observation(), factory.description())
+    found = predicate.read_action_predicate(document)
+    assert found.action_key == factory.description().action_key
+    assert found.posture is Posture.HELD
+    assert set(document["summary"]["diagnostics"]) == set(diagnostics.NAMES)
+    assert document["summary"]["losses"] == []
+    assert list(document) == sorted(document)
+
+
+def test_the_summary_comes_first() -> None:
+    observed = factory.observation()
+    tables = predicate.store_tables(observed)
+    document = predicate.build_action_predicate(observed, factory.description(), tables)
+    assert next(iter(document)) == "summary"
+
+
+def test_bytes_of_any_kind_survive() -> None:
+    described = factory.description(
+        cmd=(b"sh", b"-c", b"\xff\n%"),
+        environ=((b"\xfe", bytes(32)),),
+        root=b"/sand\nbox",
+        output_files=(b"out/\x80",),
+    )
+    document = build(factory.observation(), described)
+    assert [canonical.path_bytes(word) for word in document["cmd"]] == list(described.cmd)
+    assert canonical.path_bytes(document["environ"][0]["name"]) == b"\xfe"
+    assert canonical.path_bytes(document["sandbox"]["root"]) == b"/sand\nbox"
+
+
+def test_losses_are_named_and_gate() -> None:
+    counts = factory.counters(lateEvents=1, fanotifyQueueOverflows=2, digestCacheHits=7)
+    document = build(factory.observation(counts=counts), factory.description())
+    assert document["summary"]["losses"] == ["fanotifyQueueOverflows", "lateEvents"]
+
+
+def test_killed_descendants_are_said_twice_and_agree() -> None:
+    document = build(factory.observation(), factory.description(descendants_killed=3))
+    assert document["descendantsKilled"] == 3
+    assert document["summary"]["diagnostics"]["descendantsKilled"] == 3
+
+
+def test_fanotify_only_counts_where_a_second_witness_watched() -> None:
+    materials = [
+        factory.leaf(b"a", source=DigestSource.FANOTIFY_ONLY),
+        factory.leaf(b"b", source=DigestSource.FANOTIFY_OPEN_TIME),
+    ]
+    observed = factory.observation(materials=materials)
+    document = build(observed, factory.description())
+    assert document["summary"]["fanotifyOnlyDigests"] == 0
+    both = dataclasses.replace(observed, backend="fanotify+ebpf")
+    assert build(both, factory.description())["summary"]["fanotifyOnlyDigests"] == 1
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        factory.description(exit_code=256),
+        factory.description(exit_code=1, signal=9),
+        factory.description(started_at="yesterday"),
+        factory.description(requested_posture=Posture.SEALED, fallbacks=()),
+        factory.description(environ=((b"A", b"short"),)),
+        factory.description(descendants_killed=-1),
+    ],
+)
+def test_contradictions_are_not_signed(described: ActionDescription) -> None:
+    with pytest.raises(EncodingError):
+        build(factory.observation(), described)
+
+
+def test_a_missing_counter_is_not_signed() -> None:
+    counts = factory.counters()
+    del counts["lateEvents"]
+    with pytest.raises(EncodingError, match="lateEvents"):
+        build(factory.observation(counts=counts), factory.description())
+
+
+@pytest.mark.parametrize("size", [-1, 2**24 + 1])
+def test_tree_sizes_out_of_range_are_not_signed(size: int) -> None:
+    table = leaf_table.encode(Domain.MATERIAL, [])
+    observed = dataclasses.replace(
+        factory.observation(), materials=LeafTable(table.raw, table.tree_root, size)
+    )
+    with pytest.raises(EncodingError):
+        build(observed, factory.description())
+
+
+def _places(value: Any, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found: list[tuple[object, ...]] = []
+    for name, item in items:
+        found.append((*path, name))
+        if isinstance(item, (dict, list)):
+            found += _places(item, (*path, name))
+    return found
+
+
+DOCUMENT = build(factory.observation(), factory.description())
+FIELDS = [place for place in _places(DOCUMENT) if isinstance(place[-1], str)]
+JUDGED_BY_ITS_OWN_CHECK = ("summary", "diagnostics")
+
+
+@pytest.mark.parametrize("place", FIELDS, ids=lambda place: ".".join(str(step) for step in place))
+def test_every_field_is_needed_and_typed(place: tuple[object, ...]) -> None:
+    if place[:2] == JUDGED_BY_ITS_OWN_CHECK and len(place) == 3:
+        counters = {k: v for k, v in DOCUMENT["summary"]["diagnostics"].items() if k != place[2]}
+        with pytest.raises(EncodingError):
+            diagnostics.diagnostics_from_json(counters)
+        return
+    *steps, last = place
+    for change in ("drop", "retype"):
+        document = json.loads(json.dumps(DOCUMENT))
+        parent = document
+        for step in steps:
+            parent = parent[step]
+        if change == "drop":
+            del parent[last]
+        else:
+            parent[last] = 1.5
+        with pytest.raises(StatementError):
+            predicate.read_action_predicate(document)
+
+
+@given(st.integers(0, 0xFFFF))
+def test_wait_statuses(status: int) -> None:
+    signal, code = status & 0x7F, status >> 8
+    if signal == 0x7F:
+        with pytest.raises(EncodingError):
+            predicate.exit_of_wait_status(status)
+    elif signal:
+        assert predicate.exit_of_wait_status(status) == (128 + signal, signal)
+    else:
+        assert predicate.exit_of_wait_status(status) == (code, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"[" * 100_000, b'{"_type":"https://in-toto.io/Statement/v0.1"}', b"\xff", b"1"],
+)
+def test_statements_that_are_none_are_refused(data: bytes) -> None:
+    with pytest.raises(StatementError):
+        statement.parse(data, predicate_type=statement.ACTION_TYPE)
+
+
+def test_a_huge_statement_is_neither_written_nor_read() -> None:
+    huge = {"x": "a" * statement.STATEMENT_BYTES_MAX}
+    with pytest.raises(EncodingError, match="at most"):
+        statement.encode([], statement.ACTION_TYPE, huge)
+    with pytest.raises(StatementError, match="at most"):
+        statement.parse(
+            b" " * (statement.STATEMENT_BYTES_MAX + 1), predicate_type=statement.ACTION_TYPE
+        )
+
+
+FIELDS_OF_A_COMMAND: Any = {
+    "argv": (b"cc", b"a.c"),
+    "environ": ((b"A", b"1"), (b"B", b"2")),
+    "working_directory": None,
+    "output_files": (b"a.o",),
+    "output_directories": (),
+    "platform": "linux_x86_64",
+}
+
+
+def test_action_keys_are_stable_and_tell_every_field_apart() -> None:
+    def key(**changes: object) -> bytes:
+        return action.action_key(action.command_fields(**{**FIELDS_OF_A_COMMAND, **changes}))
+
+    first = key()
+    assert first.hex() == "d3d174c16a93f32888b5f9f162122821412897076d53ece99dd5fd39f2379019"
+    assert key(environ=((b"B", b"2"), (b"A", b"1"))) == first
+    others = [
+        key(argv=(b"cc", b"b.c")),
+        key(argv=(b"cc a.c",)),
+        key(environ=((b"A", b"2"), (b"B", b"2"))),
+        key(environ=((b"A", b"1\nB=2"),)),
+        key(working_directory=b"."),
+        key(output_files=()),
+        key(output_files=(), output_directories=(b"a.o",)),
+        key(platform="linux_arm64"),
+    ]
+    assert len({first, *others}) == len(others) + 1
+    assert action.action_key({**FIELDS_OF_JSON, "future": 1}) != action.action_key(FIELDS_OF_JSON)
+
+
+FIELDS_OF_JSON: Any = action.command_fields(**FIELDS_OF_A_COMMAND)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Policy()),
+        ('required_posture = "held"', Policy(Posture.HELD)),
+        ("require_zero_losses = false", Policy(require_zero_losses=False)),
+    ],
+)
+def test_policies(text: str, expected: Policy) -> None:
+    assert parse_policy(text, where="policy") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=", "x = 1", "required_posture = 1", "require_zero_losses = 1", 'required_posture = "x"'],
+)
+def test_policies_that_are_wrong_are_one_clear_error(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_policy(text, where="policy")
