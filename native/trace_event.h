@@ -105,8 +105,9 @@ enum rs_trace_loss {
 	RS_TRACE_LOSS_TRACER = 11,    /* a ptrace operation failed on a process that still lives */
 	RS_TRACE_LOSS_MEMORY = 12,    /* the launcher is out of memory or of table space */
 	RS_TRACE_LOSS_ARGUMENT = 13,  /* a path argument could not be read or resolved */
+	RS_TRACE_LOSS_MUTATED = 14, /* a material that another than the action changed meanwhile */
 };
-#define RS_TRACE_LOSS_COUNT 14
+#define RS_TRACE_LOSS_COUNT 15
 
 enum rs_trace_counter {
 	/* RS_TRACE_LOSS_*: the counter with the number of the loss; 0 is unused */

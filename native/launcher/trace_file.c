@@ -18,6 +18,7 @@
 #define ARENA_BYTES_MAX ((size_t)1 << 31)
 #define OPENS_MAX	(1u << 23)
 #define BATCH_MAX	1024u
+#define OPENS_BATCH	8192u
 
 uint32_t rs_path_intern(struct rs_tracer *t, const char *path, size_t length)
 {
@@ -139,6 +140,8 @@ void rs_file_opened(struct rs_tracer *t, uint32_t process, uint32_t file)
 		return;
 	}
 	t->open_count++;
+	if (t->open_count - t->open_sent >= OPENS_BATCH)
+		rs_files_flush(t);
 }
 
 void rs_files_put(struct rs_tracer *t, const struct rs_file *files, uint32_t count,

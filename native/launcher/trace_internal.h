@@ -225,6 +225,9 @@ void rs_product_deleted(struct rs_tracer *t, const char *path);
 int rs_inode_written(const struct rs_tracer *t, uint64_t device, uint64_t inode);
 void rs_products_finish(struct rs_tracer *t);
 
+/* trace_stability.c */
+void rs_stability_check(struct rs_tracer *t);
+
 /* trace_regs.c */
 int rs_skip_call(pid_t tid, int64_t result);
 

@@ -449,6 +449,7 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child, int *ret_wai
 		reap_all(&t);
 	} else {
 		rs_notes_flush(&t);
+		rs_stability_check(&t);
 		rs_products_finish(&t);
 		rs_files_flush(&t);
 		send_counters(&t);

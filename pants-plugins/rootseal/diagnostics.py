@@ -58,6 +58,16 @@ COUNTERS: Tuple[Counter, ...] = (
         "Mounts of a pseudo filesystem (proc, sysfs, ...), not marked.",
         _NONE,
     ),
+    # Opens that a trace backend saw, and the typed exclusions among them.
+    Counter("tracedOpens", False, "Successful opens that a trace backend saw.", _NONE),
+    Counter(
+        "excludedPathOnlyOpens", False, "Opens with O_PATH, through which nothing is read.", _NONE
+    ),
+    Counter("excludedIrregularOpens", False, "Opens of directories, devices and pipes.", _NONE),
+    Counter("excludedPseudoFileOpens", False, "Opens of files of proc, sysfs and the like.", _NONE),
+    Counter("excludedAnonymousOpens", False, "Opens of files without a path (memfd).", _NONE),
+    Counter("excludedWriteOnlyOpens", False, "Opens for writing only: products.", _NONE),
+    Counter("deniedIoUringCalls", False, "io_uring calls that were refused to the action.", _NONE),
     # Loss: each is gating.
     Counter("fanotifyTimeouts", True, "Hashes that were abandoned for time.", _REPORT),
     Counter("fanotifyQueueOverflows", True, "Times the kernel dropped events.", _REPORT),

@@ -1,4 +1,7 @@
-"""The JSON form of what a trace backend saw (docs/predicate.md): shapes and rendering. Pure."""
+"""The JSON form of what a trace backend saw (docs/predicate.md): shapes and rendering. Pure.
+
+Text in `process_trace` is path text already (docs/formats.md, Paths); the shapes check that.
+"""
 
 from __future__ import annotations
 
@@ -107,11 +110,6 @@ def time_text(time_ns: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
 
 
-def _text(value: str) -> str:
-    """Text that may hold surrogates or controls, as path text."""
-    return canonical.path_text(value.encode("utf-8", "surrogateescape"))
-
-
 def _network(network: Network) -> Dict[str, object]:
     return {
         "sockets": [_socket(item) for item in network.sockets],
@@ -129,11 +127,11 @@ def _connection(item: Connection) -> Dict[str, object]:
     return {
         "syscall": item.syscall,
         "family": item.family,
-        "address": _text(item.address),
+        "address": item.address,
         "port": item.port,
         "fd": item.fd,
         "result": item.result,
-        "hostname": _text(item.hostname),
+        "hostname": item.hostname,
         "timestamp": time_text(item.time_ns),
     }
 
@@ -141,7 +139,7 @@ def _connection(item: Connection) -> Dict[str, object]:
 def _bind(item: Bind) -> Dict[str, object]:
     return {
         "family": item.family,
-        "address": _text(item.address),
+        "address": item.address,
         "port": item.port,
         "fd": item.fd,
         "result": item.result,
@@ -152,8 +150,8 @@ def _bind(item: Bind) -> Dict[str, object]:
 def _lookup(item: DnsLookup) -> Dict[str, object]:
     return {
         "syscall": item.syscall,
-        "server": _text(item.server),
-        "name": _text(item.name),
+        "server": item.server,
+        "name": item.name,
         "timestamp": time_text(item.time_ns),
     }
 
@@ -191,9 +189,7 @@ def _syscall(event: SyscallEvent) -> Dict[str, object]:
     return {
         "syscall": event.syscall,
         "result": event.result,
-        "details": {
-            name: _text(value) if isinstance(value, str) else value for name, value in event.details
-        },
+        "details": dict(event.details),
         "count": event.count,
         "verdict": event.verdict,
         "timestamp": time_text(event.time_ns),

@@ -2,7 +2,7 @@
 
 The types are the same for every trace backend (eBPF, ptrace), so that the predicate and the
 differential tests need to know one shape. Paths and arguments are bytes, as the kernel has them;
-times are nanoseconds since the epoch.
+text (`str`) is path text (docs/formats.md, Paths); times are nanoseconds since the epoch.
 """
 
 from __future__ import annotations

@@ -1,0 +1,211 @@
+"""The ptrace backend: the launcher hashes each file while its opener is held.
+
+    launcher (native/launcher/trace_*.c) → frames TRACE → PtraceScope.feed → finish → Observation
+
+It needs no privilege, so it is the capture of an ordinary user. The launcher is a program of that
+user: what it says is as trustworthy as the user, which the record shows by naming the backend.
+"""
+
+from __future__ import annotations
+
+import collections
+import subprocess
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+from rootseal import diagnostics, leaf_table, opens_table
+from rootseal.capture.ptrace_process import process_table
+from rootseal.capture.ptrace_stream import FILE_BORN, Count, FileFields, Loss, TraceStream
+from rootseal.capture.scope import CaptureLimits
+from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
+from rootseal.leaf_table import Domain, Leaf
+from rootseal.observation import DigestSource, MountMark, Observation, Posture
+
+PROBE_SECONDS = 30.0
+
+# Every way to miss something, and the counter of the predicate that says so.
+LOSS_COUNTERS: Mapping[Loss, str] = {
+    Loss.DENIED: "unhashedOpensTotal",
+    Loss.GONE: "unhashedOpensTotal",
+    Loss.PATH: "unhashedOpensTotal",
+    Loss.READ: "fallbackHashFailures",
+    Loss.UNSTABLE: "unstableFiles",
+    Loss.FILES_CAP: "fanotifyDigestsCapHit",
+    Loss.BYTES_CAP: "hashedBytesCapHit",
+    Loss.PROCESS_CAP: "processTableCapHit",
+    Loss.INTERPRETER: "unhashedOpensTotal",
+    Loss.NAMESPACE: "namespaceEscapes",
+    Loss.TRACER: "tracerDetaches",
+    Loss.MEMORY: "handlerErrors",
+    Loss.ARGUMENT: "handlerErrors",
+    Loss.MUTATED: "mutatedAfterOpen",
+}
+_COUNTERS: Mapping[Count, str] = {
+    Count.CACHE_HITS: "digestCacheHits",
+    Count.BYTES_HASHED: "bytesHashed",
+    Count.OPENS: "tracedOpens",
+    Count.EXCLUDED_PATH_ONLY: "excludedPathOnlyOpens",
+    Count.EXCLUDED_IRREGULAR: "excludedIrregularOpens",
+    Count.EXCLUDED_PSEUDO: "excludedPseudoFileOpens",
+    Count.EXCLUDED_ANONYMOUS: "excludedAnonymousOpens",
+    Count.EXCLUDED_WRITE_ONLY: "excludedWriteOnlyOpens",
+    Count.EXCLUDED_IO_URING: "deniedIoUringCalls",
+}
+
+
+def probe(launcher: Path) -> None:
+    """Find out whether the launcher can trace here and now.
+
+    Raises:
+        BackendUnavailable: It cannot; says why and what to do.
+    """
+    try:
+        done = subprocess.run(
+            [str(launcher), "--probe-trace"],
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BackendUnavailable(
+            "ptrace", f"the launcher cannot be run ({error})", "Run `make build`."
+        ) from None
+    if done.returncode != 0:
+        reason = done.stdout.decode("utf-8", "replace").strip() or "the trace of a test failed"
+        raise BackendUnavailable(
+            "ptrace",
+            reason,
+            "Allow it: `sudo sysctl kernel.yama.ptrace_scope=1`, or for a container "
+            "`--cap-add SYS_PTRACE`.",
+        )
+
+
+def mode_text(limits: CaptureLimits) -> str:
+    """MODE of PREPARED for an action that the launcher shall trace (docs/protocol.md)."""
+    return f"ptrace:{limits.max_digests}:{limits.max_hashed_bytes}:{limits.max_processes}"
+
+
+class PtraceScope:
+    """The capture of one action that its launcher traces."""
+
+    def __init__(self, *, root: bytes, limits: CaptureLimits) -> None:
+        """Wait for the stream.
+
+        Args:
+            root: The action's root directory, absolute; its real path.
+            limits: Caps of the action.
+        """
+        self._root = root
+        self._limits = limits
+        self._stream = TraceStream(limits)
+        self._bytes = 0
+        self._ended = False
+
+    @property
+    def mounts(self) -> Tuple[MountMark, ...]:
+        """None: the tracer marks no mounts."""
+        return ()
+
+    def progress(self) -> Mapping[str, int]:
+        """How much has come."""
+        return {"files": len(self._stream.files), "processes": len(self._stream.processes)}
+
+    def feed(self, data: bytes) -> None:
+        """Take the EVENTS of one TRACE frame.
+
+        Raises:
+            CaptureError: Not a trace, more than the caps allow, or the scope has ended.
+        """
+        if self._ended:
+            raise CaptureError("the trace goes on after the end of the action")
+        try:
+            self._stream.feed(data)
+        except EncodingError as error:
+            raise CaptureError(f"the launcher's trace cannot be read: {error}") from None
+
+    def finish(
+        self, *, outputs_files: Sequence[bytes], outputs_dirs: Sequence[bytes]
+    ) -> Observation:
+        """Turn the stream into tables.
+
+        Args:
+            outputs_files: Not used: what the action left behind is in the stream.
+            outputs_dirs: As `outputs_files`.
+
+        Raises:
+            CaptureError: The stream is cut, or contradicts itself.
+        """
+        if self._ended:
+            raise CaptureError("the scope was ended before")
+        self._ended = True
+        try:
+            return self._observation()
+        except EncodingError as error:
+            raise CaptureError(f"the launcher's trace cannot be read: {error}") from None
+
+    def abort(self) -> None:
+        """Forget what came."""
+        self._ended = True
+        self._stream = TraceStream(self._limits)
+
+    def _observation(self) -> Observation:
+        stream = self._stream
+        counted = stream.finish()
+        numbers, materials = self._materials()
+        products = [
+            self._leaf(path, fields, DigestSource.OPENAT_PATH_HASH)
+            for path, fields in zip(stream.product_paths, stream.products)
+        ]
+        return Observation(
+            backend="ptrace",
+            posture=Posture.HELD,
+            materials=leaf_table.encode(Domain.MATERIAL, materials),
+            products=leaf_table.encode(Domain.PRODUCT, products),
+            opens=self._opens(numbers),
+            processes=process_table(stream),
+            mounts=(),
+            counters=self._diagnostics(counted),
+        )
+
+    def _leaf(self, path: bytes, fields: FileFields, source: DigestSource) -> Leaf:
+        digest, size, mode, kind = fields[:4]
+        return Leaf(relative_to(self._root, path), digest, size, mode, kind, int(source))
+
+    def _materials(self) -> Tuple[Dict[int, int], List[Leaf]]:
+        """Index in the table for each file of the stream, and the leaves in the table's order."""
+        stream = self._stream
+        leaves = {
+            number: self._leaf(path, fields, DigestSource.PTRACE_OPEN_TIME)
+            for number, (path, fields) in enumerate(zip(stream.paths, stream.files))
+            if not fields[4] & FILE_BORN
+        }
+        ordered = sorted(set(leaves.values()))
+        places = {leaf: index for index, leaf in enumerate(ordered)}
+        return {number: places[leaf] for number, leaf in leaves.items()}, ordered
+
+    def _opens(self, numbers: Dict[int, int]) -> bytes:
+        opened: List[List[int]] = [[] for _ in self._stream.processes]
+        pairs = iter(self._stream.opens)
+        file_count = len(self._stream.files)
+        for process, file in zip(pairs, pairs):
+            if process >= len(opened) or file >= file_count:
+                raise EncodingError("an open names a process or file that was not sent")
+            index = numbers.get(file)
+            if index is not None:
+                opened[process].append(index)
+        return opens_table.encode(opened)
+
+    def _diagnostics(self, counted: Dict[int, int]) -> Dict[str, int]:
+        counters: Dict[str, int] = collections.Counter(diagnostics.zeros())
+        for loss, name in LOSS_COUNTERS.items():
+            counters[name] += counted[loss]
+        for count, name in _COUNTERS.items():
+            counters[name] += counted[count]
+        counters["recordBytesCapHit"] += self._stream.events_dropped
+        return {name: min(value, diagnostics.COUNTER_VALUE_MAX) for name, value in counters.items()}
+
+
+def relative_to(root: bytes, path: bytes) -> bytes:
+    """A path below the root relative to it; any other as it is (docs/formats.md, Paths)."""
+    prefix = root.rstrip(b"/") + b"/"
+    return path[len(prefix) :] if path.startswith(prefix) and len(path) > len(prefix) else path
