@@ -23,6 +23,7 @@
 #define RS_FRAME_RECORD	      6
 #define RS_FRAME_ERROR	      7
 #define RS_FRAME_PROGRESS     8
+#define RS_FRAME_TRACE	      9
 #define RS_FRAME_CHECK	      16
 #define RS_FRAME_CHECKED      17
 #define RS_FRAME_STATUS	      18
@@ -46,3 +47,4 @@
 #define RS_TAG_CODE	   14
 #define RS_TAG_MESSAGE	   15
 #define RS_TAG_JSON	   16
+#define RS_TAG_EVENTS	   17

@@ -134,7 +134,7 @@ static int build(const struct options *options, enum namespace_way way, struct b
 }
 
 /* PROGRESS* then PREPARED. -EACCES: this daemon does not serve us; the next one may. */
-static int wait_prepared(int fd, bool *ret_private)
+static int wait_prepared(int fd, bool *ret_private, struct trace_plan *ret_plan)
 {
 	for (;;) {
 		struct frame_header header;
@@ -150,6 +150,8 @@ static int wait_prepared(int fd, bool *ret_private)
 				return not_allowed ? -EACCES : -ECANCELED;
 		} else if (r >= 0 && header.type == RS_FRAME_PREPARED) {
 			r = frame_read_text(fd, header.length, RS_TAG_MODE, mode, sizeof(mode));
+			if (r >= 0)
+				r = trace_plan_parse(mode, ret_plan);
 			if (r >= 0) {
 				*ret_private = !strncmp(mode, "fanotify", strlen("fanotify"));
 				return 0;
@@ -168,7 +170,7 @@ static int wait_prepared(int fd, bool *ret_private)
 }
 
 static int announce_to(int fd, const struct options *options, enum namespace_way way,
-		       bool *ret_private)
+		       bool *ret_private, struct trace_plan *ret_plan)
 {
 	struct buffer frame = {0};
 	int r = build(options, way, &frame);
@@ -184,10 +186,11 @@ static int announce_to(int fd, const struct options *options, enum namespace_way
 		    strerror(-r));
 		return r;
 	}
-	return wait_prepared(fd, ret_private);
+	return wait_prepared(fd, ret_private, ret_plan);
 }
 
-int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private)
+int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private,
+	     struct trace_plan *ret_plan)
 {
 	struct places places = {.only = options->socket};
 
@@ -207,7 +210,7 @@ int announce(const struct options *options, enum namespace_way way, int *ret_fd,
 			return r;
 		}
 		if (r >= 0)
-			r = announce_to(fd, options, way, ret_private);
+			r = announce_to(fd, options, way, ret_private, ret_plan);
 		if (r == -EACCES) {
 			places.refused = true;
 			continue;

@@ -9,6 +9,7 @@
  * caller's fds and no other.
  */
 #include "launcher.h"
+#include "trace.h"
 #include "../protocol.h"
 
 #include <errno.h>
@@ -107,7 +108,17 @@ static int wait_armed(int fd)
 	return r;
 }
 
-static _Noreturn void ready_and_exec(int conn_fd, int control_fd, char **argv)
+/* From here on the tracer holds us at the calls that matter. -1: nobody traces. */
+static int be_traced(int trace_fd)
+{
+	int r = trace_fd < 0 ? 0 : rs_trace_child_setup(trace_fd);
+
+	if (r < 0)
+		say("the action cannot be traced: %s. Run `rootseal doctor`.", strerror(-r));
+	return r;
+}
+
+static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, char **argv)
 {
 	const char armed = CONTROL_ARMED;
 	int r = wait_armed(conn_fd);
@@ -121,7 +132,7 @@ static _Noreturn void ready_and_exec(int conn_fd, int control_fd, char **argv)
 		fail(control_fd);
 	}
 	close(conn_fd); /* the action never holds the connection */
-	if (write(control_fd, &armed, 1) != 1)
+	if (be_traced(trace_fd) < 0 || write(control_fd, &armed, 1) != 1)
 		fail(control_fd);
 	r = exec_action(argv);
 	say("%s: %s", argv[0], strerror(-r));
@@ -157,7 +168,7 @@ void child_run(const struct options *options, struct child *child)
 		say("the privileges cannot be dropped: %s. Check --drop-to.", strerror(-r));
 		fail(child->control_fd);
 	}
-	ready_and_exec(child->conn_fd, child->control_fd, options->argv);
+	ready_and_exec(child->conn_fd, child->control_fd, child->trace_fd, options->argv);
 }
 
 void child_stage2(const struct options *options)
@@ -176,5 +187,5 @@ void child_stage2(const struct options *options)
 		r = die_with_parent(stage2->parent_pid);
 	if (r < 0)
 		fail(stage2->control_fd);
-	ready_and_exec(stage2->conn_fd, stage2->control_fd, options->argv);
+	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, options->argv);
 }

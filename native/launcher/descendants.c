@@ -26,7 +26,7 @@
 
 typedef int (*visit_pid)(pid_t pid, void *data);
 
-static int64_t monotonic_ms(void)
+int64_t monotonic_ms(void)
 {
 	struct timespec now;
 
@@ -166,7 +166,7 @@ int descendants_kill_all(uint64_t *ret_killed)
 	return state.error ? state.error : -EAGAIN;
 }
 
-static bool ends_the_wait(uint32_t signo)
+bool ends_the_wait(uint32_t signo)
 {
 	return signo == SIGTERM || signo == SIGINT || signo == SIGHUP || signo == SIGQUIT;
 }

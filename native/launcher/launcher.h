@@ -77,6 +77,16 @@ int args_parse(int argc, char **argv, struct options *ret_options);
 int path_normal(const char *base, const char *path, char **ret_path);
 int path_below(const char *root, const char *path, const char **ret_relative);
 
+/* trace_plan.c: whether and within which limits this launcher traces (MODE `ptrace:…`). */
+struct trace_plan {
+	bool wanted;
+	uint64_t files_max;
+	uint64_t hashed_bytes_max;
+	uint64_t processes_max;
+};
+int trace_plan_parse(const char *mode, struct trace_plan *ret_plan);
+int trace_probe_main(void); /* --probe-trace; the exit status */
+
 /* wire.c */
 struct buffer {
 	uint8_t *data;
@@ -115,7 +125,8 @@ enum namespace_way namespace_way(const char *wanted_helper, const char **ret_hel
 const char *namespace_way_name(enum namespace_way way);
 
 /* announce.c: connect, send ANNOUNCE, wait for PREPARED. */
-int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private);
+int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private,
+	     struct trace_plan *ret_plan);
 
 /* signals.c: the state that the action must get back exactly. */
 struct signal_state {
@@ -138,6 +149,7 @@ struct child {
 	int conn_fd;
 	int control_fd;
 	pid_t parent_pid;
+	int trace_fd; /* handshake with the tracer, -1 if nobody traces */
 	bool private_namespace;
 	enum namespace_way way;
 	const char *helper;
@@ -151,6 +163,8 @@ int exec_action(char **argv);
 
 /* descendants.c: this process is their subreaper. */
 int descendants_kill_all(uint64_t *ret_killed);
+bool ends_the_wait(uint32_t signo);
+int64_t monotonic_ms(void);
 int descendants_end(const struct options *options, int signal_fd, int conn_fd,
 		    uint64_t *ret_killed);
 
@@ -162,6 +176,10 @@ struct outcome {
 int supervise(const struct options *options, pid_t pid, int signal_fd, int control_fd, int conn_fd,
 	      struct outcome *ret_outcome);
 int connection_event(int conn_fd);
+
+/* supervise_traced.c: the same while this process traces the action. */
+int supervise_traced(const struct options *options, const struct trace_plan *plan, pid_t pid,
+		     int signal_fd, int control_fd, int conn_fd, struct outcome *ret_outcome);
 
 /* record.c: where the record goes, and how it comes there. */
 struct record_place {

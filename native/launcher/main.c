@@ -8,6 +8,7 @@
  * action can attach to this process (not dumpable).
  */
 #include "launcher.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -31,6 +33,7 @@ struct run {
 	int signal_fd;
 	int control_fd; /* read end */
 	bool private_namespace;
+	struct trace_plan trace;
 	enum namespace_way way;
 	const char *helper;
 };
@@ -99,10 +102,38 @@ static int release_others(const struct run *run)
 	return close_all_but(3, kept, count);
 }
 
+/* Both ends above stdio; the child's end is closed by exec. */
+static int trace_pair(int pair[2])
+{
+	int low[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, low) < 0)
+		return -errno;
+	pair[0] = fcntl(low[0], F_DUPFD_CLOEXEC, 3);
+	pair[1] = fcntl(low[1], F_DUPFD_CLOEXEC, 3);
+	close(low[0]);
+	close(low[1]);
+	return pair[0] < 0 || pair[1] < 0 ? -errno : 0;
+}
+
+/* Attached before the child may exec: it waits for the tracer after ARMED. */
+static int start_trace(pid_t pid, int handshake)
+{
+	int r = rs_trace_attach(pid, handshake);
+
+	if (r < 0)
+		say("the action cannot be traced: %s. Allow ptrace (sudo sysctl "
+		    "kernel.yama.ptrace_scope=1), or use --option=capture-mode=walk.",
+		    strerror(-r));
+	return r;
+}
+
 /* The child's pid, or -errno. */
 static pid_t start_child(struct run *run)
 {
+	int trace[2] = {-1, -1};
 	struct child child = {.conn_fd = run->conn_fd,
+			      .trace_fd = -1,
 			      .parent_pid = getpid(),
 			      .private_namespace = run->private_namespace,
 			      .way = run->way,
@@ -111,15 +142,29 @@ static pid_t start_child(struct run *run)
 	pid_t pid;
 	int r = control_pipe(&run->control_fd, &child.control_fd);
 
+	if (r >= 0 && run->trace.wanted)
+		r = trace_pair(trace);
 	if (r < 0)
 		return r;
+	child.trace_fd = trace[1];
 	pid = fork();
 	if (pid < 0)
 		return -errno;
-	if (pid == 0)
+	if (pid == 0) {
+		if (trace[0] >= 0)
+			close(trace[0]);
 		child_run(&run->options, &child);
+	}
 	close(child.control_fd);
-	return pid;
+	if (!run->trace.wanted)
+		return pid;
+	close(trace[1]);
+	r = start_trace(pid, trace[0]);
+	if (r >= 0)
+		return pid;
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	return r;
 }
 
 static int become_parent(struct run *run)
@@ -144,7 +189,7 @@ static int prepare(struct run *run)
 	if (r < 0)
 		return r;
 	run->way = namespace_way(run->options.helper, &run->helper);
-	r = announce(&run->options, run->way, &run->conn_fd, &run->private_namespace);
+	r = announce(&run->options, run->way, &run->conn_fd, &run->private_namespace, &run->trace);
 	if (r < 0)
 		return r;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
@@ -171,6 +216,9 @@ static int run_action(struct run *run, struct outcome *ret_outcome)
 		say("the action cannot be started: %s.", strerror(-r));
 		return r;
 	}
+	if (run->trace.wanted)
+		return supervise_traced(&run->options, &run->trace, pid, run->signal_fd,
+					run->control_fd, run->conn_fd, ret_outcome);
 	return supervise(&run->options, pid, run->signal_fd, run->control_fd, run->conn_fd,
 			 ret_outcome);
 }
@@ -199,7 +247,11 @@ int main(int argc, char **argv)
 {
 	struct run run = {.conn_fd = -1, .signal_fd = -1, .control_fd = -1};
 	struct outcome outcome = {0};
-	int r = args_parse(argc, argv, &run.options);
+	int r;
+
+	if (argc == 2 && !strcmp(argv[1], "--probe-trace"))
+		return trace_probe_main();
+	r = args_parse(argc, argv, &run.options);
 
 	if (r < 0)
 		return EXIT_ROOTSEAL;

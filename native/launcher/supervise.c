@@ -7,7 +7,7 @@
  * Until the child says that it is armed, it alone reads the connection; from then on the parent
  * does. Owns none of the fds. Privilege: none (the namespace was the child's affair).
  */
-#include "launcher.h"
+#include "supervise.h"
 #include "../protocol.h"
 
 #include <errno.h>
@@ -16,18 +16,6 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
-
-struct supervision {
-	const struct options *options;
-	pid_t pid;
-	int signal_fd;
-	int control_fd;
-	int conn_fd;
-	bool armed;
-	bool failed; /* the child has said why */
-	bool ended;
-	int wait_status;
-};
 
 /* Something came on the connection while the action runs: only PROGRESS lets it go on. */
 int connection_event(int conn_fd)
@@ -49,7 +37,7 @@ int connection_event(int conn_fd)
 	return r;
 }
 
-static void control_event(struct supervision *s)
+void control_event(struct supervision *s)
 {
 	char message;
 	ssize_t n = read(s->control_fd, &message, 1);
@@ -63,10 +51,8 @@ static void control_event(struct supervision *s)
 }
 
 /* The shell shows the job as stopped only if we stop too; SIGCONT comes to us and is forwarded. */
-static void mirror_stop(int status)
+void mirror_stop(int signo)
 {
-	int signo = WSTOPSIG(status);
-
 	if (signo == SIGTSTP || signo == SIGTTIN || signo == SIGTTOU)
 		kill(getpid(), SIGSTOP);
 }
@@ -85,7 +71,7 @@ static int child_event(struct supervision *s)
 		if (pid != s->pid)
 			continue;
 		if (WIFSTOPPED(status)) {
-			mirror_stop(status);
+			mirror_stop(WSTOPSIG(status));
 			continue;
 		}
 		s->ended = true;
@@ -93,14 +79,32 @@ static int child_event(struct supervision *s)
 	}
 }
 
-static int signal_event(struct supervision *s)
+bool forward_signals(struct supervision *s)
 {
 	struct signalfd_siginfo info;
+	bool stop = false;
 
-	while (read(s->signal_fd, &info, sizeof(info)) == sizeof(info))
+	while (read(s->signal_fd, &info, sizeof(info)) == sizeof(info)) {
 		if (signal_is_for_child(info.ssi_signo, info.ssi_code) && !s->ended)
 			kill(s->pid, info.ssi_signo); /* ESRCH: it has just ended */
+		stop |= ends_the_wait(info.ssi_signo);
+	}
+	return stop;
+}
+
+static int signal_event(struct supervision *s)
+{
+	forward_signals(s);
 	return child_event(s);
+}
+
+/* What the child said before it ended and nobody has read yet: armed, and perhaps failed. */
+void last_words(struct supervision *s)
+{
+	if (s->control_fd >= 0 && !s->armed)
+		control_event(s);
+	if (s->control_fd >= 0 && !s->failed)
+		control_event(s);
 }
 
 static int run_until_end(struct supervision *s)
@@ -130,11 +134,19 @@ static int run_until_end(struct supervision *s)
 				return r;
 		}
 	}
-	if (s->control_fd >= 0 && !s->armed)
-		control_event(s); /* its last word, if it failed */
-	if (s->control_fd >= 0 && !s->failed)
-		control_event(s);
+	last_words(s);
 	return 0;
+}
+
+/* 0: the action ran. -EINTR: a signal ended the child before, the outcome tells which. */
+int check_armed(const struct supervision *s, struct outcome *ret_outcome)
+{
+	if (s->armed && !s->failed)
+		return 0;
+	if (!s->failed && !WIFSIGNALED(s->wait_status))
+		say("the action's process ended before it was armed. Run `rootseal doctor`.");
+	ret_outcome->wait_status = s->wait_status;
+	return s->failed || !WIFSIGNALED(s->wait_status) ? -ECANCELED : -EINTR;
 }
 
 int supervise(const struct options *options, pid_t pid, int signal_fd, int control_fd, int conn_fd,
@@ -148,13 +160,8 @@ int supervise(const struct options *options, pid_t pid, int signal_fd, int contr
 	uint64_t killed;
 	int r = run_until_end(&s);
 
-	if (r >= 0 && (s.failed || !s.armed)) {
-		if (!s.failed && !WIFSIGNALED(s.wait_status))
-			say("the action's process ended before it was armed. Run `rootseal "
-			    "doctor`.");
-		ret_outcome->wait_status = s.wait_status;
-		r = s.failed || !WIFSIGNALED(s.wait_status) ? -ECANCELED : -EINTR;
-	}
+	if (r >= 0)
+		r = check_armed(&s, ret_outcome);
 	if (r >= 0)
 		r = descendants_end(options, signal_fd, conn_fd, &killed);
 	if (r < 0) {

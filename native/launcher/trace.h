@@ -17,7 +17,7 @@
 #include <sys/types.h>
 
 struct rs_trace_limits {
-	uint64_t files_max;        /* distinct (path, digest) */
+	uint64_t files_max;	   /* distinct (path, digest) */
 	uint64_t hashed_bytes_max; /* 0: no limit */
 	uint64_t processes_max;
 };
@@ -32,13 +32,15 @@ struct rs_trace_sink {
  * What the launcher does beside tracing. before_wait() fills in what to poll and the longest
  * wait (-1: no limit) and returns the count; after_wait() is called after each poll: 0 goes on,
  * above 0 kills the action and goes on to its end, below 0 is an error that ends it at once.
- * child_ended() tells the wait status of the action's own process.
+ * child_ended() tells the wait status of the action's own process, child_stopped() the signal that
+ * has stopped it (job control).
  */
 struct rs_trace_hooks {
 	void *context;
 	int (*before_wait)(void *context, struct pollfd *ret_fds, int fds_max, int *ret_timeout_ms);
 	int (*after_wait)(void *context, const struct pollfd *fds, int count);
 	void (*child_ended)(void *context, int wait_status);
+	void (*child_stopped)(void *context, int signo);
 };
 
 struct rs_trace_config {
@@ -59,9 +61,14 @@ int rs_trace_attach(pid_t child, int handshake);
 
 /*
  * Runs until no traced process is left. Needs SIGCHLD blocked. Returns 0 or -errno; on an error
- * every process is killed first. `ret_wait_status` is the status of `child`.
+ * every process is killed first.
  */
-int rs_trace_run(const struct rs_trace_config *config, pid_t child, int *ret_wait_status);
+struct rs_trace_result {
+	int wait_status; /* of `child` */
+	uint64_t killed; /* processes that were killed because after_wait() asked for it */
+};
+int rs_trace_run(const struct rs_trace_config *config, pid_t child,
+		 struct rs_trace_result *ret_result);
 
 /* Whether tracing works here: traces a process of its own. `ret_reason` names what failed. */
 int rs_trace_probe(const char **ret_reason);

@@ -97,6 +97,7 @@ struct rs_tracer {
 	const struct rs_trace_config *config;
 	pid_t child;
 	int child_status, child_ended, killing, error;
+	uint64_t killed; /* processes, since killing */
 	uint64_t counters[RS_TRACE_COUNTER_COUNT];
 	uint32_t loss_examples;
 	int64_t start_ns; /* CLOCK_REALTIME_COARSE when the trace began */

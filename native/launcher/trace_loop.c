@@ -287,6 +287,8 @@ static void on_event_stop(struct rs_tracer *t, struct rs_task *task, int signal)
 	int group_stop =
 	    signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
 
+	if (group_stop && task->tid == t->child && t->config->hooks.child_stopped)
+		t->config->hooks.child_stopped(t->config->hooks.context, signal);
 	resume(t, task, group_stop ? PTRACE_LISTEN : PTRACE_CONT, 0);
 }
 
@@ -424,7 +426,8 @@ static void free_all(struct rs_tracer *t)
 		rs_index_free(indexes[i]);
 }
 
-int rs_trace_run(const struct rs_trace_config *config, pid_t child, int *ret_wait_status)
+int rs_trace_run(const struct rs_trace_config *config, pid_t child,
+		 struct rs_trace_result *ret_result)
 {
 	struct rs_tracer t = {.config = config, .child = child};
 	struct timespec now;
@@ -457,7 +460,7 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child, int *ret_wai
 		result = t.error;
 	}
 	close(signal_fd);
-	*ret_wait_status = t.child_status;
+	*ret_result = (struct rs_trace_result){t.child_status, t.killed};
 	free_all(&t);
 	return result;
 }

@@ -38,7 +38,8 @@ static int probe_run(pid_t child, const char **ret_reason)
 {
 	size_t seen = 0;
 	struct rs_trace_config config = {.limits = {16, 0, 16}, .sink = {&seen, probe_emit}};
-	int status = 0, result = rs_trace_run(&config, child, &status);
+	struct rs_trace_result ended = {0};
+	int result = rs_trace_run(&config, child, &ended), status = ended.wait_status;
 
 	if (result < 0 || !WIFEXITED(status)) {
 		*ret_reason = "a traced process did not run to its end";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The stability pass: when every process is gone, does each material still have the content that was
- * hashed? What the action changed itself is no fault; what somebody else changed is counted,
+ * The stability pass: when every process is gone, does each material still have the content that
+ * was hashed? What the action changed itself is no fault; what somebody else changed is counted,
  * because a page of it may have been read after the hash (through a mapping, or by a later read).
  * A name that means another file now is not a change of the file.
  *

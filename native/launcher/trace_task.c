@@ -244,6 +244,8 @@ void rs_task_ended(struct rs_tracer *t, pid_t tid, int wait_status)
 	process = rs_process_of(t, task);
 	if (process->pid == tid && process->number != RS_TRACE_NONE)
 		send_exit(t, process->number, wait_status);
+	if (process->pid == tid && t->killing)
+		t->killed++;
 	rs_task_remove(t, tid);
 }
 

@@ -53,7 +53,8 @@ int main(int argc, char **argv)
 	    .limits = {.files_max = limit("FILES_MAX", 1 << 18),
 		       .hashed_bytes_max = limit("BYTES_MAX", 0),
 		       .processes_max = limit("PROCESSES_MAX", 1 << 16)}};
-	int pair[2], status = 0, out = -1, result;
+	struct rs_trace_result ended = {0};
+	int pair[2], status, out = -1, result;
 	const char *reason = "";
 	sigset_t set, old;
 	pid_t child;
@@ -92,10 +93,11 @@ int main(int argc, char **argv)
 	close(pair[1]);
 	result = rs_trace_attach(child, pair[0]);
 	if (result == 0)
-		result = rs_trace_run(&config, child, &status);
+		result = rs_trace_run(&config, child, &ended);
 	if (result < 0) {
 		kill(child, SIGKILL);
 		return fail("trace", -result);
 	}
+	status = ended.wait_status;
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

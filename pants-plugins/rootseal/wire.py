@@ -44,6 +44,7 @@ class FrameType(enum.IntEnum):
     RECORD = 6
     ERROR = 7
     PROGRESS = 8
+    TRACE = 9
     CHECK = 16
     CHECKED = 17
     STATUS = 18
@@ -71,6 +72,7 @@ class Tag(enum.IntEnum):
     CODE = 14
     MESSAGE = 15
     JSON = 16
+    EVENTS = 17
 
 
 _ANNOUNCE_TAGS = frozenset(
@@ -95,6 +97,7 @@ ALLOWED_TAGS: Mapping[FrameType, frozenset[Tag]] = {
     FrameType.RECORD: frozenset((Tag.RECORD,)),
     FrameType.ERROR: frozenset((Tag.CODE, Tag.MESSAGE, Tag.JSON)),
     FrameType.PROGRESS: frozenset((Tag.MESSAGE,)),
+    FrameType.TRACE: frozenset((Tag.EVENTS,)),
     FrameType.CHECK: frozenset((Tag.ACTION_KEY, Tag.RECORD, Tag.JSON)),
     FrameType.CHECKED: frozenset((Tag.JSON,)),
     FrameType.STATUS: frozenset(),
