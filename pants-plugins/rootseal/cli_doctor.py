@@ -9,6 +9,7 @@ from typing import Any
 
 from rootseal.cli_output import add_json, printable
 from rootseal.doctor import Diagnosis, diagnose
+from rootseal.observation import Posture
 
 
 def register(subparsers: Any) -> None:
@@ -19,20 +20,25 @@ def register(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the diagnosis; 0 if everything that is needed for `held` is there, else 1."""
+    """Show the diagnosis; 0 if an action of this user would be captured `held`, else 1."""
     found = diagnose()
-    needed = all(finding.good for finding in found.findings if finding.needed)
     if arguments.json:
         print(json.dumps(document(found)))
     else:
         _show(found)
-    return 0 if needed and not found.reason else 1
+    return 0 if is_good(found) else 1
+
+
+def is_good(found: Diagnosis) -> bool:
+    """Whether nothing that is needed is missing, and openers would be held."""
+    needed = all(finding.good for finding in found.findings if finding.needed)
+    return needed and found.posture.rank >= Posture.HELD.rank
 
 
 def document(found: Diagnosis) -> dict[str, object]:
     """The diagnosis for machines."""
     return {
-        "ok": not found.reason,
+        "ok": is_good(found),
         "posture": found.posture.value,
         "reason": found.reason,
         "postures": found.postures,

@@ -34,7 +34,6 @@ from rootseal.errors import (
     Error,
     PostureError,
 )
-from rootseal.observation import Posture
 from rootseal.wire import Frame, FrameType, Tag
 
 CONNECTIONS_MAX = 1024
@@ -96,7 +95,7 @@ class Daemon:
         """Start the backends; raises what they raise."""
         self._options = options
         self._signer = signer
-        self._backends = Backends(fanotify=options.fanotify, slots=options.slots)
+        self._backends = Backends(launcher=LAUNCHER, fanotify=options.fanotify, slots=options.slots)
         self._pulse = Pulse()
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
         self._counts = Counts()
@@ -271,7 +270,7 @@ class Daemon:
             "uid": os.getuid(),
             "launcher": str(LAUNCHER),
             "backend": self._backends.name,
-            "posture": (Posture.WALKED if unavailable else Posture.HELD).value,
+            "posture": self._backends.posture.value,
             "reason": unavailable.reason if unavailable else "",
             "remedy": unavailable.remedy if unavailable else "",
             "captureKey": str(keys.public_key_path(place.capture_key)),

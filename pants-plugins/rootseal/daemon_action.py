@@ -17,6 +17,7 @@ import time
 from typing import Dict, Iterator
 
 from rootseal import __version__, diagnostics, digest, record
+from rootseal.capture.ptrace import PtraceScope, mode_text
 from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
 from rootseal.daemon_backends import Backends
@@ -54,17 +55,17 @@ def run_action(
         OSError: Its connection broke.
     """
     announced = read_announcement(announce)
-    decision = decide(announced, backends.unavailable)
+    decision = decide(announced, backends.unavailable, backends.ptrace_unavailable)
     check_root(announced.root, connection.peer)
     with contextlib.ExitStack() as stack:
         with connection.pulse(b"waiting for a free place"):
             stack.enter_context(backends.place())
-        connection.send(Frame(FrameType.PREPARED, ((Tag.MODE, decision.backend.encode()),)))
+        connection.send(Frame(FrameType.PREPARED, ((Tag.MODE, _mode(announced, decision)),)))
         scope = _open_scope(connection, announced, decision, backends)
         stack.callback(scope.abort)
         started_at = now_text()
         connection.send(Frame(FrameType.ARMED))
-        exited = _wait_exited(connection)
+        exited = _wait_exited(connection, scope)
         with connection.pulse(b"finishing the capture"):
             observation = _finish(scope, announced, decision, connection.peer)
             gate(announced, observation)
@@ -84,8 +85,11 @@ def _open_scope(
     private = decision.backend == "fanotify"
     check_child(sender, connection.peer, private_namespace=private)
     with _watch(sender.pid) as process, connection.pulse(b"arming the capture"):
+        scope: Scope
         if private:
             scope = backends.open_fanotify(sender.pid, announced)
+        elif decision.backend == "ptrace":
+            scope = backends.open_ptrace(announced)
         else:
             with as_user(connection.peer):
                 scope = backends.open_walk(announced)
@@ -114,9 +118,21 @@ def _has_ended(process: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _wait_exited(connection: Connection) -> Exited:
-    """Wait for EXITED without a time limit. EOF: the launcher was killed or gave up."""
+def _mode(announced: Announcement, decision: Decision) -> bytes:
+    if decision.backend == "ptrace":
+        return mode_text(announced.limits).encode("ascii")
+    return decision.backend.encode("ascii")
+
+
+def _wait_exited(connection: Connection, scope: Scope) -> Exited:
+    """Wait for EXITED without a time limit. EOF: the launcher was killed or gave up.
+
+    What the launcher traces meanwhile goes to the scope.
+    """
     frame = connection.receive(None)
+    while frame.type == FrameType.TRACE and isinstance(scope, PtraceScope):
+        scope.feed(frame.one(Tag.EVENTS))
+        frame = connection.receive(None)
     if frame.type != FrameType.EXITED:
         raise EncodingError(f"expected EXITED, not {frame.type.name}")
     status, count = frame.one(Tag.WAIT_STATUS), frame.one(Tag.COUNT)

@@ -18,8 +18,8 @@ from rootseal.wire import Frame, Tag
 PATH_BYTES_MAX = 4096
 INPUTS_MAX = 4096
 NAMESPACE_WAYS = ("direct", "helper", "none")
-CAPTURE_MODES = ("auto", "walk")
-LATER_MODES = ("trace", "trace:auto", "trace:ebpf", "trace:ptrace", "ima")
+CAPTURE_MODES = ("auto", "walk", "trace", "trace:auto", "trace:ptrace")
+LATER_MODES = ("trace:ebpf", "ima")
 SWITCH = ("off", "auto", "on")
 HARDENING = ("off", "standard", "strict")
 _LIMIT_OPTIONS = {
@@ -70,7 +70,7 @@ class Decision:
     """How an action will be captured.
 
     Attributes:
-        backend: `fanotify` or `walk`.
+        backend: `fanotify`, `ptrace` or `walk`.
         requested_posture: What the caller would have at best.
         fallbacks: Each step down from it.
     """
@@ -109,12 +109,17 @@ def read_announcement(frame: Frame) -> Announcement:
     )
 
 
-def decide(announced: Announcement, unavailable: Optional[BackendUnavailable]) -> Decision:
+def decide(
+    announced: Announcement,
+    unavailable: Optional[BackendUnavailable],
+    ptrace_unavailable: Optional[BackendUnavailable],
+) -> Decision:
     """Choose the backend, before the action starts; what is asked for and impossible is refused.
 
     Args:
         announced: The action.
         unavailable: Why this daemon cannot use fanotify; None if it can.
+        ptrace_unavailable: Why its launchers cannot trace; None if they can.
 
     Raises:
         BackendUnavailable: What was asked for is impossible here; names the remedy.
@@ -128,17 +133,42 @@ def decide(announced: Announcement, unavailable: Optional[BackendUnavailable]) -
         raise BackendUnavailable(
             "fs-verity", "sealing is not in this release", "Use --fsverity=auto."
         )
-    wanted = requested.capture_mode != "walk" and requested.fanotify != "off"
-    if not wanted:
+    traced = requested.capture_mode.startswith("trace")
+    if traced and requested.fanotify == "on":
+        raise BackendUnavailable(
+            "fanotify", "it is not combined with a trace in this release", "Use --fanotify=auto."
+        )
+    if requested.capture_mode == "walk" or requested.fanotify == "off" or traced:
         if announced.strict:
-            raise ConfigError("hardening strict needs fanotify; do not switch it off, or use walk")
-        return Decision("walk", Posture.WALKED, ())
+            raise ConfigError(
+                "hardening strict needs fanotify; do not switch it off, or use walk or trace"
+            )
+        if requested.capture_mode == "walk":
+            return Decision("walk", Posture.WALKED, ())
+        return _without_fanotify(ptrace_unavailable, (), traced=traced)
     problem = unavailable or _namespace_problem(announced.namespace)
     if problem is None:
         return Decision("fanotify", Posture.HELD, ())
     if requested.fanotify == "on" or announced.strict:
         raise problem
-    return Decision("walk", Posture.HELD, (Fallback("fanotify", "walk", problem.reason),))
+    used = "ptrace" if ptrace_unavailable is None else "walk"
+    step = Fallback("fanotify", used, problem.reason)
+    return _without_fanotify(ptrace_unavailable, (step,), traced=False)
+
+
+def _without_fanotify(
+    ptrace_unavailable: Optional[BackendUnavailable],
+    steps: Tuple[Fallback, ...],
+    *,
+    traced: bool,
+) -> Decision:
+    """ptrace holds the openers too; the walk is the last resort, unless a trace was asked for."""
+    if ptrace_unavailable is None:
+        return Decision("ptrace", Posture.HELD, steps)
+    if traced:
+        raise ptrace_unavailable
+    step = Fallback("ptrace", "walk", ptrace_unavailable.reason)
+    return Decision("walk", Posture.HELD, (*steps, step))
 
 
 def _namespace_problem(way: str) -> Optional[BackendUnavailable]:

@@ -10,12 +10,16 @@ import contextlib
 import importlib
 import os
 import threading
+from pathlib import Path
 from typing import Any, Iterator, Optional
 
+from rootseal.capture import ptrace
+from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.scope import Scope
 from rootseal.capture.walk import WalkEngine, WalkInputs
 from rootseal.daemon_announce import Announcement
 from rootseal.errors import BackendUnavailable
+from rootseal.observation import Posture
 
 DIGEST_CACHE_ENTRIES = 1 << 20
 GROUPS_RESERVED = 8  # left to other programs of this user
@@ -24,10 +28,11 @@ GROUPS_RESERVED = 8  # left to other programs of this user
 class Backends:
     """The engines of one daemon."""
 
-    def __init__(self, *, fanotify: bool, slots: int) -> None:
+    def __init__(self, *, launcher: Path, fanotify: bool, slots: int) -> None:
         """Start what this host allows.
 
         Args:
+            launcher: The launcher, which traces where there is no fanotify.
             fanotify: Whether fanotify may be used at all.
             slots: How many actions may run at once; 0: as many as the kernel has groups.
         """
@@ -38,6 +43,7 @@ class Backends:
             self._fanotify = _start_fanotify(fanotify)
         except BackendUnavailable as error:
             self.unavailable = error
+        self.ptrace_unavailable = probe_ptrace(launcher)
         self.slots = slots or self._group_limit()
         self._places = threading.BoundedSemaphore(self.slots)
         self._lock = threading.Lock()
@@ -46,7 +52,14 @@ class Backends:
     @property
     def name(self) -> str:
         """The best backend that there is."""
-        return "walk" if self._fanotify is None else "fanotify"
+        if self._fanotify is not None:
+            return "fanotify"
+        return "ptrace" if self.ptrace_unavailable is None else "walk"
+
+    @property
+    def posture(self) -> Posture:
+        """What that backend reaches."""
+        return Posture.WALKED if self.name == "walk" else Posture.HELD
 
     def _group_limit(self) -> int:
         if self._fanotify is None:
@@ -83,6 +96,10 @@ class Backends:
         )
         return scope
 
+    def open_ptrace(self, announced: Announcement) -> PtraceScope:
+        """A scope for an action that its launcher traces."""
+        return PtraceScope(root=announced.root, limits=announced.limits)
+
     def open_walk(self, announced: Announcement) -> Scope:
         """A walk scope; takes its first snapshot now.
 
@@ -117,6 +134,15 @@ def probe_fanotify() -> Optional[BackendUnavailable]:
     """Why fanotify cannot be used by this process; None if it can."""
     try:
         _engine_class().probe()
+    except BackendUnavailable as error:
+        return error
+    return None
+
+
+def probe_ptrace(launcher: Path) -> Optional[BackendUnavailable]:
+    """Why a launcher of this process's user cannot trace; None if it can."""
+    try:
+        ptrace.probe(launcher)
     except BackendUnavailable as error:
         return error
     return None

@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Tuple
 
 from rootseal import wire
 from rootseal.daemon import LAUNCHER
-from rootseal.daemon_backends import probe_fanotify
+from rootseal.daemon_backends import probe_fanotify, probe_ptrace
 from rootseal.observation import Posture
 
 HELPER_PLACES = (
@@ -52,7 +52,7 @@ class Diagnosis:
     Attributes:
         findings: In the order to be shown.
         posture: The posture that an action of this user would reach now.
-        reason: Why not `held`, if it is not.
+        reason: Why not `held`, or not by fanotify; empty if by fanotify.
         postures: Each posture and whether it can be reached.
     """
 
@@ -77,7 +77,7 @@ def diagnose() -> Diagnosis:
         own[0],
         _file("btf", "/sys/kernel/btf/vmlinux", "A kernel with CONFIG_DEBUG_INFO_BTF."),
         _bpf(),
-        _yama(),
+        _ptrace(),
         _fs_verity(),
         _ima(),
     )
@@ -98,11 +98,11 @@ def _reachable(
     else:
         backend = "fanotify" if by_name["fanotify"].good else "walk"
         why = by_name["fanotify"].found
-    if backend != "fanotify":
-        return Posture.WALKED, why
-    if not by_name["privileges"].good and not by_name["helper"].good:
-        return Posture.WALKED, "actions cannot get a private mount namespace"
-    return Posture.HELD, ""
+    if backend == "fanotify" and not by_name["privileges"].good and not by_name["helper"].good:
+        backend, why = "walk", "actions cannot get a private mount namespace"
+    if backend != "fanotify" and by_name["ptrace"].good:
+        return Posture.HELD, f"by ptrace, not fanotify: {why}"
+    return (Posture.HELD, "") if backend == "fanotify" else (Posture.WALKED, why)
 
 
 def _kernel() -> Finding:
@@ -136,14 +136,14 @@ def _privileges() -> Finding:
 
 def _fanotify(system: Optional[Dict[str, object]]) -> Finding:
     if system is not None and system["backend"] == "fanotify":
-        return Finding("fanotify", True, True, "permission events, by the system daemon", "")
+        return Finding("fanotify", True, False, "permission events, by the system daemon", "")
     problem = probe_fanotify()
     if problem is None:
-        return Finding("fanotify", True, True, "permission events work", "")
+        return Finding("fanotify", True, False, "permission events work", "")
     remedy = problem.remedy
     if os.getuid() != 0:
         remedy = f"Run `sudo rootseal daemon ensure --allow-uid {os.getuid()}`."
-    return Finding("fanotify", False, True, problem.reason, remedy)
+    return Finding("fanotify", False, False, problem.reason, remedy)
 
 
 def _group_limit() -> Finding:
@@ -230,13 +230,13 @@ def _bpf() -> Finding:
     return Finding("bpf", bool(admin), False, f"{found}, lsm={lsm}", remedy)
 
 
-def _yama() -> Finding:
+def _ptrace() -> Finding:
     setting = _text("/proc/sys/kernel/yama/ptrace_scope")
-    good = setting in (None, "0", "1")
-    found = "no Yama" if setting is None else f"kernel.yama.ptrace_scope={setting}"
-    return Finding(
-        "ptrace", good, False, found, "" if good else "sudo sysctl kernel.yama.ptrace_scope=1"
-    )
+    yama = "no Yama" if setting is None else f"kernel.yama.ptrace_scope={setting}"
+    problem = probe_ptrace(LAUNCHER)
+    if problem is None:
+        return Finding("ptrace", True, False, f"a test process was traced, {yama}", "")
+    return Finding("ptrace", False, False, f"{problem.reason}, {yama}", problem.remedy)
 
 
 def _fs_verity() -> Finding:

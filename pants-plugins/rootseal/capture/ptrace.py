@@ -17,6 +17,7 @@ from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.ptrace_process import process_table
 from rootseal.capture.ptrace_stream import FILE_BORN, Count, FileFields, Loss, TraceStream
 from rootseal.capture.scope import CaptureLimits
+from rootseal.capture.walk import declared_leaves
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.observation import DigestSource, MountMark, Observation, Posture
@@ -129,8 +130,9 @@ class PtraceScope:
         """Turn the stream into tables.
 
         Args:
-            outputs_files: Not used: what the action left behind is in the stream.
-            outputs_dirs: As `outputs_files`.
+            outputs_files: Declared output files, relative to the root; those that the action did
+                not write are hashed now.
+            outputs_dirs: Declared output directories, relative to the root.
 
         Raises:
             CaptureError: The stream is cut, or contradicts itself.
@@ -139,7 +141,7 @@ class PtraceScope:
             raise CaptureError("the scope was ended before")
         self._ended = True
         try:
-            return self._observation()
+            return self._observation(outputs_files, outputs_dirs)
         except EncodingError as error:
             raise CaptureError(f"the launcher's trace cannot be read: {error}") from None
 
@@ -148,14 +150,24 @@ class PtraceScope:
         self._ended = True
         self._stream = TraceStream(self._limits)
 
-    def _observation(self) -> Observation:
+    def _observation(
+        self, outputs_files: Sequence[bytes], outputs_dirs: Sequence[bytes]
+    ) -> Observation:
         stream = self._stream
-        counted = stream.finish()
+        counters = self._diagnostics(stream.finish())
         numbers, materials = self._materials()
         products = [
             self._leaf(path, fields, DigestSource.OPENAT_PATH_HASH)
             for path, fields in zip(stream.product_paths, stream.products)
         ]
+        products += declared_leaves(
+            self._root,
+            files=outputs_files,
+            directories=outputs_dirs,
+            known={leaf.path for leaf in products},
+            limits=self._limits,
+            counters=counters,
+        )
         return Observation(
             backend="ptrace",
             posture=Posture.HELD,
@@ -164,7 +176,7 @@ class PtraceScope:
             opens=self._opens(numbers),
             processes=process_table(stream),
             mounts=(),
-            counters=self._diagnostics(counted),
+            counters=counters,
         )
 
     def _leaf(self, path: bytes, fields: FileFields, source: DigestSource) -> Leaf:

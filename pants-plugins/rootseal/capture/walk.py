@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import time
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import AbstractSet, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.scope import CaptureLimits
@@ -213,6 +213,43 @@ class WalkScope:
                 for entry in entries
                 if entry.is_symlink() and entry.is_dir()
             ]
+
+
+def declared_leaves(
+    root: bytes,
+    *,
+    files: Sequence[bytes],
+    directories: Sequence[bytes],
+    known: AbstractSet[bytes],
+    limits: CaptureLimits,
+    counters: Dict[str, int],
+) -> List[Leaf]:
+    """Leaves of the declared outputs that another backend has not seen change.
+
+    A declared output may have been there before; the result of the action holds it all the same.
+
+    Args:
+        root: The action's root directory, absolute.
+        files: Declared output files, relative to the root.
+        directories: Declared output directories, relative to the root.
+        known: Paths, relative to the root, that have a leaf already.
+        limits: Caps of this action.
+        counters: What could not be done, and the bytes hashed, are added here.
+    """
+    reader = _Reader(limits, DigestCache(0))
+    top = root.rstrip(b"/") + b"/"
+    found: Dict[bytes, _Found] = {}
+    for start in (*files, *directories):
+        for path in reader.walk(os.path.normpath(top + start)):
+            relative = path[len(top) :]
+            if relative in known or relative in found:
+                continue
+            item = reader.read(path)
+            if item is not None:
+                found[relative] = item
+    for name, value in reader.counters.items():
+        counters[name] += value
+    return [_leaf(path, item, LeafKind.FILE) for path, item in found.items()]
 
 
 class _Declared:
