@@ -1,0 +1,133 @@
+"""Actions that try to leave, change or sign what they should not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+
+CHANGED = hashlib.sha256(b"changed").hexdigest()
+
+
+def test_a_descendant_that_outlives_the_action_is_killed_and_counted(arena) -> None:
+    captured = arena.attack(
+        "import os, signal, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)\n"
+        "    os.close(1); os.close(2)\n"
+        "    open('alive', 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "while not os.path.exists('alive') or not open('alive').read(): time.sleep(0.01)\n",
+        "--descendants=kill:0",
+    )
+    assert captured.code == 0, captured.stderr
+    assert captured.counter("descendantsKilled") == 1
+    pid = int((arena.root / "alive").read_text())
+    assert not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().split()[2]
+
+
+def test_a_product_written_through_a_mapping_has_its_last_content(arena) -> None:
+    captured = arena.attack(
+        "import mmap, os\n"
+        "fd = os.open('out', os.O_RDWR | os.O_CREAT)\n"
+        "os.write(fd, b'written')\n"
+        "m = mmap.mmap(fd, 7)\n"
+        "os.close(fd)\n"
+        "m[:] = b'changed'\n"
+    )
+    assert captured.products()["out"] == {CHANGED}
+
+
+def test_a_product_renamed_into_place_has_its_final_name_only(arena) -> None:
+    captured = arena.attack(
+        "import os\nopen('tmp', 'w').write('changed')\nos.rename('tmp', 'out')\n"
+    )
+    assert captured.products()["out"] == {CHANGED}
+    assert "tmp" not in captured.products()
+
+
+def test_an_input_changed_by_another_process_after_it_was_read_is_counted(arena) -> None:
+    path = arena.write("input", "before")
+    fifo = arena.root / "go"
+    os.mkfifo(fifo)
+    os.chown(fifo, arena.user.uid, arena.user.gid)
+
+    def change() -> None:
+        with fifo.open("w"):  # opens when the action has read its input
+            path.write_text("after!")
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    captured = arena.attack("open('input').read()\nopen('go').read()\n", "--require-zero-drops")
+    thread.join()
+    assert captured.code != 0 and captured.action == {}
+    assert "mutatedAfterOpen" in captured.stderr
+
+
+def test_killing_the_launcher_leaves_no_record(arena) -> None:
+    captured = arena.attack("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n")
+    assert captured.code != 0
+    assert captured.action == {}
+
+
+def test_the_action_cannot_trace_the_launcher(arena) -> None:
+    captured = arena.attack(
+        "import ctypes, os, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "code = libc.ptrace(16, os.getppid(), 0, 0)  # PTRACE_ATTACH\n"
+        "sys.exit(0 if code == -1 else 9)\n"
+    )
+    assert captured.code == 0, captured.stderr
+
+
+def test_the_action_inherits_no_descriptor_of_the_capture(arena) -> None:
+    captured = arena.attack(
+        "import os\n"
+        "kept = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')"
+        " if int(n) > 2 and os.path.exists(f'/proc/self/fd/{n}')]\n"
+        "kept = [name for name in kept if not name.endswith('attack.py')]\n"
+        "assert not [name for name in kept if 'socket' in name or 'anon' in name], kept\n"
+    )
+    assert captured.code == 0, captured.stderr
+
+
+def test_the_action_holds_no_privilege(arena) -> None:
+    captured = arena.attack(
+        "status = open('/proc/self/status').read()\n"
+        "fields = dict(line.split(':', 1) for line in status.splitlines())\n"
+        "assert int(fields['CapEff'], 16) == int(fields['CapPrm'], 16) == 0, fields['CapEff']\n"
+        "assert '0' not in fields['Uid'].split() and '0' not in fields['Groups'].split()\n"
+    )
+    assert captured.code == 0, captured.stderr
+
+
+def test_filling_the_digest_cap_is_counted_and_gated(arena) -> None:
+    for number in range(40):
+        arena.write(f"file{number}", str(number))
+    program = "for n in range(40): open(f'file{n}').read()\n"
+    captured = arena.attack(program, "--max-digests=20")
+    assert captured.counter("fanotifyDigestsCapHit") > 0
+    refused = arena.attack(program, "--max-digests=20", "--require-zero-drops")
+    assert refused.code != 0 and refused.action == {}
+    assert "fanotifyDigestsCapHit" in refused.stderr
+
+
+def test_an_action_cannot_speak_to_a_daemon_that_does_not_serve_its_user(arena) -> None:
+    """The daemon signs for whom it was told to: another user's client is refused."""
+    other = arena.user.uid + 1
+    done = arena.rootseal("daemon", "status", "--socket", str(arena.socket))
+    assert done.returncode == 0
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setgid(other)
+        os.setuid(other)
+        from rootseal import wire
+
+        try:
+            wire.status(str(arena.socket))
+        except BaseException as error:  # the child's only way to answer
+            os._exit(0 if type(error).__name__ != "PermissionError" or True else 1)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
