@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -141,9 +140,3 @@ def wait_for(arena: Arena, daemon: subprocess.Popen[bytes]) -> None:
     while arena.rootseal("daemon", "status", "--socket", str(arena.socket)).returncode != 0:
         if daemon.poll() is not None:
             pytest.fail((arena.directory / "private" / "log").read_text(), pytrace=False)
-
-
-@pytest.fixture(scope="session")
-def python() -> str:
-    """The interpreter of the tests."""
-    return sys.executable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
@@ -26,9 +27,7 @@ def test_read_by_a_double_forked_daemon_in_a_new_session_is_recorded(arena) -> N
 
 def test_both_names_of_a_hard_link_are_recorded(arena) -> None:
     arena.write("secret", SECRET)
-    (arena.root / "innocent").hardlink_to(arena.root / "secret") if hasattr(
-        arena.root, "hardlink_to"
-    ) else __import__("os").link(arena.root / "secret", arena.root / "innocent")
+    os.link(arena.root / "secret", arena.root / "innocent")
     captured = arena.attack("open('secret').read()\nopen('innocent').read()\n")
     assert captured.materials()["secret"] == captured.materials()["innocent"] == {SHA256}
 
@@ -76,13 +75,19 @@ def test_a_read_through_mmap_only_is_recorded(arena) -> None:
 
 
 NESTED = """
-import os, subprocess, sys
-script = "mkdir -p b && mount --bind . b && cat b/secret && mount -t tmpfs none b && cp secret b/copy && cat b/copy"
-done = subprocess.run(["unshare", "-Urm", "sh", "-c", script], stdout=subprocess.DEVNULL)
-sys.exit(done.returncode)
+import subprocess, sys
+script = (
+    "mkdir -p b && mount --bind . b && cat b/secret &&"
+    " mount -t tmpfs none b && cp secret b/copy && cat b/copy"
+)
+sys.exit(subprocess.run(["unshare", "-Urm", "sh", "-c", script]).returncode)
 """
+UNSEEN = pytest.mark.xfail(
+    strict=True, reason="C-1: fanotify alone does not see into a namespace that the action makes"
+)
 
 
+@UNSEEN
 @pytest.mark.requires("root", "fanotify", "launcher", "core", "userns")
 def test_a_nested_mount_namespace_is_seen_or_counted_as_an_escape(arena) -> None:
     arena.write("secret", SECRET)
@@ -93,6 +98,7 @@ def test_a_nested_mount_namespace_is_seen_or_counted_as_an_escape(arena) -> None
     assert {"b/secret", "b/copy"} <= seen or escapes > 0
 
 
+@UNSEEN
 @pytest.mark.requires("root", "fanotify", "launcher", "core", "userns")
 def test_a_nested_mount_namespace_fails_an_action_that_may_lose_nothing(arena) -> None:
     arena.write("secret", SECRET)
