@@ -96,3 +96,9 @@ def wrapped_argv(
         "--",
         *argv,
     )
+
+
+def output_prefix(working_directory: str | None) -> str:
+    """What makes a path relative to the working directory relative to the sandbox."""
+    prefix = os.path.normpath(working_directory or ".")
+    return "" if prefix == "." else f"{prefix}/"

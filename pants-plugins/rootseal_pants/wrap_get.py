@@ -41,6 +41,7 @@ from rootseal_pants.evidence import DESCRIPTION_CHARACTERS_MAX, Evidence, FileSu
 from rootseal_pants.identity import (
     LAUNCHER_DIRECTORY,
     RECORD_FILE,
+    output_prefix,
     process_key,
     wrapped_argv,
 )
@@ -71,7 +72,7 @@ class SplitRequest:
 
     Attributes:
         digest: Output directory of the wrapped process.
-        prefix: Working directory of the process, or empty; outputs are relative to it.
+        prefix: What makes an output's path relative to the sandbox.
     """
 
     digest: Digest
@@ -102,16 +103,15 @@ async def split_output(request: SplitRequest) -> SplitOutput:
         Get(Digest, DigestSubset(request.digest, PathGlobs(["**", *hidden]))),
     )
     entries = await Get(DigestEntries, Digest, rest)
-    prefix = f"{request.prefix}/" if request.prefix else ""
     outputs = []
     for entry in entries:
         if isinstance(entry, FileEntry):
             digest = entry.file_digest
             outputs.append(
-                (prefix + entry.path, digest.fingerprint, digest.serialized_bytes_length)
+                (request.prefix + entry.path, digest.fingerprint, digest.serialized_bytes_length)
             )
         elif isinstance(entry, SymlinkEntry):
-            outputs.append((prefix + entry.path, entry.target, -1))
+            outputs.append((request.prefix + entry.path, entry.target, -1))
     return SplitOutput(rest, record, tuple(outputs))
 
 
@@ -203,7 +203,8 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
         wrapped = wrap_process(process, key=key, capture=capture, salt=salt)
         result = await Get(FallibleProcessResult, NativeProcess, wrapped)
         split = await Get(
-            SplitOutput, SplitRequest(result.output_digest, process.working_directory or "")
+            SplitOutput,
+            SplitRequest(result.output_digest, output_prefix(process.working_directory)),
         )
         admission = await Get(
             Admission, AdmissionRequest(capture, key, split.record, split.outputs)

@@ -48,6 +48,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "env": PATH,
         "inputs": {"w/v/in.txt": b"in", "w/top.txt": b"top"},
     },
+    "untidy working directory": {
+        "argv": [BASH, "-c", "echo 1 > out.txt"],
+        "working_directory": "w//v/",
+        "output_files": ["out.txt"],
+        "inputs": {"w/v/in.txt": b"in"},
+    },
     "relative argv": {
         "argv": ["./s.sh"],
         "output_files": ["o"],
