@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,32 @@ def test_named_make_targets_exist(document: Path) -> None:
     fenced = "\n".join(re.findall(r"^```.*?^```", document.read_text("utf-8"), re.M | re.S))
     named |= set(re.findall(r"^(?:\$ )?(?:sudo )?make ([a-z][a-z-]*)", fenced, re.MULTILINE))
     assert named <= make_targets(), f"not in the Makefile: {sorted(named - make_targets())}"
+
+
+@functools.cache
+def cli_commands() -> frozenset[str]:
+    """Commands that `rootseal --help` lists."""
+    code = "import sys; sys.argv[0] = 'rootseal'; from rootseal.cli import main; main()"
+    argv = [sys.executable, "-c", code, "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "pants-plugins")}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    listed = re.search(r"\{([a-z,-]+)\}", done.stdout) or re.search(r"\{([a-z,-]+)\}", done.stderr)
+    shown = (
+        listed.group(1).split(",")
+        if listed
+        else re.findall(r"^ {4}([a-z-]+)(?: |$)", done.stdout, re.M)
+    )
+    assert len(shown) > 5, done.stdout + done.stderr
+    return frozenset(shown)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_commands_exist(document: Path) -> None:
+    if document.name == "CHANGELOG.md":
+        return  # history may name what is gone
+    pattern = r"(?:`|^ +|\$ )(?:\.venv/bin/)?rootseal ([a-z][a-z-]+)\b"
+    named = set(re.findall(pattern, document.read_text("utf-8"), re.MULTILINE))
+    assert named <= cli_commands(), f"no such command: {sorted(named - cli_commands())}"
 
 
 def test_make_alone_lists_every_command() -> None:
