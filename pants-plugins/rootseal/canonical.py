@@ -31,8 +31,7 @@ def encode(value: object) -> bytes:
             text, any other type, or nesting deeper than `DEPTH_MAX`.
     """
     _check_value(value, 1)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return text.encode("ascii")
+    return _dump(value)
 
 
 def parse(data: bytes, *, bytes_max: int) -> object:
@@ -72,7 +71,7 @@ def parse_canonical(data: bytes, *, bytes_max: int) -> object:
         EncodingError: As for `parse`, or the bytes are another encoding of the same value.
     """
     value = parse(data, bytes_max=bytes_max)
-    if encode(value) != data:
+    if _dump(value) != data:  # `parse` has checked the value
         raise EncodingError("JSON is not in canonical form")
     return value
 
@@ -130,6 +129,11 @@ def decode_uvarint(data: Union[bytes, memoryview], position: int) -> Tuple[int, 
                 raise EncodingError("uvarint is not in its shortest form, or over 2^64")
             return value, position + count + 1
     raise EncodingError("uvarint is longer than ten bytes")
+
+
+def _dump(value: object) -> bytes:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return text.encode("ascii")
 
 
 def _check_value(value: object, depth: int) -> None:

@@ -6,26 +6,29 @@ Exit codes: 0 good, 1 refused, 2 usage or configuration, 3 internal.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from typing import Any, Callable, NoReturn, Optional, Sequence, Tuple
+from typing import Callable, Mapping, NoReturn, Optional, Sequence, Tuple
 
-from rootseal import (
-    __version__,
-    cli_daemon,
-    cli_doctor,
-    cli_keys,
-    cli_output,
-    cli_prove,
-    cli_run,
-    cli_seal,
-    cli_show,
-    cli_toolchain,
-    cli_verify,
-)
+from rootseal import __version__, cli_output
 from rootseal.errors import ConfigError, Error
 
 Handler = Callable[[argparse.Namespace], int]
+
+# Which module registers which commands, in the order of `--help`. Only the module of the command
+# that runs is imported: the others would cost every start of the launcher's and Pants' helpers.
+GROUPS: Mapping[str, Tuple[str, ...]] = {
+    "cli_run": ("run",),
+    "cli_keys": ("keygen",),
+    "cli_seal": ("seal",),
+    "cli_verify": ("verify", "verify-proof"),
+    "cli_prove": ("prove",),
+    "cli_show": ("show",),
+    "cli_toolchain": ("toolchain",),
+    "cli_daemon": ("daemon",),
+    "cli_doctor": ("doctor",),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,8 +40,8 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with every command."""
+def build_parser(command: Optional[str] = None) -> argparse.ArgumentParser:
+    """The parser with every command, or with one of them if `command` is its name."""
     parser = _Parser(
         prog="rootseal",
         description="Capture every action of a build and seal it into one signed attestation.",
@@ -46,16 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rootseal {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    groups: Tuple[Any, ...] = (cli_run, cli_keys, cli_seal, cli_verify, cli_prove, cli_show)
-    groups += (cli_toolchain, cli_daemon, cli_doctor)
-    for group in groups:
-        group.register(subparsers)
+    owners = [module for module, commands in GROUPS.items() if command in commands]
+    for module in owners or GROUPS:
+        importlib.import_module(f"rootseal.{module}").register(subparsers)
     return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command and return its exit code; never a traceback."""
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser(words[0] if words else None).parse_args(words)
     handler: Handler = arguments.handler
     try:
         code = handler(arguments)

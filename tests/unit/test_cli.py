@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import stat
@@ -261,6 +263,16 @@ def test_every_command_has_help_and_json(run: Any, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
     assert "--json" in out
+
+
+def test_every_module_registers_the_commands_it_is_listed_with() -> None:
+    for module, commands in cli.GROUPS.items():
+        subparsers = argparse.ArgumentParser().add_subparsers()
+        importlib.import_module(f"rootseal.{module}").register(subparsers)
+        assert tuple(subparsers.choices) == commands
+    modules = Path(cli.__file__).parent.glob("cli_*.py")
+    registering = {path.stem for path in modules if "\ndef register(" in path.read_text("utf-8")}
+    assert registering == set(cli.GROUPS)
 
 
 def test_nothing_that_an_input_says_can_drive_the_terminal() -> None:
