@@ -20,7 +20,7 @@ from rootseal import __version__, diagnostics, digest, record
 from rootseal.capture.ptrace import PtraceScope, mode_text
 from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
-from rootseal.daemon_backends import Backends
+from rootseal.daemon_backends import Backends, open_ima
 from rootseal.daemon_connection import FRAME_SECONDS, Connection
 from rootseal.daemon_peer import Peer, as_user, check_child, check_root
 from rootseal.errors import CaptureError, CaptureLost, EncodingError, PostureError
@@ -93,6 +93,8 @@ def _open_scope(
         else:
             with as_user(connection.peer):
                 scope = backends.open_walk(announced)
+            if decision.backend == "ima":
+                scope = open_ima(scope, announced)
         if _has_ended(process):
             scope.abort()
             raise CaptureError("the action's process ended before it was armed")
@@ -121,6 +123,8 @@ def _has_ended(process: int) -> bool:
 def _mode(announced: Announcement, decision: Decision) -> bytes:
     if decision.backend == "ptrace":
         return mode_text(announced.limits).encode("ascii")
+    if decision.backend == "ima":
+        return b"walk"  # the same to the launcher: nothing of it takes part
     return decision.backend.encode("ascii")
 
 

@@ -18,8 +18,8 @@ from rootseal.wire import Frame, Tag
 PATH_BYTES_MAX = 4096
 INPUTS_MAX = 4096
 NAMESPACE_WAYS = ("direct", "helper", "none")
-CAPTURE_MODES = ("auto", "walk", "trace", "trace:auto", "trace:ptrace")
-LATER_MODES = ("trace:ebpf", "ima")
+CAPTURE_MODES = ("auto", "walk", "trace", "trace:auto", "trace:ptrace", "ima")
+LATER_MODES = ("trace:ebpf",)
 SWITCH = ("off", "auto", "on")
 HARDENING = ("off", "standard", "strict")
 _LIMIT_OPTIONS = {
@@ -129,22 +129,18 @@ def decide(
         raise BackendUnavailable(
             requested.capture_mode, "it is not in this release", "Use --capture-mode=auto."
         )
-    if requested.fsverity == "on":
-        raise BackendUnavailable(
-            "fs-verity", "sealing is not in this release", "Use --fsverity=auto."
-        )
     traced = requested.capture_mode.startswith("trace")
     if traced and requested.fanotify == "on":
         raise BackendUnavailable(
             "fanotify", "it is not combined with a trace in this release", "Use --fanotify=auto."
         )
-    if requested.capture_mode == "walk" or requested.fanotify == "off" or traced:
+    if requested.capture_mode in ("walk", "ima") or requested.fanotify == "off" or traced:
         if announced.strict:
             raise ConfigError(
-                "hardening strict needs fanotify; do not switch it off, or use walk or trace"
+                "hardening strict needs fanotify; do not switch it off, or use walk, ima or trace"
             )
-        if requested.capture_mode == "walk":
-            return Decision("walk", Posture.WALKED, ())
+        if requested.capture_mode in ("walk", "ima"):
+            return Decision(requested.capture_mode, Posture.WALKED, ())
         return _without_fanotify(ptrace_unavailable, (), traced=traced)
     problem = unavailable or _namespace_problem(announced.namespace)
     if problem is None:

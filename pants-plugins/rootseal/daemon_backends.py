@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from rootseal.capture import ptrace
+from rootseal.capture.ima import ImaScope, ImaWindow
 from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.scope import Scope
 from rootseal.capture.walk import WalkEngine, WalkInputs
@@ -115,6 +116,20 @@ class Backends:
         """End the engines."""
         if self._fanotify is not None:
             self._fanotify.close()
+
+
+def open_ima(walk: Scope, announced: Announcement) -> Scope:
+    """An ima scope over a walk: what the kernel measures from now on.
+
+    Raises:
+        BackendUnavailable: The kernel measures nothing, or only root may read what.
+        CaptureError: The kernel's list is not genuine.
+    """
+    try:
+        return ImaScope(walk, ImaWindow(), root=announced.root)
+    except BaseException:
+        walk.abort()
+        raise
 
 
 def find_program(announced: Announcement) -> bytes:

@@ -97,10 +97,11 @@ class _Reader:
 
     def __init__(self, data: bytes, order: str) -> None:
         self.data = data
+        self.order = order
         self.position = 0
         self._number = struct.Struct(f"{order}I")
 
-    def bytes(self, size: int, maximum: int) -> bytes:
+    def take(self, size: int, maximum: int) -> bytes:
         if size > maximum or size > len(self.data) - self.position:
             raise EncodingError(
                 f"the IMA list is cut short or malformed at byte {self.position} (length {size})"
@@ -109,17 +110,17 @@ class _Reader:
         return self.data[self.position - size : self.position]
 
     def number(self) -> int:
-        return int(self._number.unpack(self.bytes(4, 4))[0])
+        return int(self._number.unpack(self.take(4, 4))[0])
 
     def sized(self, maximum: int) -> bytes:
-        return self.bytes(self.number(), maximum)
+        return self.take(self.number(), maximum)
 
 
 def _entries(reader: _Reader) -> Iterator[Measurement]:
     while reader.position < len(reader.data):
         start = reader.position
         pcr = reader.number()
-        template_hash = reader.bytes(TEMPLATE_HASH_BYTES, TEMPLATE_HASH_BYTES)
+        template_hash = reader.take(TEMPLATE_HASH_BYTES, TEMPLATE_HASH_BYTES)
         template = reader.sized(NAME_BYTES_MAX).decode("ascii", "replace")
         names = _TEMPLATES.get(template)
         if names is None:
@@ -127,8 +128,7 @@ def _entries(reader: _Reader) -> Iterator[Measurement]:
                 f"the IMA list has the template {template!r} at byte {start}; ima-ng, ima-sig and "
                 "ima-buf are read (boot with ima_template=ima-ng)"
             )
-        body = _Reader(reader.sized(FIELD_BYTES_MAX * len(names)), "<")
-        body._number = reader._number
+        body = _Reader(reader.sized(FIELD_BYTES_MAX * len(names)), reader.order)
         fields = [body.sized(FIELD_BYTES_MAX) for _ in names]
         if body.position != len(body.data):
             raise EncodingError(f"the IMA entry at byte {start} has more fields than {template}")
@@ -144,9 +144,7 @@ def _measurement(
     if pcr > PCR_MAX:
         raise EncodingError(f"an IMA entry is for PCR {pcr}; there are {PCR_MAX + 1}")
     extra = fields[2] if len(fields) > 2 else b""
-    return Measurement(
-        pcr, template_hash, template, kind, algorithm, found, fields[1][:-1], extra
-    )
+    return Measurement(pcr, template_hash, template, kind, algorithm, found, fields[1][:-1], extra)
 
 
 def _digest_field(field: bytes, *, version_2: bool) -> Tuple[str, str, bytes]:

@@ -11,7 +11,12 @@ import dataclasses
 
 ALL = ("tests/kernel",)
 FACTS = ("tests/kernel/test_lab_facts.py",)
-VERITY = (*FACTS, "tests/kernel/test_fsverity_kernel.py", "tests/kernel/test_seal_artifacts_kernel.py")
+IMA = ("tests/kernel/test_ima_kernel.py",)
+VERITY = (
+    *FACTS,
+    "tests/kernel/test_fsverity_kernel.py",
+    "tests/kernel/test_seal_artifacts_kernel.py",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +88,8 @@ ROWS = (
     Row("6.1-bpf", "btrfs", VERITY, True, ("fs-verity",)),
     Row("6.1-bpf", "xfs", FACTS, True, ("no-fs-verity",)),
     Row("6.12-bpf-ima", "ext4", ALL, True, ("fs-verity",)),
-    Row("6.12-bpf-ima", "overlay", FACTS, True),
-    Row("6.12-bpf-ima", "tmpfs", FACTS, True, ("no-fs-verity",)),
+    Row("6.12-bpf-ima", "overlay", FACTS + IMA, True),
+    Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, True, ("no-fs-verity",)),
     Row("6.12-bpf-ima", "btrfs", VERITY, True, ("fs-verity",)),
     Row("6.12-bpf-ima", "xfs", FACTS, True, ("no-fs-verity",)),
     Row("6.12-nobpf", "overlay", ALL, False),

@@ -1,0 +1,228 @@
+"""The IMA measurement list: real entries of a Debian 6.12 kernel, every form, and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import struct
+from pathlib import Path
+
+import core_factory
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rootseal import diagnostics, digest, ima, leaf_table
+from rootseal.capture import ima as backend
+from rootseal.errors import BackendUnavailable, CaptureError, EncodingError, VerificationError
+from rootseal.ima import Measurement
+from rootseal.leaf_table import Domain
+from rootseal.observation import DigestSource, Posture
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+BINARY = (DATA / "ima-6.12.bin").read_bytes()
+ASCII = (DATA / "ima-6.12.txt").read_bytes()
+
+
+def encode(entry: Measurement, order: str = "<") -> bytes:
+    """An entry as the kernel writes it, by the field rules of IMA-templates.rst."""
+    prefix = f"{entry.kind}:" if entry.template.endswith("v2") else ""
+    fields = [f"{prefix}{entry.algorithm}:\0".encode() + entry.digest, entry.name + b"\0"]
+    if entry.template in ("ima-sig", "ima-buf", "ima-sigv2"):
+        fields.append(entry.extra)
+    number = struct.Struct(f"{order}I")
+    body = b"".join(number.pack(len(field)) + field for field in fields)
+    name = entry.template.encode()
+    head = number.pack(entry.pcr) + entry.template_hash + number.pack(len(name)) + name
+    return head + number.pack(len(body)) + body
+
+
+def made(**changes: object) -> Measurement:
+    """An entry with the right template hash, unless that is among the changes."""
+    base = Measurement(10, bytes(20), "ima-ng", "ima", "sha256", digest.sha256(b"x"), b"/usr/bin/x")
+    entry = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    if "template_hash" in changes:
+        return entry
+    return dataclasses.replace(entry, template_hash=ima.template_hash(entry))
+
+
+FORMS = [
+    made(),
+    made(template="ima-sig", extra=b"\x03\x02signature"),
+    made(template="ima-sig"),
+    made(template="ima-buf", name=b"kexec-cmdline", extra=b"root=/dev/sda quiet"),
+    made(template="ima-ngv2", kind="verity"),
+    made(template="ima-sigv2", extra=b"s"),
+    made(algorithm="sha512", digest=bytes(64)),
+    made(algorithm="sha1", digest=bytes(20), name=b"/odd/\xff"),
+]
+
+
+def test_both_forms_of_a_real_list_say_the_same() -> None:
+    entries = ima.parse_binary(BINARY, byte_order="little")
+    assert entries == ima.parse_ascii(ASCII)
+    assert len(entries) == 24
+    assert entries[0].name == ima.BOOT_AGGREGATE
+    assert {entry.template for entry in entries} == {"ima-sig"}
+    assert any(entry.name.startswith(b"/usr/lib/") for entry in entries)
+
+
+def test_template_hashes_of_a_real_list_are_right() -> None:
+    entries = ima.parse_binary(BINARY, byte_order="little")
+    pcr10 = bytes(20)
+    for entry in entries:
+        assert ima.template_hash(entry) == entry.template_hash
+        pcr10 = hashlib.sha1(pcr10 + entry.template_hash).digest()
+    assert ima.check_list(entries, pcrs=None) == pcr10
+
+
+@pytest.mark.parametrize("entry", FORMS, ids=lambda e: f"{e.template}-{e.algorithm}")
+@pytest.mark.parametrize(("order", "name"), [("<", "little"), (">", "big")])
+def test_every_template_is_read(entry: Measurement, order: str, name: str) -> None:
+    assert ima.parse_binary(encode(entry, order) * 2, byte_order=name) == (entry, entry)
+
+
+@pytest.mark.parametrize("entry", FORMS, ids=lambda e: f"{e.template}-{e.algorithm}")
+def test_every_template_is_read_as_text(entry: Measurement) -> None:
+    prefix = f"{entry.kind}:" if entry.template.endswith("v2") else ""
+    words = [str(entry.pcr), entry.template_hash.hex(), entry.template]
+    words.append(f"{prefix}{entry.algorithm}:{entry.digest.hex()}")
+    line = " ".join(words).encode() + b" " + entry.name
+    if entry.template in ("ima-sig", "ima-buf", "ima-sigv2"):
+        line += b" " + entry.extra.hex().encode()
+    assert ima.parse_ascii(line + b"\n") == (entry,)
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_a_list_cut_short_is_refused(cut: int) -> None:
+    with pytest.raises(EncodingError):
+        ima.parse_binary(BINARY[:-cut], byte_order="little")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.integers(0, len(BINARY)), st.integers(0, 40))
+def test_any_bytes_give_entries_or_the_one_error(junk: bytes, at: int, drop: int) -> None:
+    for data in (junk, BINARY[:at] + junk + BINARY[at + drop :]):
+        with contextlib.suppress(EncodingError):
+            ima.parse_binary(data, byte_order="little")
+        with contextlib.suppress(EncodingError):
+            ima.parse_ascii(data)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"10 00 ima-ng sha256:00 /x",
+        b"10 " + b"0" * 40 + b" ima-ng sha256:" + b"0" * 64,
+        b"99 " + b"0" * 40 + b" ima-ng sha256:" + b"0" * 64 + b" /x",
+        b"10 " + b"0" * 40 + b" ima-ng sha256:" + b"0" * 64 + b" /x surplus",
+        b"10 " + b"0" * 40 + b" ima-xx sha256:" + b"0" * 64 + b" /x",
+        b"ten " + b"0" * 40 + b" ima-ng sha256:" + b"0" * 64 + b" /x",
+        b"10 " + b"0" * 40 + b" ima-ng :sha256:" + b"0" * 64 + b" /x",
+        b"second half of a name with a newline in it",
+    ],
+)
+def test_malformed_line_is_named(line: bytes) -> None:
+    with pytest.raises(EncodingError, match="line 25 of the IMA list"):
+        ima.parse_ascii(ASCII + line + b"\n")
+
+
+def test_text_without_an_end_is_refused() -> None:
+    with pytest.raises(EncodingError, match="cut short"):
+        ima.parse_ascii(ASCII[:-1])
+
+
+# --- checking -------------------------------------------------------------------------------
+
+BOOT = made(name=ima.BOOT_AGGREGATE, digest=bytes(32))
+
+
+def test_changed_entry_is_refused() -> None:
+    changed = dataclasses.replace(made(), digest=digest.sha256(b"y"))
+    with pytest.raises(VerificationError, match="is not what its template hash says"):
+        ima.check_list([BOOT, changed], pcrs=None)
+
+
+def test_list_without_its_beginning_is_refused() -> None:
+    for entries in ([], [made()]):
+        with pytest.raises(VerificationError, match="does not begin"):
+            ima.check_list(entries, pcrs=None)
+
+
+def test_boot_aggregate_is_that_of_the_tpm_or_zero_without_one() -> None:
+    pcrs = {index: digest.sha256(bytes([index])) for index in range(10)}
+    aggregate = digest.sha256(b"".join(pcrs[index] for index in range(10)))
+    genuine = made(name=ima.BOOT_AGGREGATE, digest=aggregate)
+    ima.check_list([genuine], pcrs=pcrs)
+    with pytest.raises(VerificationError, match="not that of the TPM"):
+        ima.check_list([BOOT], pcrs=pcrs)
+    with pytest.raises(VerificationError, match="no TPM"):
+        ima.check_list([genuine], pcrs=None)
+
+
+def test_violation_is_extended_as_ones() -> None:
+    violation = made(template_hash=bytes(20))
+    assert violation.is_violation
+    first = hashlib.sha1(bytes(20) + BOOT.template_hash).digest()
+    expected = hashlib.sha1(first + b"\xff" * 20).digest()
+    assert ima.check_list([BOOT, violation], pcrs=None) == expected
+
+
+# --- the backend ----------------------------------------------------------------------------
+
+
+def test_measured_files_get_their_source_and_violations_are_losses(tmp_path: Path) -> None:
+    outside = tmp_path / "libc.so"
+    outside.write_bytes(b"libc")
+    base = core_factory.observation(posture=Posture.WALKED)
+    entries = [
+        made(name=b"/sandbox/1/src/a.c", digest=digest.sha256(b"int a;")),
+        made(name=b"/sandbox/1/out/a.o", digest=digest.sha256(b"another")),
+        made(name=bytes(outside), digest=digest.sha256(b"libc")),
+        made(name=b"/gone/temporary", digest=digest.sha256(b"gone")),
+        made(name=b"/sandbox/1/src/b.c", template_hash=bytes(20)),
+    ]
+    found = backend.merge(base, entries, top=b"/sandbox/1/")
+    materials = {
+        leaf.path: leaf for leaf in leaf_table.iter_leaves(found.materials.raw, Domain.MATERIAL)
+    }
+    assert materials[b"src/a.c"].source == DigestSource.IMA
+    assert materials[b"/usr/bin/cc"].source != DigestSource.IMA
+    assert materials[bytes(outside)].digest == digest.sha256(b"libc")
+    assert b"/gone/temporary" not in materials
+    (product,) = leaf_table.iter_leaves(found.products.raw, Domain.PRODUCT)
+    assert product.source != DigestSource.IMA, "another content was measured"
+    assert found.posture is Posture.WALKED
+    assert diagnostics.losses(found.counters) == {"mutatedAfterOpen": 1}
+
+
+def write_list(path: Path, *entries: Measurement) -> Path:
+    path.write_bytes(b"".join(map(encode, entries)))
+    return path
+
+
+def test_window_begins_at_the_end_of_the_list(tmp_path: Path) -> None:
+    path = write_list(tmp_path / "list", BOOT, made())
+    window = backend.ImaWindow(path)
+    assert window.entries() == ()
+    with path.open("ab") as file:
+        file.write(encode(made(name=b"/new")))
+    assert [entry.name for entry in window.entries()] == [b"/new"]
+    with path.open("ab") as file:
+        file.write(encode(dataclasses.replace(made(), name=b"/forged")))
+    with pytest.raises(CaptureError, match="/forged"):
+        window.entries()
+    window.close()
+
+
+def test_kernels_that_measure_nothing_or_otherwise_are_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="ima_policy=tcb"):
+        backend.ImaWindow(tmp_path / "missing")
+    with pytest.raises(BackendUnavailable, match="measures nothing"):
+        backend.ImaWindow(write_list(tmp_path / "empty", BOOT))
+    sha1 = made(algorithm="sha1", digest=bytes(20))
+    with pytest.raises(BackendUnavailable, match="not SHA-256"):
+        backend.ImaWindow(write_list(tmp_path / "sha1", BOOT, sha1))
+    with pytest.raises(CaptureError, match="not genuine"):
+        forged = dataclasses.replace(made(), name=b"/forged")
+        backend.ImaWindow(write_list(tmp_path / "forged", BOOT, forged, made()))
