@@ -17,9 +17,9 @@
 #define RS_CALL_TABLE  1024 /* system call numbers that can be looked up */
 
 #define RS_PATH_BYTES	 4096  /* PATH_MAX: longer strings cannot reach the kernel */
-#define RS_WALK_DEPTH	 128   /* components followed from a dentry to its root */
+#define RS_WALK_DEPTH	 2560  /* components followed from a dentry to its root */
 #define RS_CHUNK_BYTES	 4096  /* one piece of arguments or environment */
-#define RS_CHUNK_COUNT	 32    /* pieces of each: 128 KiB */
+#define RS_CHUNK_COUNT	 256   /* pieces of each: 1 MiB */
 #define RS_PAYLOAD_BYTES 2048  /* of a first ClientHello, or of a DNS query */
 #define RS_HEAD_BYTES	 256   /* before the tail, in events that have one */
 #define RS_TAIL_BYTES	 20480 /* four paths and one of slack */
@@ -305,7 +305,9 @@ struct rs_call_ids {
  * themselves. */
 struct rs_scratch {
 	__u8 data[RS_HEAD_BYTES + RS_TAIL_BYTES];
-	__u32 cut;  /* enum rs_cut */
-	__u32 tail; /* bytes of the tail so far: kept in memory, so that the verifier forgets its
-		       history */
+	__u32 cut;    /* enum rs_cut */
+	__u32 tail;   /* bytes of the tail so far */
+	__u64 at;     /* next byte of an area of user memory */
+	__u64 dentry; /* where a walk stands */
+	__u64 mnt;
 };

@@ -12,7 +12,8 @@
 
 #include "event.h"
 
-#define RS_FN static __noinline
+#define RS_FN	  static __noinline
+#define RS_GLOBAL __noinline
 
 /* A typed, relocated reader per field of fields.h. */
 #define RS_FIELD(id, type, member)                                                                 \

@@ -6,6 +6,7 @@
  *
  * An adaptor defines, before it includes this file:
  *   RS_FN                        how helper functions are declared
+ *   RS_GLOBAL                    those with long loops, which the verifier should see only once
  *   RS_GET(id, pointer, &value)  read the kernel field `id` of fields.h; 0 or negative
  *   RS_OFFSET(id)                its offset
  *   RS_LOOKUP/RS_UPDATE/RS_DELETE(map, &key...), RS_OUTPUT(data, bytes), RS_RING_USED()
@@ -48,13 +49,14 @@ struct rs_regs {
 /* Make the verifier see a bound that the compiler already knows. */
 #define RS_OPAQUE(value) __asm__ volatile("" : "+r"(value))
 
-RS_FN void rs_count(u64 scope, u32 loss)
+RS_GLOBAL int rs_count(u64 scope, u32 loss)
 {
 	u32 index = (u32)(scope % RS_SCOPE_SLOTS) * RS_LOSS_SLOTS + loss;
 	u64 *value = RS_LOOKUP(rs_losses, &index);
 
 	if (value)
 		__sync_fetch_and_add(value, 1);
+	return 0;
 }
 
 RS_FN void rs_emit(void *event, u32 bytes, u64 scope, u32 loss)
@@ -115,45 +117,71 @@ RS_FN int rs_describe(void *file, struct rs_file *out)
 	return 0;
 }
 
-/* Append the components from `dentry` up to the root of the namespace, leaf first. */
-RS_FN int rs_walk(struct rs_scratch *scratch, void *dentry, void *mnt)
+/*
+ * One step of a walk: append the name of scratch->dentry and go to its parent. 1: go on, 0: done.
+ *
+ * A loop's body is a global function and its state lies in memory, because the verifier then looks
+ * at it once, not once for each round and each history.
+ */
+RS_GLOBAL int rs_walk_step(struct rs_scratch *scratch, u32 start)
 {
-	u32 start;
+	void *dentry, *mnt, *root = 0, *parent = 0, *mount, *above = 0;
+	const u8 *name = 0;
+	u32 tail;
+	long n;
 
 	if (!scratch)
 		return 0;
-	start = scratch->tail;
-	for (int i = 0; i < RS_WALK_DEPTH; i++) {
-		void *root = 0, *parent = 0, *mount, *above = 0;
-		const u8 *name = 0;
-		u32 tail = scratch->tail;
-		long n;
-
-		if (RS_GET(vfsmount_root, mnt, &root) || RS_GET(dentry_parent, dentry, &parent))
-			break;
-		if (dentry == root) {
-			mount = (u8 *)mnt - RS_OFFSET(mount_mnt);
-			if (RS_GET(mount_parent, mount, &above) || above == mount || !above)
-				return 0;
-			if (RS_GET(mount_mountpoint, mount, &dentry))
-				break;
-			mnt = (u8 *)above + RS_OFFSET(mount_mnt);
-			continue;
+	dentry = (void *)scratch->dentry;
+	mnt = (void *)scratch->mnt;
+	tail = scratch->tail;
+	scratch->cut |= RS_CUT_WALK; /* taken back below, unless something fails */
+	if (RS_GET(vfsmount_root, mnt, &root) || RS_GET(dentry_parent, dentry, &parent))
+		return 0;
+	if (dentry == root) {
+		mount = (u8 *)mnt - RS_OFFSET(mount_mnt);
+		if (RS_GET(mount_parent, mount, &above))
+			return 0;
+		if (above == mount || !above) { /* the root of the namespace */
+			scratch->cut &= ~RS_CUT_WALK;
+			return 0;
 		}
-		if (!parent || parent == dentry)
-			return 0; /* not attached: a pseudo filesystem */
-		if (tail - start > RS_PATH_BYTES - 256 || tail > RS_TAIL_MASK - 256)
-			break;
-		if (RS_GET(dentry_name, dentry, &name))
-			break;
-		n = RS_READ_KERNEL_STR(&scratch->data[RS_HEAD_BYTES + (tail & RS_TAIL_MASK)], 256,
-				       name);
-		if (n <= 1 || n > 256)
-			break;
-		scratch->tail = tail + (u32)n;
-		dentry = parent;
+		if (RS_GET(mount_mountpoint, mount, &dentry))
+			return 0;
+		scratch->dentry = (u64)dentry;
+		scratch->mnt = (u64)above + RS_OFFSET(mount_mnt);
+		return 1;
 	}
-	scratch->cut |= RS_CUT_WALK;
+	if (!parent || parent == dentry) { /* not attached: a pseudo filesystem */
+		scratch->cut &= ~RS_CUT_WALK;
+		return 0;
+	}
+	if (tail - start > RS_PATH_BYTES - 256 || tail > RS_TAIL_MASK - 256 ||
+	    RS_GET(dentry_name, dentry, &name))
+		return 0;
+	n = RS_READ_KERNEL_STR(&scratch->data[RS_HEAD_BYTES + (tail & RS_TAIL_MASK)], 256, name);
+	if (n <= 1 || n > 256)
+		return 0;
+	scratch->tail = tail + (u32)n;
+	scratch->dentry = (u64)parent;
+	return 1;
+}
+
+/* Append the components from `dentry` up to the root of the namespace, leaf first. */
+RS_GLOBAL int rs_walk(struct rs_scratch *scratch, u64 dentry, u64 mnt)
+{
+	u32 before, start;
+
+	if (!scratch)
+		return 0;
+	before = scratch->cut;
+	start = scratch->tail;
+	scratch->dentry = dentry;
+	scratch->mnt = mnt;
+	for (int i = 0; i < RS_WALK_DEPTH; i++)
+		if (rs_walk_step(scratch, start) != 1)
+			break;
+	scratch->cut |= before;
 	return 0;
 }
 
@@ -169,7 +197,7 @@ RS_FN u32 rs_walk_file(struct rs_scratch *scratch, void *file)
 	if (!file || RS_GET(file_dentry, file, &dentry) || RS_GET(file_mnt, file, &mnt))
 		scratch->cut |= RS_CUT_WALK;
 	else
-		rs_walk(scratch, dentry, mnt);
+		rs_walk(scratch, (u64)dentry, (u64)mnt);
 	return scratch->tail - start;
 }
 
@@ -221,7 +249,7 @@ RS_FN u32 rs_base(struct rs_scratch *scratch, s32 dirfd, u64 address)
 	    RS_GET(fs_pwd_mnt, fs, &mnt))
 		scratch->cut |= RS_CUT_WALK;
 	else
-		rs_walk(scratch, dentry, mnt);
+		rs_walk(scratch, (u64)dentry, (u64)mnt);
 	return scratch->tail - start;
 }
 

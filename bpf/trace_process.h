@@ -65,37 +65,49 @@ static __always_inline int rs_on_exit_process(void *task)
 	return 0;
 }
 
-/* Send the user memory from `start` to `end` in pieces that do not cross pages. */
-RS_FN void rs_emit_area(struct rs_scratch *scratch, u32 type, u64 start, u64 end, u64 scope)
+/* Send the next piece of an area, up to the end of its page. 1: go on, 0: done. */
+RS_GLOBAL int rs_emit_piece(struct rs_scratch *scratch, u32 type, u64 start, u64 end, u64 scope)
 {
-	struct rs_chunk_event *event = (struct rs_chunk_event *)scratch->data;
-	u64 at = start;
+	struct rs_chunk_event *event;
+	u64 at, stop, len;
 
-	for (int i = 0; i < RS_CHUNK_COUNT; i++) {
-		u64 page_end = (at | (RS_CHUNK_BYTES - 1)) + 1;
-		u64 stop = page_end < end ? page_end : end;
-		u64 len;
-
-		if (at >= end)
-			return;
-		len = stop - at;
-		RS_OPAQUE(len);
-		if (len > RS_CHUNK_BYTES)
-			return;
-		rs_head(&event->head, type, RS_HEAD_BYTES + (u32)len, scope);
-		event->offset = (u32)(at - start);
-		event->len = (u32)len;
-		event->total = (u32)(end - start);
-		if (RS_READ_USER(&scratch->data[RS_HEAD_BYTES], len, (void *)at)) {
-			rs_count(scope, RS_LOSS_UNREADABLE);
-			return;
-		}
-		if (RS_OUTPUT(scratch->data, RS_HEAD_BYTES + len))
-			rs_count(scope, RS_LOSS_EXEC);
-		at = stop;
+	if (!scratch)
+		return 0;
+	at = scratch->at;
+	stop = (at | (RS_CHUNK_BYTES - 1)) + 1;
+	if (at >= end)
+		return 0;
+	if (stop > end)
+		stop = end;
+	len = stop - at;
+	RS_OPAQUE(len);
+	if (len > RS_CHUNK_BYTES)
+		return 0;
+	event = (struct rs_chunk_event *)scratch->data;
+	rs_head(&event->head, type, RS_HEAD_BYTES + (u32)len, scope);
+	event->offset = (u32)(at - start);
+	event->len = (u32)len;
+	event->total = (u32)(end - start);
+	scratch->at = stop;
+	if (RS_READ_USER(&scratch->data[RS_HEAD_BYTES], len, (void *)at)) {
+		rs_count(scope, RS_LOSS_UNREADABLE);
+		return 0;
 	}
-	if (at < end)
-		rs_count(scope, RS_LOSS_TRUNCATED);
+	if (RS_OUTPUT(scratch->data, RS_HEAD_BYTES + len))
+		rs_count(scope, RS_LOSS_EXEC);
+	return 1;
+}
+
+/* Send an area of user memory in pieces. What is left out shows in the lengths. */
+RS_GLOBAL int rs_emit_area(struct rs_scratch *scratch, u32 type, u64 start, u64 end, u64 scope)
+{
+	if (!scratch)
+		return 0;
+	scratch->at = start;
+	for (int i = 0; i < RS_CHUNK_COUNT; i++)
+		if (rs_emit_piece(scratch, type, start, end, scope) != 1)
+			break;
+	return 0;
 }
 
 static __always_inline int rs_on_exec(void *task, void *binprm)

@@ -67,6 +67,8 @@ typedef struct {
 	rs_bytes opens;
 	rs_bytes processes; /* see procs.c: rs_procs_encode */
 	rs_bytes mounts;    /* see mounts.c: rs_mounts_encode */
+	rs_bytes files;	    /* u64 st_dev, u64 st_ino of each file that got a digest, native order */
+	uint64_t unwitnessed; /* materials that the other witness did not see (rs_scope_witness) */
 	rs_counters counters;
 } rs_observation;
 
@@ -88,6 +90,11 @@ int rs_scope_open(rs_engine *engine, int pid, const char *root, const rs_limits 
 void rs_scope_progress(rs_scope *scope, rs_counters *ret_counters);
 /* Encoded mounts; the caller frees with rs_free. */
 int rs_scope_mounts(rs_scope *scope, uint8_t **ret_bytes, size_t *ret_length);
+/*
+ * Before rs_scope_finish: what another witness saw being opened, `count` pairs of u64 (st_dev,
+ * st_ino). Materials that are not among them get the source fanotify-only.
+ */
+int rs_scope_witness(rs_scope *scope, const uint64_t *pairs, size_t count);
 /*
  * `files` and `dirs`: declared outputs, relative to the root, each followed by a NUL byte. The
  * scope is gone afterwards, whatever is returned.

@@ -27,7 +27,7 @@
 
 /* Values of observation.LeafKind and observation.DigestSource. */
 enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2 };
-enum { RS_SOURCE_OPEN = 0, RS_SOURCE_WALK = 7, RS_SOURCE_CLOSE_WRITE = 8 };
+enum { RS_SOURCE_OPEN = 0, RS_SOURCE_UNWITNESSED = 4, RS_SOURCE_WALK = 7, RS_SOURCE_CLOSE_WRITE = 8 };
 
 struct rs_material {
 	struct rs_stat stat;
@@ -96,6 +96,8 @@ struct rs_scope {
 	struct rs_index by_product; /* (dev, ino) -> product */
 	struct rs_procs procs;
 	struct rs_set opens; /* process << 32 | material */
+	bool has_witness;
+	struct rs_set witness; /* keys of the files another witness saw */
 	struct rs_set snapshot_inodes;
 	struct rs_set snapshot_names; /* hash of (relative path, inode) */
 	bool snapshot_partial;

@@ -16,7 +16,7 @@
 
 struct rs_result {
 	rs_observation observation;
-	struct rs_buf materials, products, opens, processes, mounts;
+	struct rs_buf materials, products, opens, processes, mounts, files;
 };
 
 /*
@@ -86,6 +86,30 @@ static void check_stability(struct rs_worker *worker, struct rs_scope *scope,
 		close(fd);
 }
 
+static uint64_t witness_key(uint64_t dev, uint64_t ino)
+{
+	return rs_hash_u64(ino, dev) >> 1; /* never the set's mark of a free place */
+}
+
+int rs_scope_witness(rs_scope *scope, const uint64_t *pairs, size_t count)
+{
+	size_t i;
+
+	scope->has_witness = true;
+	for (i = 0; i < count; i++)
+		if (rs_set_add(&scope->witness, witness_key(pairs[2 * i], pairs[2 * i + 1])) < 0)
+			return -ENOMEM;
+	return 0;
+}
+
+static uint8_t source_of(const struct rs_scope *scope, const struct rs_material *material)
+{
+	if (!scope->has_witness ||
+	    rs_set_has(&scope->witness, witness_key(material->stat.dev, material->stat.ino)))
+		return RS_SOURCE_OPEN;
+	return RS_SOURCE_UNWITNESSED;
+}
+
 /* *ret_leaves: one per material that stays; origin is the material's number. */
 static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
 			     struct rs_leaf **ret_leaves, uint32_t *ret_count)
@@ -116,7 +140,7 @@ static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
 		leaf->mode = material->stat.mode & 07777;
 		leaf->size = material->stat.size;
 		leaf->kind = material->kind;
-		leaf->source = RS_SOURCE_OPEN;
+		leaf->source = source_of(scope, material);
 		leaf->origin = i;
 		memcpy(leaf->digest, material->digest, RS_SHA256_BYTES);
 		count++;
@@ -156,8 +180,14 @@ static int encode_materials(struct rs_worker *worker, struct rs_scope *scope,
 	error = index ? encode_table(worker, scope, 'M', leaves, count, index, &table) : -ENOMEM;
 	for (i = 0; i < scope->materials_count; i++)
 		leaf_of[i] = UINT32_MAX;
-	for (i = 0; i < count && !error; i++)
+	for (i = 0; i < count && !error; i++) {
 		leaf_of[leaves[i].origin] = index[i];
+		/* Of equal leaves, and of those left out, none counts twice: they share an index.
+		 */
+		if (index[i] != UINT32_MAX && leaves[i].source == RS_SOURCE_UNWITNESSED &&
+		    (i == 0 || index[i] != index[i - 1]))
+			result->observation.unwitnessed++;
+	}
 	free(index);
 	free(leaves);
 	if (error)
@@ -292,6 +322,19 @@ static int encode_processes(struct rs_scope *scope, struct rs_result *result)
 	return buf->error;
 }
 
+/* Also the files that the action made itself: the ledger asks whether a digest was taken. */
+static void encode_files(const struct rs_scope *scope, struct rs_result *result)
+{
+	uint32_t i;
+
+	for (i = 0; i < scope->materials_count; i++) {
+		const struct rs_stat *stat = &scope->materials[i].stat;
+		uint64_t pair[2] = {stat->dev, stat->ino};
+
+		rs_buf_append(&result->files, pair, sizeof(pair));
+	}
+}
+
 static int build(struct rs_worker *worker, struct rs_scope *scope, struct rs_result *result,
 		 const uint8_t *files, size_t files_length, const uint8_t *dirs, size_t dirs_length)
 {
@@ -315,8 +358,12 @@ static int build(struct rs_worker *worker, struct rs_scope *scope, struct rs_res
 	if (!error)
 		error = encode_processes(scope, result);
 	rs_mounts_encode(&scope->mounts, &result->mounts);
+	if (scope->has_witness)
+		encode_files(scope, result);
 	free(leaf_of);
-	return error ? error : result->mounts.error;
+	if (!error)
+		error = result->mounts.error;
+	return error ? error : result->files.error;
 }
 
 static rs_bytes bytes_of(const struct rs_buf *buf)
@@ -333,6 +380,7 @@ static void publish(struct rs_scope *scope, struct rs_result *result)
 	observation->opens = bytes_of(&result->opens);
 	observation->processes = bytes_of(&result->processes);
 	observation->mounts = bytes_of(&result->mounts);
+	observation->files = bytes_of(&result->files);
 	scope->counters.bytes_hashed = atomic_load(&scope->bytes_hashed);
 	observation->counters = scope->counters;
 }
@@ -379,5 +427,6 @@ void rs_result_free(rs_result *result)
 	rs_buf_free(&result->opens);
 	rs_buf_free(&result->processes);
 	rs_buf_free(&result->mounts);
+	rs_buf_free(&result->files);
 	free(result);
 }

@@ -58,6 +58,7 @@ void rs_scope_destroy(struct rs_scope *scope)
 	rs_index_free(&scope->by_product);
 	rs_procs_free(&scope->procs);
 	rs_set_free(&scope->opens);
+	rs_set_free(&scope->witness);
 	rs_set_free(&scope->snapshot_inodes);
 	rs_set_free(&scope->snapshot_names);
 	rs_arena_free(&scope->arena);

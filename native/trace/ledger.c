@@ -141,6 +141,17 @@ static int judge(const rs_trace_open *file, int hashed, uint64_t memory_device,
 	return place == &ledger->unhashed;
 }
 
+void rs_trace_files(const rs_trace_result *result, uint64_t *ret_pairs)
+{
+	size_t count;
+	const rs_trace_open *opens = rs_trace_opens(result, &count);
+
+	for (size_t i = 0; i < count; i++) {
+		ret_pairs[2 * i] = user_dev(opens[i].dev);
+		ret_pairs[2 * i + 1] = opens[i].ino;
+	}
+}
+
 int64_t rs_trace_reconcile(const rs_trace_result *result, const uint64_t *files, size_t count,
 			   uint64_t memory_device, rs_trace_ledger *ret_ledger,
 			   rs_trace_open *ret_unhashed, size_t unhashed_max)

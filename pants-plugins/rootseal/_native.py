@@ -32,6 +32,8 @@ class RawObservation:
     opens: bytes
     processes: bytes
     mounts: bytes
+    files: bytes
+    unwitnessed: int
     counters: Dict[str, int]
 
 
@@ -99,6 +101,20 @@ class Scope:
             _lib.rs_scope_progress(self._handle, counters)
         return _counters(counters)
 
+    def witness(self, pairs: bytes) -> None:
+        """Say what another witness saw: pairs of native u64 (st_dev, st_ino). Before `finish`.
+
+        Raises:
+            NativeError: The scope has ended, or there is no memory.
+        """
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("witness", 9, "the scope has ended")
+            view = _ffi.from_buffer("uint64_t[]", pairs)
+            code = _lib.rs_scope_witness(self._handle, view, len(pairs) // 16)
+        if code:
+            raise NativeError("witness", -code, f"witness: {os.strerror(-code)}")
+
     def finish(self, files: Sequence[bytes], dirs: Sequence[bytes]) -> RawObservation:
         """Drain, anchor and encode; other Python threads run meanwhile.
 
@@ -141,6 +157,8 @@ def _raw_observation(seen: Any) -> RawObservation:
         opens=_bytes(seen.opens),
         processes=_bytes(seen.processes),
         mounts=_bytes(seen.mounts),
+        files=_bytes(seen.files),
+        unwitnessed=int(seen.unwitnessed),
         counters=_counters(seen.counters),
     )
 

@@ -55,17 +55,6 @@ class FileKey:
     magic: int
 
 
-@dataclasses.dataclass(frozen=True)
-class RawTrace:
-    """What one scope saw, in the encoding of bpf/event.h."""
-
-    events: bytes = dataclasses.field(repr=False)
-    opens: bytes = dataclasses.field(repr=False)
-    counters: Dict[str, int]
-    ledger: Dict[str, int]
-    unhashed: Tuple[FileKey, ...]
-
-
 def _extension() -> Any:
     """The extension, or why it is not there.
 
@@ -132,6 +121,94 @@ def feed_bytes(data: bytes) -> int:
     """Run arbitrary bytes through the aggregator (for tests and fuzzing); events taken."""
     module = _extension()
     return int(module.lib.rs_trace_feed_bytes(module.ffi.from_buffer(data), len(data)))
+
+
+class Result:
+    """What one scope saw, in the encodings of the C core. Used by one thread, then closed."""
+
+    def __init__(self, ffi: Any, lib: Any, handle: Any) -> None:
+        """Take over a result that `Tracer.finish_scope` made."""
+        self._ffi = ffi
+        self._lib = lib
+        self._handle: Any = handle
+
+    def __enter__(self) -> Result:
+        """Close it at the end of a with statement."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free it."""
+        self.close()
+
+    def events(self) -> bytes:
+        """Events back to back, as bpf/event.h has them, without the opens."""
+        length = self._ffi.new("size_t *")
+        data = self._lib.rs_trace_events(self._handle, length)
+        return bytes(self._ffi.buffer(data, length[0])) if length[0] else b""
+
+    def opens(self) -> List[FileKey]:
+        """Each file that each process opened: one Python object for each, so for tests."""
+        count = self._ffi.new("size_t *")
+        entries = self._lib.rs_trace_opens(self._handle, count)
+        return [_file_key(entries[index]) for index in range(count[0])]
+
+    def files(self) -> bytes:
+        """Pairs of native u64 (st_dev, st_ino) of what was opened, not distinct."""
+        count = self._ffi.new("size_t *")
+        self._lib.rs_trace_opens(self._handle, count)
+        pairs = self._ffi.new("uint64_t[]", 2 * int(count[0]))
+        self._lib.rs_trace_files(self._handle, pairs)
+        return bytes(self._ffi.buffer(pairs))
+
+    def counters(self) -> Dict[str, int]:
+        """Every counter of the scope, by name."""
+        struct = self._ffi.new("rs_trace_counters *")
+        self._lib.rs_trace_counters_of(self._handle, struct)
+        values = {
+            name: int(getattr(struct, name))
+            for name, _ in self._ffi.typeof("rs_trace_counters").fields
+            if name != "losses"
+        }
+        values.update({name: int(struct.losses[i]) for i, name in enumerate(LOSS_NAMES)})
+        return values
+
+    def reconcile(
+        self, hashed_files: bytes, memory_device: int
+    ) -> Tuple[Dict[str, int], Tuple[FileKey, ...]]:
+        """Compare with the other witness.
+
+        Args:
+            hashed_files: Pairs of native u64 (st_dev, st_ino) of files that have a digest.
+            memory_device: st_dev of memory files (memfd).
+
+        Returns:
+            The ledger by name, and at most `UNHASHED_MAX` of the files without a digest.
+        """
+        ledger = self._ffi.new("rs_trace_ledger *")
+        left = self._ffi.new("rs_trace_open[]", UNHASHED_MAX)
+        pairs = self._ffi.from_buffer("uint64_t[]", hashed_files)
+        number = self._lib.rs_trace_reconcile(
+            self._handle,
+            pairs,
+            len(hashed_files) // 16,
+            memory_device,
+            ledger,
+            left,
+            UNHASHED_MAX,
+        )
+        if number < 0:
+            raise NativeError("reconcile", int(-number), "no memory to compare the witnesses")
+        fields = [name for name, _ in self._ffi.typeof("rs_trace_ledger").fields]
+        named = min(int(number), UNHASHED_MAX)
+        return (
+            {name: int(getattr(ledger, name)) for name in fields},
+            tuple(_file_key(left[index]) for index in range(named)),
+        )
+
+    def close(self) -> None:
+        """Free it. May be called twice."""
+        handle, self._handle = self._handle, self._ffi.NULL
+        self._lib.rs_trace_result_free(handle)
 
 
 class Tracer:
@@ -213,13 +290,8 @@ class Tracer:
                 raise _error(self._ffi, error)
             return int(made[0])
 
-    def finish_scope(self, scope: int, hashed_files: bytes, memory_device: int) -> RawTrace:
-        """Drain and read a scope whose processes are gone, and compare it with the other witness.
-
-        Args:
-            scope: As `open_scope` gave it.
-            hashed_files: Pairs of native u64 (st_dev, st_ino) of files that have a digest.
-            memory_device: st_dev of memory files (memfd).
+    def finish_scope(self, scope: int) -> Result:
+        """Drain and read a scope whose processes are gone; other Python threads run meanwhile.
 
         Raises:
             NativeError: The scope had ended, or its counters could not be read.
@@ -229,36 +301,7 @@ class Tracer:
             made, error = self._ffi.new("rs_trace_result **"), self._ffi.new("rs_trace_error *")
             if self._lib.rs_tracer_scope_finish(handle, scope, made, error):
                 raise _error(self._ffi, error)
-        try:
-            return self._raw(made[0], hashed_files, memory_device)
-        finally:
-            self._lib.rs_trace_result_free(made[0])
-
-    def _raw(self, result: Any, hashed_files: bytes, memory_device: int) -> RawTrace:
-        length, count = self._ffi.new("size_t *"), self._ffi.new("size_t *")
-        events = self._lib.rs_trace_events(result, length)
-        opens = self._lib.rs_trace_opens(result, count)
-        counters = self._ffi.new("rs_trace_counters *")
-        self._lib.rs_trace_counters_of(result, counters)
-        ledger = self._ffi.new("rs_trace_ledger *")
-        left = self._ffi.new("rs_trace_open[]", UNHASHED_MAX)
-        files = self._ffi.from_buffer("uint64_t[]", hashed_files)
-        number = self._lib.rs_trace_reconcile(
-            result, files, len(hashed_files) // 16, memory_device, ledger, left, UNHASHED_MAX
-        )
-        if number < 0:
-            raise NativeError("reconcile", int(-number), "no memory to compare the witnesses")
-        entry_bytes = self._ffi.sizeof("rs_trace_open")
-        return RawTrace(
-            events=bytes(self._ffi.buffer(events, length[0])) if length[0] else b"",
-            opens=bytes(self._ffi.buffer(opens, count[0] * entry_bytes)) if count[0] else b"",
-            counters=_counters(self._ffi, counters),
-            ledger={
-                name: int(getattr(ledger, name))
-                for name, _ in self._ffi.typeof("rs_trace_ledger").fields
-            },
-            unhashed=tuple(_file_key(left[index]) for index in range(min(number, UNHASHED_MAX))),
-        )
+        return Result(self._ffi, self._lib, made[0])
 
     def abort_scope(self, scope: int) -> None:
         """Forget a scope; does nothing if it has ended."""
@@ -272,13 +315,3 @@ class Tracer:
             handle, self._handle = self._handle, None
             if handle is not None:
                 self._lib.rs_tracer_close(handle)
-
-
-def _counters(ffi: Any, struct: Any) -> Dict[str, int]:
-    values = {
-        name: int(getattr(struct, name))
-        for name, _ in ffi.typeof("rs_trace_counters").fields
-        if name != "losses"
-    }
-    values.update({name: int(struct.losses[index]) for index, name in enumerate(LOSS_NAMES)})
-    return values

@@ -146,6 +146,13 @@ COUNTERS: Tuple[Counter, ...] = (
     Counter(
         "traceMapFull", True, "Insertions that a full BPF map refused.", "Raise the map sizes."
     ),
+    Counter(
+        "traceProgramMisses",
+        True,
+        "Runs of a trace program that the kernel skipped, on the whole host.",
+        _REPORT,
+    ),
+    Counter("traceTruncated", True, "Paths, arguments or environments that were cut.", _REPORT),
     Counter("unhashedOpensTotal", True, "Opens of regular files without a digest.", _REPORT),
     Counter("fallbackHashFailures", True, "Files that could not be read to be hashed.", _REPORT),
     Counter(

@@ -115,6 +115,23 @@ class MountMark:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Two witnesses compared: distinct files that the trace saw being opened.
+
+    Attributes:
+        files: How many.
+        hashed: Those with a digest of the hashing backend.
+        excluded: The others that need none, by reason.
+        unhashed: What is left, by reason: a loss (`unhashedOpensTotal`).
+    """
+
+    files: int
+    hashed: int
+    excluded: Mapping[str, int]
+    unhashed: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Observation:
     """Everything one scope saw.
 
@@ -127,6 +144,10 @@ class Observation:
         processes: The process table; the opens table refers to it by index.
         mounts: Mounts of the namespace; empty for `walk`.
         counters: Every counter of `diagnostics.NAMES`.
+        hashed_files: Pairs of native u64 (st_dev, st_ino), each file that was given a digest, for
+            the ledger; empty where the backend does not keep them. Not part of the predicate.
+        fanotify_only: Materials that only fanotify saw though a trace backend watched too.
+        ledger: The comparison of two witnesses; None where there was one.
     """
 
     backend: str
@@ -137,3 +158,6 @@ class Observation:
     processes: Tuple[ProcessRecord, ...]
     mounts: Tuple[MountMark, ...]
     counters: Mapping[str, int]
+    hashed_files: bytes = dataclasses.field(default=b"", repr=False)
+    fanotify_only: int = 0
+    ledger: Optional[Ledger] = None

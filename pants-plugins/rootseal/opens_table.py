@@ -30,6 +30,21 @@ def encode(opens: Sequence[Iterable[int]]) -> bytes:
     return bytes(out)
 
 
+def extend(raw: bytes, count: int) -> bytes:
+    """A table with `count` more processes at its end, which opened nothing.
+
+    Raises:
+        EncodingError: The table is not one, or too many processes.
+    """
+    if len(raw) < _HEADER.size:
+        raise EncodingError("the opens table has an impossible length")
+    magic, version, zeros, before = _HEADER.unpack_from(raw)
+    if before + count > PROCESS_COUNT_MAX:
+        raise EncodingError(f"{before + count} processes; at most {PROCESS_COUNT_MAX} fit")
+    header = _HEADER.pack(magic, version, zeros, before + count)
+    return header + raw[_HEADER.size :] + canonical.encode_uvarint(0) * count
+
+
 def iter_processes(raw: bytes, *, process_count: int, material_count: int) -> Iterator[List[int]]:
     """Walk a table strictly, one process at a time.
 

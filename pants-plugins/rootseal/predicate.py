@@ -8,10 +8,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from rootseal import canonical, diagnostics, digest, leaf_table, predicate_trace, schema
+from rootseal import (
+    canonical,
+    diagnostics,
+    digest,
+    leaf_table,
+    predicate_ledger,
+    predicate_trace,
+    schema,
+)
 from rootseal.errors import EncodingError, StatementError
 from rootseal.observation import (
-    DigestSource,
     LeafTable,
     MountMark,
     Observation,
@@ -233,6 +240,7 @@ _ACTION_SHAPE = schema.object_of(
             {"sha256": schema.digest_text, "size": schema.integer(leaf_table.STORED_BYTES_MAX)}
         ),
         "processes": schema.list_of(_PROCESS_SHAPE, LIST_ITEMS_MAX),
+        "ledger": predicate_ledger.LEDGER_SHAPE,
         "descendantsKilled": schema.integer(),
     }
 )
@@ -286,6 +294,7 @@ def build_action_predicate(
         "products": table_reference(observation.products, tables.products),
         "opens": {"sha256": digest.sha256_hex(tables.opens), "size": len(tables.opens)},
         "processes": [_process(process) for process in observation.processes],
+        "ledger": predicate_ledger.ledger_document(observation.ledger),
         "descendantsKilled": action.descendants_killed,
     }
     try:
@@ -383,6 +392,7 @@ def _check_agreement(
         raise StatementError(
             f"posture {found.posture.value} is below {requested.value}, but no fallback says why"
         )
+    predicate_ledger.check(found.document["ledger"])
     if summary["fanotifyOnlyDigests"] > found.materials.tree_size:  # type: ignore[operator]
         raise StatementError("predicate.summary.fanotifyOnlyDigests is more than the materials")
 
@@ -396,16 +406,8 @@ def _summary(observation: Observation, action: ActionDescription) -> Dict[str, o
         "processes": len(observation.processes),
         "losses": sorted(diagnostics.losses(counters)),
         "diagnostics": diagnostics.diagnostics_from_json(counters),
-        "fanotifyOnlyDigests": _fanotify_only(observation),
+        "fanotifyOnlyDigests": observation.fanotify_only,
     }
-
-
-def _fanotify_only(observation: Observation) -> int:
-    """Materials that only fanotify saw, where a second witness watched too."""
-    if "+" not in observation.backend:
-        return 0
-    leaves = leaf_table.iter_leaves(observation.materials.raw, leaf_table.Domain.MATERIAL)
-    return sum(leaf.source == DigestSource.FANOTIFY_ONLY for leaf in leaves)
 
 
 def _capture(observation: Observation, action: ActionDescription) -> Dict[str, object]:

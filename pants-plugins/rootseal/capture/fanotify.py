@@ -142,6 +142,8 @@ def _observation(raw: _native.RawObservation) -> Observation:
         processes=_processes(raw.processes),
         mounts=_mounts(raw.mounts),
         counters=_diagnostics(raw),
+        hashed_files=raw.files,
+        fanotify_only=raw.unwitnessed,
     )
 
 
@@ -161,6 +163,20 @@ class FanotifyScope:
     def progress(self) -> Mapping[str, int]:
         """Counters of the C core so far (`events`, `bytes_hashed`, ...); empty after the end."""
         return self._scope.progress()
+
+    def witness(self, opened_files: bytes) -> None:
+        """Say what a trace backend saw being opened; before `finish`.
+
+        Materials that it did not see get the digest source `fanotify-only`, and the observation
+        tells which files have a digest, for the ledger.
+
+        Args:
+            opened_files: Pairs of native u64 (st_dev, st_ino).
+
+        Raises:
+            NativeError: The scope was ended before.
+        """
+        self._scope.witness(opened_files)
 
     def finish(
         self, *, outputs_files: Sequence[bytes], outputs_dirs: Sequence[bytes]

@@ -1,0 +1,260 @@
+"""The eBPF trace backend: who did what, seen by programs in the kernel.
+
+It hashes nothing: it is the second witness beside fanotify. Programs are attached once per daemon;
+a scope is a set of processes that the kernel side keeps by itself (bpf/trace_process.h).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from typing import Dict, Mapping, Optional, Tuple
+
+from rootseal import _native_trace, diagnostics
+from rootseal.capture.trace_events import Reader
+from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+from rootseal.observation import Ledger, ProcessRecord
+
+RING_BYTES_DEFAULT = 1 << 24
+RING_BYTES_MIN = 1 << 16
+RING_BYTES_MAX = 1 << 30
+OPENS_MAX = 1 << 22  # (process, file) pairs of one scope, 56 bytes each
+EVENT_BYTES_MAX = 1 << 26  # of kept events of one scope
+PROCESSES_MAX = 1 << 18
+
+_OBJECT = pathlib.Path(__file__).resolve().parent.parent / "bin" / "trace.bpf.o"
+_KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
+_BYPASS = pathlib.Path("/sys/devices/system/cpu/vulnerabilities/spec_store_bypass")
+_PID_NAMESPACE = pathlib.Path("/proc/self/ns/pid")
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+
+# Counter of native/trace/api.h -> counter of rootseal.diagnostics.
+_COUNTER_NAMES: Mapping[str, str] = {
+    "open": "ringbufOpenatDrops",
+    "exec": "ringbufExecDrops",
+    "fork": "ringbufForkDrops",
+    "fileop": "ringbufFileOpDrops",
+    "network": "ringbufNetworkDrops",
+    "call": "ringbufSyscallDrops",
+    "map_full": "traceMapFull",
+    "unresolved": "unhashedOpensTotal",
+    "truncated": "traceTruncated",
+    "unreadable": "traceTruncated",
+    "program_misses": "traceProgramMisses",
+    "opens_cap_hit": "recordBytesCapHit",
+    "events_cap_hit": "recordBytesCapHit",
+    "processes_cap_hit": "processTableCapHit",
+    "malformed": "handlerErrors",
+    "undrained": "handlerErrors",
+}
+_EXCLUDED = {
+    "not_regular": "notRegular",
+    "no_content": "noContent",
+    "pseudo_filesystem": "pseudoFilesystem",
+    "memory_file": "memoryFile",
+    "created": "created",
+    "write_only": "writeOnly",
+}
+_UNHASHED = {"unhashed": "noDigest", "unresolved": "unresolved"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceObservation:
+    """What the trace saw of one scope.
+
+    Attributes:
+        processes: In the order in which they were first seen; digests are None.
+        opened_files: Pairs of native u64 (st_dev, st_ino) of what was opened, not distinct.
+        counters: The counters of `diagnostics` that this backend owns.
+        opens: How many successful opens there were.
+    """
+
+    processes: Tuple[ProcessRecord, ...]
+    opened_files: bytes = dataclasses.field(repr=False)
+    counters: Mapping[str, int]
+    opens: int
+
+
+def unavailable(reason: str, remedy: str) -> BackendUnavailable:
+    """The one error of this backend when it cannot run."""
+    return BackendUnavailable("ebpf", reason, remedy)
+
+
+def _check_host() -> None:
+    try:
+        _native_trace.load()
+    except NativeError as error:
+        raise unavailable(
+            f"the trace core is not built or libbpf is missing ({error})",
+            "Install them: apt-get install libbpf-dev clang, then `make build`.",
+        ) from error
+    if _PID_NAMESPACE.stat().st_ino != _INITIAL_PID_NAMESPACE:
+        raise unavailable(
+            "the daemon is in a pid namespace, where the kernel's process ids are not its own",
+            "Run the daemon outside of the container, or with its host's pid namespace.",
+        )
+
+
+def _explain(error: NativeError) -> BackendUnavailable:
+    if error.errno in (1, 13):
+        return unavailable(
+            f"the kernel refused a program: {error}",
+            "Run the system daemon as root: sudo rootseal daemon run",
+        )
+    return unavailable(str(error), "Run `rootseal doctor` and report its output.")
+
+
+class EbpfScope:
+    """One action. Ended by `finish` or `abort`."""
+
+    def __init__(self, tracer: EbpfTracer, number: int, root: bytes) -> None:
+        """Take over a scope that `EbpfTracer.add_scope` opened."""
+        self._tracer = tracer
+        self._number: Optional[int] = number
+        self._root = root
+        self._result: Optional[_native_trace.Result] = None
+
+    def finish(self) -> TraceObservation:
+        """Drain what the action did; its processes must be gone.
+
+        Raises:
+            CaptureError: The scope was ended before, or its counters could not be read.
+        """
+        if self._number is None:
+            raise CaptureError("the trace scope was ended before")
+        number, self._number = self._number, None
+        self._result = self._tracer.native.finish_scope(number)
+        counters = self._result.counters()
+        reader = Reader(
+            root=self._root,
+            clock_offset_ns=self._tracer.clock_offset_ns,
+            specbypassisvuln=self._tracer.specbypassisvuln,
+        )
+        return TraceObservation(
+            processes=reader.read(self._result.events()),
+            opened_files=self._result.files(),
+            counters=_diagnostics(counters),
+            opens=counters["opens"],
+        )
+
+    def reconcile(self, hashed_files: bytes) -> Ledger:
+        """Compare with the files that another backend hashed. After `finish`, once.
+
+        Args:
+            hashed_files: Pairs of native u64 (st_dev, st_ino).
+
+        Raises:
+            CaptureError: `finish` has not been called.
+        """
+        if self._result is None:
+            raise CaptureError("the trace scope has no result to compare")
+        with self._result as result:
+            self._result = None
+            found, _ = result.reconcile(hashed_files, self._tracer.memory_device)
+        return Ledger(
+            files=found["files"],
+            hashed=found["hashed"],
+            excluded={text: found[name] for name, text in _EXCLUDED.items()},
+            unhashed={text: found[name] for name, text in _UNHASHED.items()},
+        )
+
+    def abort(self) -> None:
+        """Drop the scope and all it saw. May be called at any time."""
+        number, self._number = self._number, None
+        if number is not None:
+            self._tracer.native.abort_scope(number)
+        result, self._result = self._result, None
+        if result is not None:
+            result.close()
+
+
+class EbpfTracer:
+    """Trace programs of one daemon, attached once."""
+
+    def __init__(self, *, ring_bytes: int = RING_BYTES_DEFAULT) -> None:
+        """Load and attach the programs.
+
+        Args:
+            ring_bytes: Size of the ring buffer, a power of two; what it cannot hold is counted.
+
+        Raises:
+            BackendUnavailable: Why not on this host, and what to do.
+        """
+        if ring_bytes & (ring_bytes - 1) or not RING_BYTES_MIN <= ring_bytes <= RING_BYTES_MAX:
+            raise CaptureError(
+                f"the ring must be a power of two from {RING_BYTES_MIN} to {RING_BYTES_MAX} bytes"
+            )
+        _check_host()
+        self.native, self.loader = _load(ring_bytes)
+        self.clock_offset_ns = time.time_ns() - time.monotonic_ns()
+        self.specbypassisvuln = _speculative_store_bypass()
+        self.memory_device = _memory_device()
+
+    @property
+    def programs(self) -> Tuple[_native_trace.Program, ...]:
+        """Which programs run, and why the others do not."""
+        return self.native.programs()
+
+    @classmethod
+    def probe(cls) -> None:
+        """Load, attach and drop the programs.
+
+        Raises:
+            BackendUnavailable: Why not on this host, and what to do.
+        """
+        cls(ring_bytes=RING_BYTES_MIN).close()
+
+    def add_scope(self, pid: int, *, root: bytes = b"/") -> EbpfScope:
+        """Follow a process that has not been let run yet, and all its descendants.
+
+        Args:
+            pid: The action's first process, blocked, with one thread.
+            root: The action's root directory; paths inside it are given relative to it.
+
+        Raises:
+            CaptureError: Too many scopes are open, or the map of members is full.
+        """
+        limits = (OPENS_MAX, EVENT_BYTES_MAX, PROCESSES_MAX)
+        return EbpfScope(self, self.native.open_scope(pid, limits), os.path.realpath(root))
+
+    def close(self) -> None:
+        """Detach the programs. May be called twice."""
+        self.native.close()
+
+
+def _load(ring_bytes: int) -> Tuple[_native_trace.Tracer, str]:
+    if not _OBJECT.exists():
+        raise unavailable(
+            f"{_OBJECT.name} is missing from the installation",
+            "Install clang and libbpf-dev, then `make build`.",
+        )
+    try:
+        return _native_trace.Tracer.open_core(str(_OBJECT), ring_bytes), "co-re"
+    except NativeError as error:
+        raise _explain(error) from error
+
+
+def _diagnostics(counters: Mapping[str, int]) -> Dict[str, int]:
+    found: Dict[str, int] = {}
+    for name, target in _COUNTER_NAMES.items():
+        total = found.get(target, 0) + counters[name]
+        found[target] = min(total, diagnostics.COUNTER_VALUE_MAX)
+    return found
+
+
+def _speculative_store_bypass() -> Optional[bool]:
+    try:
+        return _BYPASS.read_text(encoding="ascii").startswith("Vulnerable")
+    except OSError:
+        return None
+
+
+def _memory_device() -> int:
+    """st_dev of the kernel's own tmpfs, where memfd files live."""
+    descriptor = os.memfd_create("rootseal-probe", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
