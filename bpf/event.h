@@ -259,7 +259,7 @@ struct rs_call_event {
 	__u32 call;
 	__u32 name_len;
 	__u32 cut;
-	__u32 pad;
+	__u32 repeats; /* user space: how many more of the same kind came */
 };
 
 /* What is incomplete in an event. */

@@ -156,7 +156,7 @@ RS_GLOBAL int rs_walk_step(struct rs_scratch *scratch, u32 start)
 		scratch->cut &= ~RS_CUT_WALK;
 		return 0;
 	}
-	if (tail - start > RS_PATH_BYTES - 256 || tail > RS_TAIL_MASK - 256 ||
+	if (tail - start >= RS_PATH_BYTES || tail > RS_TAIL_MASK - 256 ||
 	    RS_GET(dentry_name, dentry, &name))
 		return 0;
 	n = RS_READ_KERNEL_STR(&scratch->data[RS_HEAD_BYTES + (tail & RS_TAIL_MASK)], 256, name);

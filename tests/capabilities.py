@@ -119,6 +119,21 @@ def _core() -> tuple[bool, str]:
     return bool(found), found[0].name if found else "the C core is not built; run `make build`"
 
 
+def _ebpf() -> tuple[bool, str]:
+    """Load and attach the trace programs in a process of its own."""
+    code = "from rootseal.capture.ebpf import EbpfTracer; EbpfTracer.probe()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPO / "pants-plugins",
+        capture_output=True,
+        text=True,
+        timeout=PROBE_TIMEOUT_SECONDS,
+        check=False,
+    )
+    lines = done.stderr.strip().splitlines() or ["the trace programs load"]
+    return done.returncode == 0, lines[-1]
+
+
 def _users() -> tuple[bool, str]:
     """Whether a throw-away user can be made that reaches this checkout and this interpreter."""
     if os.geteuid() != 0:
@@ -139,6 +154,7 @@ PROBES: Mapping[str, Callable[[], tuple[bool, str]]] = {
     "userns": _user_namespaces,
     "users": _users,
     "btf": _btf,
+    "ebpf": _ebpf,
     "gcc": _command("gcc", "gcc"),
     "clang": _command("clang", "clang"),
     "setcap": _command("setcap", "libcap2-bin"),

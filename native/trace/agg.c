@@ -17,6 +17,7 @@
 
 #define FIRST_SLOTS   64
 #define SEEN_MAX      (1 << 20)
+#define NOT_KEPT      UINT64_MAX
 #define O_PATH_FLAG   010000000
 #define O_ACCESS_MASK 3
 
@@ -212,6 +213,12 @@ static int keep(struct rs_agg *agg, const void *bytes, size_t length)
 	return 0;
 }
 
+static int same_seen(const struct rs_agg_seen *a, const struct rs_agg_seen *b)
+{
+	return a->tgid == b->tgid && a->call == b->call &&
+	       !memcmp(a->word, b->word, sizeof(a->word));
+}
+
 static struct rs_agg_seen *seen_slot(struct rs_agg_seen *table, size_t slots,
 				     const struct rs_agg_seen *key)
 {
@@ -221,7 +228,7 @@ static struct rs_agg_seen *seen_slot(struct rs_agg_seen *table, size_t slots,
 	for (int i = 0; i < 4; i++)
 		hash = mix(hash ^ key->word[i]);
 	at = hash & (slots - 1);
-	while (table[at].call && memcmp(&table[at], key, sizeof(*key)))
+	while (table[at].call && !same_seen(&table[at], key))
 		at = (at + 1) & (slots - 1);
 	return &table[at];
 }
@@ -242,23 +249,41 @@ static int grow_seen(struct rs_agg *agg)
 	return 0;
 }
 
-/* Whether this was seen before; beyond the table's bound everything counts as new. */
-static int repeated(struct rs_agg *agg, const struct rs_agg_seen *key)
+/* Whether an event of this kind was seen before; *ret_entry is its entry, or NULL (no room). */
+static int repeated(struct rs_agg *agg, const struct rs_agg_seen *key,
+		    struct rs_agg_seen **ret_entry)
 {
-	struct rs_agg_seen *entry;
-
+	*ret_entry = NULL;
 	if (agg->seen_count * 4 >= agg->seen_slots * 3) {
 		if (agg->seen_slots >= SEEN_MAX || grow_seen(agg))
-			return 0;
+			return 0; /* beyond the table's bound everything counts as new */
 	}
-	entry = seen_slot(agg->seen, agg->seen_slots, key);
-	if (entry->call) {
+	*ret_entry = seen_slot(agg->seen, agg->seen_slots, key);
+	if ((*ret_entry)->call) {
 		agg->counters.repeats++;
 		return 1;
 	}
-	*entry = *key;
+	**ret_entry = *key;
 	agg->seen_count++;
 	return 0;
+}
+
+/* Keep a call once, and count the others of its kind in it. */
+static void keep_once(struct rs_agg *agg, const struct rs_call_event *event, size_t length,
+		      const struct rs_agg_seen *key)
+{
+	struct rs_agg_seen *entry;
+	size_t offset = agg->event_bytes;
+
+	if (repeated(agg, key, &entry)) {
+		if (entry->offset != NOT_KEPT)
+			((struct rs_call_event *)(agg->events + entry->offset))->repeats++;
+		return;
+	}
+	if (keep(agg, event, length))
+		offset = NOT_KEPT;
+	if (entry)
+		entry->offset = offset;
 }
 
 static void add_call(struct rs_agg *agg, const struct rs_call_event *event, size_t length)
@@ -288,18 +313,18 @@ static void add_call(struct rs_agg *agg, const struct rs_call_event *event, size
 	key.word[1] = event->file[0].dev;
 	if (event->call == RS_CALL_MPROTECT)
 		key.word[3] = 0; /* not an argument of this call */
-	if (!repeated(agg, &key))
-		keep(agg, event, length);
+	keep_once(agg, event, length, &key);
 }
 
 static void add_address(struct rs_agg *agg, const struct rs_address_event *event, size_t length)
 {
 	struct rs_agg_seen key = {.tgid = event->head.tgid, .call = event->call};
+	struct rs_agg_seen *entry;
 
 	if (event->call == RS_CALL_SENDTO || event->call == RS_CALL_SENDMSG ||
 	    event->call == RS_CALL_SENDMMSG) {
 		memcpy(key.word, event->address, sizeof(key.word));
-		if (repeated(agg, &key))
+		if (repeated(agg, &key, &entry))
 			return;
 	}
 	keep(agg, event, length);

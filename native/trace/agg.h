@@ -19,6 +19,7 @@ struct rs_agg_process {
 };
 
 struct rs_agg_seen {
+	uint64_t offset; /* of the event that was kept */
 	uint64_t word[4];
 	uint32_t tgid;
 	uint32_t call; /* 0: free */

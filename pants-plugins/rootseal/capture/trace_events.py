@@ -334,7 +334,7 @@ class Reader:
 
     def _call(self, process: _Process, event: _Event) -> None:
         args, result = event.fields[:6], event.fields[6]
-        call, name_length, cut, _pad = event.fields[19:23]
+        call, name_length, cut, repeats = event.fields[19:23]
         name = trace_names.CALLS[call]
         details = _details(name, args)
         text = event.tail(0, name_length)
@@ -347,7 +347,9 @@ class Reader:
                 details[f"{label}Inode"], details[f"{label}Device"] = ino, dev
         process.cut |= bool(cut)
         ordered = tuple(sorted(details.items()))
-        process.calls.append(SyscallEvent(name, result, ordered, event.time_ns))
+        process.calls.append(
+            SyscallEvent(name, result, ordered, event.time_ns, count=1 + repeats)
+        )
 
 
 def _details(name: str, args: Tuple[int, ...]) -> Dict[str, Union[int, str]]:
