@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rootseal import action, canonical, diagnostics, leaf_table, predicate, statement
 from rootseal.errors import ConfigError, EncodingError, StatementError
 from rootseal.leaf_table import Domain
-from rootseal.observation import DigestSource, LeafTable, Observation, Posture
+from rootseal.observation import DigestSource, LeafTable, Ledger, Observation, Posture
 from rootseal.policy import Policy, parse_policy
 from rootseal.predicate import ActionDescription
 
@@ -74,7 +74,7 @@ def test_fanotify_only_counts_where_a_second_witness_watched() -> None:
     observed = factory.observation(materials=materials)
     document = build(observed, factory.description())
     assert document["summary"]["fanotifyOnlyDigests"] == 0
-    both = dataclasses.replace(observed, backend="fanotify+ebpf")
+    both = dataclasses.replace(observed, backend="fanotify+ebpf", fanotify_only=1)
     assert build(both, factory.description())["summary"]["fanotifyOnlyDigests"] == 1
 
 
@@ -231,3 +231,19 @@ def test_policies(text: str, expected: Policy) -> None:
 def test_policies_that_are_wrong_are_one_clear_error(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_policy(text, where="policy")
+
+
+def test_ledger_must_add_up() -> None:
+    ledger = Ledger(files=5, hashed=2, excluded={"created": 1}, unhashed={"noDigest": 2})
+    observed = dataclasses.replace(factory.observation(), ledger=ledger)
+    document = build(observed, factory.description())
+    assert document["ledger"] == {
+        "files": 5,
+        "hashed": 2,
+        "excluded": {"created": 1},
+        "unhashed": {"noDigest": 2},
+    }
+    with pytest.raises(EncodingError, match="its parts are 5"):
+        wrong = dataclasses.replace(ledger, files=6)
+        build(dataclasses.replace(observed, ledger=wrong), factory.description())
+    assert build(factory.observation(), factory.description())["ledger"] is None
