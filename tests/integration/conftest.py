@@ -14,6 +14,7 @@ from reapi_server import RemoteCache
 def repo(tmp_path: Path) -> Iterator[PantsRepo]:
     """A small monorepo; its daemons end with the test."""
     made = small_repo(tmp_path)
+    made.start_daemon("state")
     yield made
     made.stop()
 

@@ -104,6 +104,7 @@ class PantsRepo:
         rootseal: The `rootseal` executable.
         run_as: uid and gid of the user that runs everything, or None for this one.
         options: Environment variables for every run.
+        dist: Pants' distribution directory; below the build root.
     """
 
     root: Path
@@ -112,6 +113,11 @@ class PantsRepo:
     rootseal: Path
     run_as: tuple[int, int] | None = None
     options: dict[str, str] = field(default_factory=dict)
+    dist: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.dist == Path():
+            self.dist = self.root / "dist"
 
     @property
     def socket(self) -> Path:
@@ -146,7 +152,7 @@ class PantsRepo:
             "PANTS_LOCAL_STORE_DIR": str(self.home / "store"),
             "PANTS_NAMED_CACHES_DIR": str(self.home / "named"),
             "PANTS_LOCAL_EXECUTION_ROOT_DIR": str(self.home / "sandboxes"),
-            "PANTS_DISTDIR": str(self.root / "dist"),
+            "PANTS_DISTDIR": str(self.dist),
             "PANTS_DYNAMIC_UI": "false",
             **self.options,
         }
@@ -178,24 +184,31 @@ class PantsRepo:
         )
         return PantsResult(done.returncode, done.stdout.decode(errors="replace"))
 
+    def start_daemon(self, state: str) -> None:
+        """Start Rootseal's daemon (again) with a state directory below `home`."""
+        place = ("--socket", str(self.socket))
+        self.command("daemon", "stop", *place).succeeded()
+        state_dir = str(self.home / state)
+        self.command("daemon", "ensure", *place, "--state-dir", state_dir).succeeded()
+
     def manifest(self) -> Manifest:
         """The manifest that the last run left."""
-        text = (self.root / "dist" / "rootseal" / "manifest.json").read_text("utf-8")
+        text = (self.dist / "rootseal" / "manifest.json").read_text("utf-8")
         return Manifest(json.loads(text))
 
     def verify(self) -> None:
         """Verify the bundle with every artifact; fails the test if it is refused."""
         artifacts = [
             word
-            for path in sorted((self.root / "dist").rglob("*"))
-            if path.is_file() and "rootseal" not in path.relative_to(self.root / "dist").parts
+            for path in sorted(self.dist.rglob("*"))
+            if path.is_file() and "rootseal" not in path.relative_to(self.dist).parts
             for word in ("--artifact", str(path))
         ]
         assert artifacts
         key = self.home / "public.pem"
         if not key.exists():
             shutil.copy(self.signing_key(), key)
-        bundle = self.root / "dist" / "rootseal" / "build.rootseal"
+        bundle = self.dist / "rootseal" / "build.rootseal"
         self.command("verify", str(bundle), "--key", str(key), *artifacts).succeeded()
 
     def signing_key(self) -> Path:
@@ -206,7 +219,7 @@ class PantsRepo:
     def stop(self) -> None:
         """End pantsd and the Rootseal daemon of this repository, by their process ids."""
         self.stop_pantsd()
-        self.command("daemon", "stop", "--socket", str(self.socket))
+        self.command("daemon", "stop", "--socket", str(self.socket)).succeeded()
 
     def stop_pantsd(self) -> None:
         """End pantsd, if it runs."""

@@ -1,0 +1,69 @@
+"""The root of this checkout: its examples and its own wheel, packaged and attested by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+from pants_repo import REPO, PantsRepo, find_executables
+
+PEXES = ("invoice.pex", "report.pex")
+
+
+def checkout(home: Path, dist: Path) -> PantsRepo:
+    """This checkout as a repository, with its own Pants directories."""
+    pants, rootseal = find_executables()
+    home.mkdir()
+    repo = PantsRepo(REPO, home, pants, rootseal)
+    repo.dist = dist
+    repo.options["PANTS_ROOTSEAL_EXECUTABLE"] = str(rootseal)
+    repo.options["PANTS_ROOTSEAL_DAEMON_SOCKET"] = str(repo.socket)
+    return repo
+
+
+@pytest.fixture
+def dist() -> Iterator[Path]:
+    """A directory for artifacts; it must be below the build root."""
+    made = REPO / "build" / f"test-dist-{os.getpid()}"
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def test_everything_is_attested_and_pex_files_are_those_of_plain_pants(
+    tmp_path: Path, dist: Path
+) -> None:
+    captured = checkout(tmp_path / "captured", dist / "captured")
+    captured.start_daemon("state")
+    try:
+        captured.run("package", "::").succeeded()
+        captured.verify()
+        targets = {item["address"]: item for item in captured.manifest().document["targets"]}
+        names = {item["name"] for target in targets.values() for item in target["artifacts"]}
+        assert {*PEXES, "tools.tar.gz"} < names
+        (wheel,) = (name for name in names if name.endswith(".whl"))
+        assert wheel.startswith("rootseal-")
+        generated = captured.manifest().records("`examples/src/data:generate`")
+        for address in ("examples/src/python/invoice:app", "examples/src/python/report:app"):
+            assert set(generated.values()) <= set(targets[address]["actions"])
+        again = captured.run("package", "::").succeeded()
+        assert set(captured.manifest().sources) == {"memoized"}
+        assert "memoized" in again.output
+    finally:
+        captured.stop()
+
+    plain = checkout(tmp_path / "plain", dist / "plain")
+    try:
+        plain.run("--no-pantsd", "--no-rootseal-enabled", "package", "examples::").succeeded()
+    finally:
+        plain.stop_pantsd()
+    for name in PEXES:
+        with_plugin, without = (repo.dist / name for repo in (captured, plain))
+        assert sha256(with_plugin) == sha256(without)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
