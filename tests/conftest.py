@@ -58,6 +58,7 @@ def must_run() -> frozenset[str]:
 def pytest_configure(config: pytest.Config) -> None:
     must_run()
     config.addinivalue_line("markers", "requires(*names): capabilities this test needs instead")
+    config.addinivalue_line("markers", "heavy: takes minutes on the emulated machines of the lab")
     for name in GROUP_NEEDS:
         config.addinivalue_line("markers", f"{name}: test group, from the directory")
 
@@ -86,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker("requires")
     needs = marker.args if marker else GROUP_NEEDS[group_of(Path(str(item.fspath)))]
+    if item.get_closest_marker("heavy") and os.environ.get("ROOTSEAL_LAB_EMULATED"):
+        pytest.skip(f"{OPTIONAL} too heavy for an emulated machine; runs on the host's kernel")
     for name in needs:
         if name not in PROBES:
             raise pytest.UsageError(f"{item.nodeid} requires the unknown capability {name!r}")

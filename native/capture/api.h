@@ -80,6 +80,11 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 /* Aborts the scopes that are still open, waits for every thread. */
 void rs_engine_close(rs_engine *engine);
 uint64_t rs_engine_cache_entries(rs_engine *engine);
+/*
+ * Trust `count` sealed files: 72 bytes each, fs-verity digest, SHA-256, size as big-endian u64.
+ * They are measured in place of being hashed. Once for an engine (-EBUSY afterwards).
+ */
+int rs_engine_trust_sealed(rs_engine *engine, const uint8_t *entries, uint64_t count);
 
 /*
  * Open a scope for the blocked process `pid`, already in its private mount namespace. `root` is its

@@ -27,7 +27,13 @@
 
 /* Values of observation.LeafKind and observation.DigestSource. */
 enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2 };
-enum { RS_SOURCE_OPEN = 0, RS_SOURCE_UNWITNESSED = 4, RS_SOURCE_WALK = 7, RS_SOURCE_CLOSE_WRITE = 8 };
+enum {
+	RS_SOURCE_OPEN = 0,
+	RS_SOURCE_UNWITNESSED = 4,
+	RS_SOURCE_FSVERITY = 5,
+	RS_SOURCE_WALK = 7,
+	RS_SOURCE_CLOSE_WRITE = 8,
+};
 
 struct rs_material {
 	struct rs_stat stat;
@@ -37,6 +43,7 @@ struct rs_material {
 	bool young;	   /* born after the scope began: perhaps made by the action itself */
 	bool unstable;	   /* hashed while it changed */
 	bool was_unlinked; /* no name any more when it was opened */
+	uint8_t source;
 	uint8_t digest[RS_SHA256_BYTES];
 };
 
@@ -130,6 +137,7 @@ void rs_engine_forget(struct rs_engine *engine, struct rs_scope *scope);
 void rs_engine_release(struct rs_scope *scope); /* drop one reference */
 void rs_engine_wait_reaped(struct rs_engine *engine);
 bool rs_engine_multigrain(struct rs_engine *engine);
+const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: nothing trusted */
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
 /* True if a heavy thread took the event over. */
 bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
@@ -172,6 +180,7 @@ struct rs_seen {
 	bool exec;
 	bool unstable;
 	bool unlinked;
+	uint8_t source;
 };
 void rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
 void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid, bool exec,

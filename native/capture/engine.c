@@ -7,6 +7,7 @@
  * scopes -> reaper. Privilege: none itself; its threads run with that of the process.
  */
 #include "core.h"
+#include "verity.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -33,7 +34,8 @@ struct rs_engine {
 	int epoll_fd, stop_fd; /* owned */
 	unsigned shards;
 	bool multigrain;
-	struct rs_worker *workers; /* shards, then as many heavy ones */
+	struct rs_verity *_Atomic verity; /* owned; set at most once */
+	struct rs_worker *workers;	  /* shards, then as many heavy ones */
 	pthread_t reaper;
 	bool reaper_started;
 
@@ -80,6 +82,24 @@ struct rs_dcache *rs_engine_cache(struct rs_engine *engine)
 bool rs_engine_multigrain(struct rs_engine *engine)
 {
 	return engine->multigrain;
+}
+
+const struct rs_verity *rs_engine_verity(struct rs_engine *engine)
+{
+	return atomic_load_explicit(&engine->verity, memory_order_acquire);
+}
+
+int rs_engine_trust_sealed(rs_engine *engine, const uint8_t *entries, uint64_t count)
+{
+	struct rs_verity *map, *none = NULL;
+	int result = rs_verity_open(entries, count, &map);
+
+	if (result)
+		return result;
+	if (atomic_compare_exchange_strong(&engine->verity, &none, map))
+		return 0;
+	rs_verity_close(map); /* handlers may be reading the first one */
+	return -EBUSY;
 }
 
 uint64_t rs_engine_cache_entries(rs_engine *engine)
@@ -445,6 +465,7 @@ void rs_engine_close(rs_engine *engine)
 	if (engine->stop_fd >= 0)
 		close(engine->stop_fd);
 	rs_dcache_close(engine->cache);
+	rs_verity_close(atomic_load(&engine->verity));
 	free(engine->workers);
 	pthread_mutex_destroy(&engine->mutex);
 	pthread_cond_destroy(&engine->heavy_ready);

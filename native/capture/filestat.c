@@ -15,6 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef STATX_ATTR_VERITY
+#define STATX_ATTR_VERITY 0x00100000U
+#endif
 #ifndef STATX_MNT_ID
 #define STATX_MNT_ID 0x00001000U
 #endif
@@ -41,6 +44,7 @@ static int stat_any(int dir_fd, const char *path, int flags, struct rs_stat *ret
 	    .mount_id = sx.stx_mask & STATX_MNT_ID ? sx.stx_mnt_id : UINT64_MAX,
 	    .mode = sx.stx_mode,
 	    .nlink = sx.stx_nlink,
+	    .sealed = !!(sx.stx_attributes & STATX_ATTR_VERITY),
 	};
 	return 0;
 }

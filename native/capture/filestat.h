@@ -20,6 +20,7 @@ struct rs_stat {
 	uint64_t mount_id;
 	uint32_t mode;
 	uint32_t nlink;
+	bool sealed; /* with fs-verity */
 };
 
 int rs_stat_fd(int fd, struct rs_stat *ret_stat);

@@ -106,7 +106,7 @@ static uint8_t source_of(const struct rs_scope *scope, const struct rs_material 
 {
 	if (!scope->has_witness ||
 	    rs_set_has(&scope->witness, witness_key(material->stat.dev, material->stat.ino)))
-		return RS_SOURCE_OPEN;
+		return material->source;
 	return RS_SOURCE_UNWITNESSED;
 }
 

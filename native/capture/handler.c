@@ -8,6 +8,7 @@
  * /proc of others.
  */
 #include "core.h"
+#include "verity.h"
 
 #include <errno.h>
 #include <string.h>
@@ -187,6 +188,12 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 	rs_record_process(worker, scope, event->pid, seen.exec, stat);
 	if (is_intermediate(scope, &seen))
 		return false;
+	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, digest)) {
+		seen.source = RS_SOURCE_FSVERITY;
+		seen.digest = digest;
+		rs_record_open(scope, &seen);
+		return false;
+	}
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, !worker->may_hand_off,
 				  digest, &trusted);
 	if (outcome == RS_DIGEST_LONG) {

@@ -99,6 +99,7 @@ static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen,
 	    .path_length = seen->path_length,
 	    .young = young,
 	    .was_unlinked = seen->unlinked,
+	    .source = seen->source,
 	};
 	memcpy(material->digest, seen->digest, RS_SHA256_BYTES);
 	scope->young_count += young;

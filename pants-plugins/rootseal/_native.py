@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from typing import Any, Dict, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Optional, Sequence, Set, Tuple
 
 from rootseal import _core  # type: ignore[attr-defined]
 from rootseal.errors import EncodingError, NativeError
@@ -213,6 +213,23 @@ class Engine:
         with self._quiet:
             self._scopes.discard(scope)
             self._quiet.notify_all()
+
+    def trust_sealed(self, entries: Iterable[Tuple[bytes, bytes, int]]) -> None:
+        """Measure these sealed files in place of hashing them.
+
+        Args:
+            entries: fs-verity digest (32 bytes), SHA-256 (32 bytes) and size of each.
+
+        Raises:
+            NativeError: Trusted before (EBUSY), or too many of them.
+        """
+        data = b"".join(seal + sha256 + size.to_bytes(8, "big") for seal, sha256, size in entries)
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("trust_sealed", 9, "the capture engine is closed")
+            code = _lib.rs_engine_trust_sealed(self._handle, data, len(data) // 72)
+        if code:
+            raise NativeError("trust_sealed", -code, f"trust_sealed: {os.strerror(-code)}")
 
     def cache_entries(self) -> int:
         """Digests in the cache."""

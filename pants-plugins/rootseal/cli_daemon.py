@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, FrozenSet, Sequence
 
-from rootseal import daemon, wire
+from rootseal import daemon, keys, wire
 from rootseal.cli_output import add_json, emit, printable
+from rootseal.cli_toolchain import load_toolchain
 from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Place, place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, places_of
@@ -76,6 +77,21 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         help="end after this long without a client; 0: never "
         f"(default: 0, but {IDLE_EXIT_SECONDS} for a user's daemon that `ensure` starts)",
     )
+    parser.add_argument(
+        "--toolchain",
+        metavar="MANIFEST",
+        action="append",
+        default=[],
+        help="signed toolchain manifest: its files are measured as long as they are sealed with "
+        "fs-verity, which costs the same for any size, in place of being hashed (repeatable)",
+    )
+    parser.add_argument(
+        "--toolchain-key",
+        metavar="PUB",
+        action="append",
+        default=[],
+        help="public key that may have signed a toolchain manifest (repeatable)",
+    )
     parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--slots", type=_seconds, default=0, help=argparse.SUPPRESS)
 
@@ -90,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             fanotify=not arguments.no_fanotify,
             idle_exit_seconds=arguments.idle_exit or 0,
             slots=arguments.slots,
+            sealed=_sealed(arguments),
         )
     )
     return 0
@@ -148,12 +165,25 @@ def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
     if idle is None:
         idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
     options = ["--idle-exit", str(idle), "--slots", str(arguments.slots)]
-    for name in ("allow_uid", "allow_group"):
+    for name in ("allow_uid", "allow_group", "toolchain", "toolchain_key"):
         for value in getattr(arguments, name):
             options += ["--" + name.replace("_", "-"), value]
     if arguments.no_fanotify:
         options.append("--no-fanotify")
     return tuple(options)
+
+
+def _sealed(arguments: argparse.Namespace) -> tuple[tuple[bytes, bytes, int], ...]:
+    """The sealed files of the manifests."""
+    if arguments.toolchain and not arguments.toolchain_key:
+        raise ConfigError("--toolchain needs the public key of its signer (--toolchain-key)")
+    trusted = keys.load_public_keys(arguments.toolchain_key)
+    return tuple(
+        (item.fsverity, item.sha256, item.size)
+        for path in arguments.toolchain
+        for item in load_toolchain(path, trusted).files
+        if item.fsverity is not None
+    )
 
 
 def _allowed(arguments: argparse.Namespace) -> Allowed:

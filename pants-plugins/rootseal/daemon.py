@@ -53,6 +53,7 @@ class DaemonOptions:
         fanotify: Whether fanotify may be used.
         idle_exit_seconds: End after this long without a client; 0: never.
         slots: Actions at once; 0: as many as the kernel's fanotify group limit allows.
+        sealed: fs-verity digest, SHA-256 and size of the files that are measured, not hashed.
     """
 
     place: Place
@@ -60,6 +61,7 @@ class DaemonOptions:
     fanotify: bool
     idle_exit_seconds: int
     slots: int
+    sealed: Tuple[Tuple[bytes, bytes, int], ...] = ()
 
     @property
     def shared(self) -> bool:
@@ -96,6 +98,7 @@ class Daemon:
         self._options = options
         self._signer = signer
         self._backends = Backends(launcher=LAUNCHER, fanotify=options.fanotify, slots=options.slots)
+        self._backends.trust_sealed(options.sealed)
         self._pulse = Pulse()
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
         self._counts = Counts()

@@ -11,7 +11,7 @@ import importlib
 import os
 import threading
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Sequence, Tuple
 
 from rootseal.capture import ptrace
 from rootseal.capture.ima import ImaScope, ImaWindow
@@ -82,6 +82,11 @@ class Backends:
             yield
         finally:
             self._places.release()
+
+    def trust_sealed(self, files: Sequence[Tuple[bytes, bytes, int]]) -> None:
+        """Measure these files (fs-verity digest, SHA-256, size) where fanotify would hash them."""
+        if files and self._fanotify is not None:
+            self._fanotify.trust_sealed(files)
 
     def open_fanotify(self, pid: int, announced: Announcement) -> Scope:
         """A fanotify scope for a process that waits in its namespace.

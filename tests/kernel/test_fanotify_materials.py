@@ -219,6 +219,7 @@ def test_empty_files_and_large_files(lab: Lab, root: Path) -> None:
     assert seen.material(b"large")[0].size == len(large)
 
 
+@pytest.mark.heavy
 def test_a_sparse_file_of_a_gigabyte_is_hashed_whole(lab: Lab, root: Path) -> None:
     with (root / "sparse").open("wb") as file:
         file.truncate(2**30)
@@ -236,6 +237,7 @@ def test_a_sparse_file_of_a_gigabyte_is_hashed_whole(lab: Lab, root: Path) -> No
     assert progress[0]["events"] >= 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("shards", [1, 4])
 def test_a_hundred_thousand_opens_none_lost(tmp_path: Path, lab: Lab, shards: int) -> None:
     for directory in range(100):

@@ -6,7 +6,7 @@ import errno
 import os
 import pathlib
 import struct
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal import _native, diagnostics
 from rootseal.capture.scope import CaptureLimits
@@ -242,6 +242,17 @@ class FanotifyEngine:
             return int(_GROUPS_PATH.read_text(encoding="ascii"))
         except (OSError, ValueError):
             return _GROUPS_DEFAULT  # kernels before 5.13 have no setting, and this limit
+
+    def trust_sealed(self, files: Iterable[Tuple[bytes, bytes, int]]) -> None:
+        """Measure these files, as long as they are sealed, in place of hashing them.
+
+        Args:
+            files: fs-verity digest, SHA-256 and size of each, from trusted toolchain manifests.
+
+        Raises:
+            NativeError: Called before, or too many files.
+        """
+        self._engine.trust_sealed(files)
 
     def open_scope(self, *, pid: int, root: bytes, limits: CaptureLimits) -> FanotifyScope:
         """Mark every mount of a blocked process's private namespace.
