@@ -192,7 +192,11 @@ static int prepare(struct run *run)
 	r = announce(&run->options, run->way, &run->conn_fd, &run->private_namespace, &run->trace);
 	if (r < 0)
 		return r;
-	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+		r = -errno;
+	/* A child that is not dumpable cannot be traced by an unprivileged parent: where the child
+	 * is to be traced, only become_parent() takes this away, when the child exists. */
+	else if (!run->trace.wanted && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		r = -errno;
 	else
 		r = signals_take(&run->signals, &run->signal_fd);
