@@ -51,7 +51,8 @@ enum rs_trace_record {
 };
 
 enum rs_trace_file_flag {
-	RS_TRACE_FILE_BORN = 1, /* made or written by the action before this open */
+	RS_TRACE_FILE_BORN = 1,	     /* made or written by the action before this open */
+	RS_TRACE_FILE_ANONYMOUS = 2, /* never had a path: a memfd that was executed */
 };
 
 enum rs_trace_exec_flag {

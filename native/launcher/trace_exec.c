@@ -114,6 +114,7 @@ static uint32_t take_file(struct rs_tracer *t, struct exec *e, int fd, const cha
 	struct rs_digest digest;
 	struct statx st;
 	uint32_t file;
+	uint8_t flags;
 	int result = rs_hash_file(t, fd, &st, &digest);
 
 	if (result < 0) {
@@ -121,9 +122,10 @@ static uint32_t take_file(struct rs_tracer *t, struct exec *e, int fd, const cha
 		return RS_TRACE_NONE;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
-	file =
-	    rs_file_seen(t, path, &st, &digest, KIND_EXECUTABLE,
-			 rs_inode_written(t, rs_device(&st), st.stx_ino) ? RS_TRACE_FILE_BORN : 0);
+	flags = rs_born_flag(t, &st);
+	if (rs_is_anonymous(path, &st))
+		flags |= RS_TRACE_FILE_ANONYMOUS;
+	file = rs_file_seen(t, path, &st, &digest, KIND_EXECUTABLE, flags);
 	rs_file_opened(t, e->process, file);
 	return file;
 }

@@ -177,8 +177,9 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 	return -RS_TRACE_LOSS_UNSTABLE;
 }
 
-/* Files that the kernel makes up as they are read: a typed exclusion, as for fanotify. */
-int rs_filesystem_is_pseudo(struct rs_tracer *t, int fd)
+/* Files that the kernel makes up as they are read: a typed exclusion, as for fanotify. Not
+ * remembered by device: the number of an unmounted filesystem is used again. */
+int rs_filesystem_is_pseudo(const char *link)
 {
 	static const uint32_t pseudo[] = {
 	    PROC_SUPER_MAGIC, SYSFS_MAGIC,    CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
@@ -189,8 +190,7 @@ int rs_filesystem_is_pseudo(struct rs_tracer *t, int fd)
 	};
 	struct statfs fs;
 
-	(void)t;
-	if (fstatfs(fd, &fs) < 0)
+	if (statfs(link, &fs) < 0)
 		return 0;
 	for (size_t i = 0; i < sizeof(pseudo) / sizeof(pseudo[0]); i++)
 		if ((uint32_t)fs.f_type == pseudo[i])

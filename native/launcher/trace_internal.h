@@ -183,7 +183,7 @@ void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id);
 int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest);
 /* The digest of a file in this state, if the cache has it. */
 int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest);
-int rs_filesystem_is_pseudo(struct rs_tracer *t, int fd);
+int rs_filesystem_is_pseudo(const char *link);
 
 /* trace_file.c */
 uint32_t rs_path_intern(struct rs_tracer *t, const char *path, size_t length);
@@ -205,6 +205,9 @@ ssize_t rs_resolve(pid_t tid, int dirfd, const char *name, int follow,
 		   char ret_path[RS_PATH_BYTES]);
 /* Opens a path as the task would, O_PATH; returns an fd of ours or -errno. */
 int rs_open_as(pid_t tid, int dirfd, const char *name, int flags);
+
+uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st);
+int rs_is_anonymous(const char *path, const struct statx *st);
 
 /* trace_open.c, trace_exec.c, trace_name.c, trace_net.c, trace_note.c: one per kind of stop */
 void rs_open_done(struct rs_tracer *t, struct rs_task *task, int64_t result);

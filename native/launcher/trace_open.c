@@ -72,7 +72,7 @@ static enum rs_trace_loss loss_of(int error)
 }
 
 /* Made or written since the action began, by what we saw or by the time of its birth. */
-static uint8_t born_flag(const struct rs_tracer *t, const struct statx *st)
+uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st)
 {
 	if (rs_inode_written(t, rs_device(st), st->stx_ino))
 		return RS_TRACE_FILE_BORN;
@@ -98,7 +98,7 @@ static void hash_opened(struct rs_tracer *t, const struct rs_task *task, const c
 			rs_lost(t, loss_of(errno), process, path);
 			return;
 		}
-		if (rs_filesystem_is_pseudo(t, fd)) {
+		if (rs_filesystem_is_pseudo(link)) {
 			rs_counted(t, RS_TRACE_C_EXCLUDED_PSEUDO);
 			close(fd);
 			return;
@@ -114,12 +114,7 @@ static void hash_opened(struct rs_tracer *t, const struct rs_task *task, const c
 		return;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
-	rs_file_opened(t, process, rs_file_seen(t, path, &st, &digest, 0, born_flag(t, &st)));
-}
-
-static int is_anonymous(const char *path, const struct statx *st)
-{
-	return st->stx_nlink == 0 && strncmp(path, "/memfd:", 7) == 0;
+	rs_file_opened(t, process, rs_file_seen(t, path, &st, &digest, 0, rs_born_flag(t, &st)));
 }
 
 /* Opened by the action: a material if it can read, a candidate product if it can write. */
@@ -154,12 +149,16 @@ void rs_open_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 		rs_lost(t, loss_of((int)-length), process, "");
 		return;
 	}
-	if (is_anonymous(path, &st)) {
+	if (rs_is_anonymous(path, &st)) {
 		rs_counted(t, RS_TRACE_C_EXCLUDED_ANONYMOUS);
 		return;
 	}
 	writes = flags == FLAGS_UNKNOWN || (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
 	creates = flags != FLAGS_UNKNOWN && flags & (O_CREAT | O_TRUNC);
+	if (writes && rs_filesystem_is_pseudo(link)) {
+		rs_counted(t, RS_TRACE_C_EXCLUDED_PSEUDO);
+		return;
+	}
 	if (flags != FLAGS_UNKNOWN && (flags & O_ACCMODE) == O_WRONLY)
 		rs_counted(t, RS_TRACE_C_EXCLUDED_WRITE_ONLY);
 	else if (!(writes && creates && st.stx_size == 0))

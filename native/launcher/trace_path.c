@@ -37,6 +37,12 @@ ssize_t rs_link_text(const char *link, char ret_path[RS_PATH_BYTES], const struc
 	return length;
 }
 
+/* A memfd: its "path" is a name that leads nowhere. */
+int rs_is_anonymous(const char *path, const struct statx *st)
+{
+	return st->stx_nlink == 0 && strncmp(path, "/memfd:", 7) == 0;
+}
+
 ssize_t rs_fd_path(pid_t tid, int fd, char ret_path[RS_PATH_BYTES], const struct statx *st)
 {
 	char link[64];

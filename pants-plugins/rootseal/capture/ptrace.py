@@ -15,7 +15,7 @@ from typing import Dict, List, Mapping, Sequence, Tuple
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.ptrace_process import process_table
-from rootseal.capture.ptrace_stream import FILE_BORN, Count, FileFields, Loss, TraceStream
+from rootseal.capture.ptrace_stream import FILE_ANONYMOUS, FILE_BORN, Count, FileFields, Loss, TraceStream
 from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.walk import declared_leaves
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
@@ -189,7 +189,7 @@ class PtraceScope:
         leaves = {
             number: self._leaf(path, fields, DigestSource.PTRACE_OPEN_TIME)
             for number, (path, fields) in enumerate(zip(stream.paths, stream.files))
-            if not fields[4] & FILE_BORN
+            if not fields[4] & (FILE_BORN | FILE_ANONYMOUS)
         }
         ordered = sorted(set(leaves.values()))
         places = {leaf: index for index, leaf in enumerate(ordered)}

@@ -22,7 +22,7 @@ RECORD_BYTES_MAX = 16 << 20
 EVENTS_MAX = 1 << 20  # network, file operations and system calls of one action
 OPENS_MAX = 1 << 24
 ENVIRONMENTS_MAX = 4096
-FILE_BORN = 1
+FILE_BORN, FILE_ANONYMOUS = 1, 2
 EXEC_SETUID, EXEC_SPEC_VULNERABLE, EXEC_SPEC_KNOWN = 1, 2, 4
 
 _HEADER = struct.Struct(">HHI")

@@ -7,7 +7,7 @@
  * RECORDS gets the stream of native/trace_event.h ("-": thrown away). The exit status is the
  * command's (128+signal), 125 if tracing failed.
  */
-#include "../launcher/trace.h"
+#include "../../native/launcher/trace.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -3,7 +3,7 @@
  * SHA-256: the vectors of FIPS 180-4 / NIST CAVP, every padding length, and the accelerated block
  * function against the portable one. Prints what it compared; exits 1 on the first difference.
  */
-#include "../launcher/sha256.h"
+#include "../../native/launcher/sha256.h"
 
 #include <stdio.h>
 #include <stdlib.h>
