@@ -46,7 +46,8 @@ def build_driver(directory: Path, *flags: str) -> Path:
 
 def build_fixture(directory: Path) -> Path:
     """The program with a subcommand per system call."""
-    return compile_c(directory / "syscalls", REPO / "tests" / "fixtures" / "syscalls.c")
+    sources = sorted((REPO / "tests" / "fixtures").glob("syscalls*.c"))
+    return compile_c(directory / "syscalls", *sources)
 
 
 @dataclasses.dataclass(frozen=True)
