@@ -30,6 +30,7 @@ typedef struct {
 /* Every counter of one scope; the names are those of rootseal/diagnostics.py in snake case. */
 typedef struct {
 	uint64_t events;	/* all events read, not a diagnostics counter */
+	uint64_t remote_files;	/* materials on a filesystem that others serve: not held */
 	uint64_t special_files; /* events of other than regular files: allowed, nothing to hash */
 	uint64_t fanotify_events_hashed;
 	uint64_t digest_cache_hits;

@@ -110,6 +110,13 @@ static uint8_t source_of(const struct rs_scope *scope, const struct rs_material 
 	return RS_SOURCE_UNWITNESSED;
 }
 
+static bool on_remote_mount(const struct rs_scope *scope, const struct rs_material *material)
+{
+	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, material->stat.mount_id);
+
+	return mount && mount->remote;
+}
+
 /* *ret_leaves: one per material that stays; origin is the material's number. */
 static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
 			     struct rs_leaf **ret_leaves, uint32_t *ret_count)
@@ -140,6 +147,8 @@ static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
 		leaf->mode = material->stat.mode & 07777;
 		leaf->size = material->stat.size;
 		leaf->kind = material->kind;
+		if (on_remote_mount(scope, material))
+			RS_COUNT(scope, remote_files);
 		leaf->source = source_of(scope, material);
 		leaf->origin = i;
 		memcpy(leaf->digest, material->digest, RS_SHA256_BYTES);

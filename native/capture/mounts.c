@@ -27,6 +27,13 @@ static const char *const pseudo[] = {
 /* ctime on these is a proof of change: see dcache.c. */
 static const char *const reliable[] = {"ext4", "xfs", "btrfs"};
 
+/*
+ * Served by others: what is read after the hash may differ from what was hashed, and no event says
+ * so. FUSE types are told by their prefix.
+ */
+static const char *const remote[] = {"9p",     "afs", "ceph", "cifs",  "coda", "fuseblk", "gfs2",
+				     "lustre", "nfs", "nfs4", "ocfs2", "smb3", "virtiofs"};
+
 static bool listed(const char *name, const char *const *list, size_t count)
 {
 	size_t i;
@@ -38,6 +45,11 @@ static bool listed(const char *name, const char *const *list, size_t count)
 }
 
 #define LISTED(name, list) listed(name, list, sizeof(list) / sizeof((list)[0]))
+
+static bool is_remote(const char *fstype)
+{
+	return LISTED(fstype, remote) || !strcmp(fstype, "fuse") || !strncmp(fstype, "fuse.", 5);
+}
 
 static bool is_octal(char c)
 {
@@ -125,6 +137,7 @@ static struct rs_mount *add(struct rs_mounts *mounts, const struct rs_mount_line
 		(const char *)rs_arena_copy(&mounts->arena, line->fstype, strlen(line->fstype)),
 	    .reason = "",
 	    .reliable_times = LISTED(line->fstype, reliable),
+	    .remote = is_remote(line->fstype),
 	};
 	if (!mount->point || !mount->fstype)
 		return NULL;
@@ -158,6 +171,8 @@ static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t
 			mount->reason = "the kernel refused the mark";
 	} else {
 		mount->state = RS_MOUNT_MARKED;
+		if (mount->remote)
+			mount->reason = "served by others: content can change after it was hashed";
 	}
 }
 

@@ -21,6 +21,7 @@ struct rs_mount {
 	const char *reason; /* why not marked, else "" */
 	enum rs_mount_state state;
 	bool reliable_times; /* see dcache.c: may be cached */
+	bool remote;	     /* content can change without this kernel knowing */
 };
 
 struct rs_mounts {

@@ -105,7 +105,7 @@ class MountMark:
         mount_point: Path in the action's namespace.
         filesystem: Filesystem type, for example `ext4`.
         marked: Whether events of this mount are captured.
-        reason: Why not, if not; else empty.
+        reason: Why not, or why the posture of its files is weaker; else empty.
     """
 
     mount_point: bytes

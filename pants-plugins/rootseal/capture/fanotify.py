@@ -135,7 +135,8 @@ def _diagnostics(raw: _native.RawObservation) -> Dict[str, int]:
 def _observation(raw: _native.RawObservation) -> Observation:
     return Observation(
         backend="fanotify",
-        posture=Posture.HELD,
+        # Where others serve the content, it may change between the hash and the read.
+        posture=Posture.OBSERVED if raw.counters["remote_files"] else Posture.HELD,
         materials=LeafTable(raw.materials, raw.materials_root, raw.materials_count),
         products=LeafTable(raw.products, raw.products_root, raw.products_count),
         opens=raw.opens,
