@@ -21,7 +21,7 @@ if [ ! -x "$venv/bin/pants" ] || [ ! -x "$pex" ] || [ "$(cat "$stamp" 2>/dev/nul
     echo "setup-pants: $venv with Pants $(sed -n 's/^pantsbuild.pants==//p' scripts/pants-requirements.txt)"
     rm -rf "$venv"
     "$python39" -m venv "$venv"
-    "$venv/bin/pip" install --quiet -r scripts/pants-requirements.txt
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r scripts/pants-requirements.txt
     "$venv/bin/pex" "pex==$pex_version" -c pex --no-emit-warnings --disable-cache \
         --python-shebang '/usr/bin/env python' -o "$pex.new"
     mv "$pex.new" "$pex"

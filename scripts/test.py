@@ -95,7 +95,13 @@ def run_group(group: str, options: Sequence[str]) -> GroupResult:
     environment = {**os.environ, "ROOTSEAL_TEST_RESULTS": str(result_file)}
     command = ["timeout", "--kill-after=30", str(GROUP_TIMEOUT_SECONDS), *argv]
     with subprocess.Popen(
-        command, cwd=REPO, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+        command,
+        cwd=REPO,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         closing = tee(process)
     return read_result(group, result_file, closing, process.returncode)
