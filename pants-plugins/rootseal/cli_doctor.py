@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Sequence
 
+from rootseal.canonical import path_text
 from rootseal.cli_output import add_json, printable
 from rootseal.doctor import Diagnosis, diagnose
+from rootseal.doctor_mounts import MountFinding, look_at_mounts, rows
 from rootseal.observation import Posture
 
 
@@ -22,10 +24,11 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the diagnosis; 0 if an action of this user would be captured `held`, else 1."""
     found = diagnose()
+    mounts = look_at_mounts(found.posture)
     if arguments.json:
-        print(json.dumps(document(found)))
+        print(json.dumps({**document(found), "mounts": mounts_document(mounts)}))
     else:
-        _show(found)
+        _show(found, mounts)
     return 0 if is_good(found) else 1
 
 
@@ -46,7 +49,21 @@ def document(found: Diagnosis) -> dict[str, object]:
     }
 
 
-def _show(found: Diagnosis) -> None:
+def mounts_document(mounts: Sequence[MountFinding]) -> list[dict[str, object]]:
+    """The mounts for machines."""
+    return [
+        {
+            "mountPoint": path_text(item.mount.mount_point),
+            "filesystem": item.mount.filesystem,
+            "posture": item.posture.value,
+            "reason": item.mount.reason,
+            "fsVerity": item.can_seal,
+        }
+        for item in mounts
+    ]
+
+
+def _show(found: Diagnosis, mounts: Sequence[MountFinding]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -62,6 +79,12 @@ def _show(found: Diagnosis) -> None:
         table.add_row(mark, *(escape(printable(cell)) for cell in cells))
     console = Console()
     console.print(table)
+    places = Table(box=None, pad_edge=False)
+    for name in ("mount", "filesystem", "posture of its files", "fs-verity"):
+        places.add_column(name, overflow="fold")
+    for row in rows(mounts):
+        places.add_row(*(escape(printable(cell)) for cell in row))
+    console.print(places)
     text = f"an action of this user is captured with posture {found.posture.value}"
     if found.reason:
         text += f": {found.reason}"

@@ -248,7 +248,13 @@ def _fs_verity() -> Finding:
     else:
         good = "CONFIG_FS_VERITY=y" in config
     found = "the kernel has it" if good else "the kernel lacks CONFIG_FS_VERITY"
-    return Finding("fsVerity", good, False, found, "" if good else "Used by a later release only.")
+    return Finding(
+        "fsVerity",
+        good,
+        False,
+        found,
+        "" if good else "Use a kernel with CONFIG_FS_VERITY to seal artifacts and tools.",
+    )
 
 
 def _kernel_config() -> Optional[List[str]]:
@@ -263,7 +269,7 @@ def _kernel_config() -> Optional[List[str]]:
 
 def _ima() -> Finding:
     path = "/sys/kernel/security/ima/ascii_runtime_measurements"
-    return _file("ima", path, "Boot with ima_policy=tcb; used by a later release only.")
+    return _file("ima", path, "For --capture-mode ima: boot with ima_policy=tcb ima_hash=sha256.")
 
 
 def _text(path: str) -> Optional[str]:

@@ -282,6 +282,25 @@ def unseal(path: Union[str, Path]) -> bool:
     return True
 
 
+def can_seal(directory: Union[str, bytes, Path]) -> bool:
+    """Whether the filesystem of a directory has fs-verity, asked without writing anything.
+
+    A filesystem that has it answers for what is not sealed that there is no measurement; any other
+    does not know the question.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(descriptor, _MEASURE, _MEASUREMENT.pack(0, 32, b""))
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def available(directory: Union[str, Path]) -> bool:
     """Whether files in a directory can be sealed, found by sealing a small one.
 

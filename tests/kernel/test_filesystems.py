@@ -10,6 +10,7 @@ from typing import Iterator
 import pytest
 from fanotify_action import Lab, build_fixture
 from rootseal import diagnostics
+from rootseal.doctor_mounts import look_at_mounts
 from rootseal.observation import MountMark, Posture
 
 LAB_SHARE = Path("/lab/out")  # 9p, in the guests of the kernel lab
@@ -83,3 +84,14 @@ def test_kernel_interfaces_are_left_out_with_a_reason(lab: Lab, tmp_path: Path) 
     _, mounts = read_one(lab, tmp_path / "root", tmp_path / "material")
     assert not mounts[b"/proc"].marked
     assert "kernel interface" in mounts[b"/proc"].reason
+
+
+def test_doctor_shows_each_mount_as_the_capture_finds_it() -> None:
+    found = {item.mount.mount_point: item for item in look_at_mounts(Posture.HELD)}
+    assert found[b"/"].posture is Posture.HELD
+    assert b"/proc" not in found
+    expects = os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
+    if os.environ.get("ROOTSEAL_LAB_EMULATED"):
+        assert found[bytes(LAB_SHARE)].posture is Posture.OBSERVED
+        here = Path("/lab/fs", os.environ["ROOTSEAL_LAB_FILESYSTEM"])
+        assert bytes(here) not in found or found[bytes(here)].can_seal == ("fs-verity" in expects)

@@ -40,7 +40,12 @@ def run_row(row: Row, seconds: int) -> dict[str, Any]:
             done = subprocess.run(
                 command,
                 cwd=REPO,
-                env={**os.environ, "MUST_RUN": "", "ROOTSEAL_LAB_EXPECTS": ",".join(row.expects)},
+                env={
+                    **os.environ,
+                    "MUST_RUN": "",
+                    "PYTHONPATH": str(REPO / "pants-plugins"),
+                    "ROOTSEAL_LAB_EXPECTS": ",".join(row.expects),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

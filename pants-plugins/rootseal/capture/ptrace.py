@@ -15,7 +15,14 @@ from typing import Dict, List, Mapping, Sequence, Tuple
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.ptrace_process import process_table
-from rootseal.capture.ptrace_stream import FILE_ANONYMOUS, FILE_BORN, Count, FileFields, Loss, TraceStream
+from rootseal.capture.ptrace_stream import (
+    FILE_ANONYMOUS,
+    FILE_BORN,
+    Count,
+    FileFields,
+    Loss,
+    TraceStream,
+)
 from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.walk import declared_leaves
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError

@@ -347,9 +347,7 @@ class Reader:
                 details[f"{label}Inode"], details[f"{label}Device"] = ino, dev
         process.cut |= bool(cut)
         ordered = tuple(sorted(details.items()))
-        process.calls.append(
-            SyscallEvent(name, result, ordered, event.time_ns, count=1 + repeats)
-        )
+        process.calls.append(SyscallEvent(name, result, ordered, event.time_ns, count=1 + repeats))
 
 
 def _details(name: str, args: Tuple[int, ...]) -> Dict[str, Union[int, str]]:

@@ -1,0 +1,190 @@
+"""What the capture makes of each mount here: asked of the kernel, in a namespace of its own.
+
+As root with the capture core, a process in a private mount namespace gets a real scope, and the
+scope says of each mount whether it was marked: nothing else on the host can block on that. Without
+that, the mounts are judged by their filesystem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from rootseal import fsverity
+from rootseal.capture.scope import CaptureLimits
+from rootseal.errors import BackendUnavailable, CaptureError, ConfigError
+from rootseal.observation import MountMark, Posture
+
+NAMESPACE_SECONDS = 10.0
+MOUNTS_MAX = 4096
+_NOT_SHOWN = ("a kernel interface", "hidden under")
+
+
+@dataclasses.dataclass(frozen=True)
+class MountFinding:
+    """One mount that can hold files.
+
+    Attributes:
+        mount: The mount, and whether it can be marked.
+        posture: The strongest that is honest for files on it.
+        can_seal: Whether its files can be sealed with fs-verity.
+    """
+
+    mount: MountMark
+    posture: Posture
+    can_seal: bool
+
+
+def look_at_mounts(reachable: Posture) -> Tuple[MountFinding, ...]:
+    """Every mount of this process's namespace that can hold files.
+
+    Args:
+        reachable: The posture that actions of this user reach where the filesystem allows it.
+    """
+    marks = _try_marks() if reachable.rank >= Posture.HELD.rank else ()
+    return tuple(
+        MountFinding(mark, _posture(mark, reachable), fsverity.can_seal(mark.mount_point))
+        for mark in (marks or _mounts_here())[:MOUNTS_MAX]
+        if mark.marked or not mark.reason.startswith(_NOT_SHOWN)
+    )
+
+
+def _posture(mark: MountMark, reachable: Posture) -> Posture:
+    if not mark.marked:
+        return Posture.WALKED
+    if mark.reason and reachable.rank > Posture.OBSERVED.rank:
+        return Posture.OBSERVED
+    return reachable
+
+
+def _try_marks() -> Tuple[MountMark, ...]:
+    """The mounts of a scope that is opened and dropped; empty where that cannot be done."""
+    try:
+        module = importlib.import_module("rootseal.capture.fanotify")
+        engine = module.FanotifyEngine(shards=1, digest_cache_entries=16)
+    except (ImportError, BackendUnavailable):
+        return ()
+    try:
+        with tempfile.TemporaryDirectory() as root, _private_process() as pid:
+            scope = engine.open_scope(pid=pid, root=os.fsencode(root), limits=CaptureLimits())
+            try:
+                return tuple(scope.mounts)
+            finally:
+                scope.abort()
+    except (CaptureError, ConfigError):
+        return ()
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def _private_process() -> Iterator[int]:
+    """A process in a mount namespace of its own, that waits until the block ends."""
+    tool = shutil.which("unshare")
+    if tool is None:
+        raise ConfigError("no unshare command; install util-linux")
+    own = Path("/proc/self/ns/mnt").readlink()
+    with subprocess.Popen([tool, "--mount", "cat"], stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + NAMESPACE_SECONDS
+        try:
+            while process.poll() is None and Path(f"/proc/{process.pid}/ns/mnt").readlink() == own:
+                if time.monotonic() > deadline:
+                    raise ConfigError("a private mount namespace took too long to get")
+                time.sleep(0.001)
+            if process.poll() is not None:
+                raise ConfigError("no private mount namespace for this user")
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def _mounts_here() -> Tuple[MountMark, ...]:
+    """The mounts that can hold files, judged by their filesystem's type alone."""
+    found: List[MountMark] = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        found = [mark for mark in map(_parse, lines) if mark is not None]
+    return tuple(found)
+
+
+PSEUDO = frozenset(
+    [
+        "autofs",
+        "binder",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "cpuset",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "proc",
+        "pstore",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "smackfs",
+        "sysfs",
+        "tracefs",
+    ]
+)
+REMOTE = frozenset(
+    [
+        "9p",
+        "afs",
+        "ceph",
+        "cifs",
+        "coda",
+        "fuse",
+        "fuseblk",
+        "gfs2",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "virtiofs",
+    ]
+)
+
+
+def _parse(line: bytes) -> Optional[MountMark]:
+    before, _, after = line.partition(b" - ")
+    words, types = before.split(b" "), after.split(b" ")
+    if len(words) < 5 or types[0].decode("ascii", "replace") in PSEUDO:
+        return None
+    kind = types[0].decode("ascii", "backslashreplace")
+    point = words[4]
+    for code in (b"\\040", b"\\011", b"\\012", b"\\134"):  # the backslash itself last
+        point = point.replace(code, bytes([int(code[1:], 8)]))
+    remote = kind in REMOTE or kind.startswith("fuse.")
+    reason = "served by others: content can change after it was hashed" if remote else ""
+    return MountMark(point, kind, True, reason)
+
+
+def rows(findings: Sequence[MountFinding]) -> List[Tuple[str, str, str, str]]:
+    """Mount point, filesystem, posture with its reason, and fs-verity, for a table."""
+    shown = []
+    for item in findings:
+        posture = item.posture.value
+        if item.mount.reason:
+            posture += f" ({item.mount.reason})"
+        point = item.mount.mount_point.decode("utf-8", "backslashreplace")
+        shown.append((point, item.mount.filesystem, posture, "yes" if item.can_seal else "no"))
+    return shown
