@@ -1,0 +1,223 @@
+"""What does it cost a reader of very many files to have every open held and hashed?
+
+Three questions, three results: distinct files (cold and warm digest cache), the same files opened
+again and again, and eight actions at once against one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
+
+import harness
+from rootseal import diagnostics
+from rootseal.capture.fanotify import FanotifyEngine
+from rootseal.capture.scope import CaptureLimits
+from rootseal.observation import Observation
+
+SOURCE = Path(__file__).with_name("open_many.c")
+BLOB_BYTES = 1 << 20
+LIMITS = CaptureLimits(max_digests=2_000_000)
+
+
+def make_files(directory: Path, count: int) -> int:
+    """Files of 0.5 to 16 KiB in a hundred directories; the bytes of all."""
+    chosen, total = random.Random(7), 0
+    blob = os.urandom(BLOB_BYTES)
+    for number in range(100):
+        (directory / str(number)).mkdir(parents=True)
+    for number in range(count):
+        size = 512 + int(15872 * chosen.random() ** 1.75)
+        start = chosen.randrange(0, BLOB_BYTES - size)
+        path = directory / str(number % 100) / f"f{number}"
+        path.write_bytes(blob[start : start + size])
+        total += size
+    os.sync()
+    return total
+
+
+@dataclasses.dataclass
+class Work:
+    """The reader and what it reads."""
+
+    program: Path
+    files: Path
+    count: int
+    repeats: int = 1
+    processes: int = 1
+
+    def argv(self, *more: int) -> List[str]:
+        numbers = (self.count, self.repeats, self.processes, *more)
+        return [str(self.program), str(self.files), *map(str, numbers)]
+
+    def bare(self) -> float:
+        return float(subprocess.run(self.argv(), capture_output=True, check=True).stdout)
+
+    def captured(self, engine: FanotifyEngine) -> Tuple[float, Observation]:
+        """Seconds of the reader's own clock, and what was seen."""
+        ready, ready_write = os.pipe()
+        go_read, go = os.pipe()
+        child = subprocess.Popen(
+            self.argv(ready_write, go_read), pass_fds=(ready_write, go_read), stdout=subprocess.PIPE
+        )
+        os.close(ready_write)
+        os.close(go_read)
+        if os.read(ready, 1) != b"x":
+            raise RuntimeError("the reader did not start")
+        with tempfile.TemporaryDirectory() as root:
+            scope = engine.open_scope(pid=child.pid, root=os.fsencode(root), limits=LIMITS)
+            os.write(go, b"x")
+            seconds = float(child.communicate()[0])
+            seen = scope.finish(outputs_files=(), outputs_dirs=())
+        os.close(ready)
+        os.close(go)
+        return seconds, seen
+
+
+def check(seen: Observation, count: int) -> None:
+    """Refuse to report a number of a run that lost something."""
+    lost = diagnostics.losses(seen.counters)
+    if lost or seen.materials.tree_size < count:
+        raise RuntimeError(f"lost: {lost}, {seen.materials.tree_size} of {count} materials")
+
+
+class Distinct:
+    """Every file once: cold cache (a fresh engine), then again with what it knows."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.engine = FanotifyEngine(digest_cache_entries=4 * work.count)
+        self.cpu: Dict[str, List[float]] = {"cold": [], "warm": []}
+
+    def measure(self, name: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        seconds, seen = self.work.captured(self.engine)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        check(seen, self.work.count)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self.cpu[name].append(spent / self.work.count * 1e6)
+        return seconds
+
+    def cold(self) -> float:
+        self.engine.close()
+        self.engine = FanotifyEngine(digest_cache_entries=4 * self.work.count)
+        return self.measure("cold")
+
+    def warm(self) -> float:
+        return self.measure("warm")
+
+
+def distinct(work: Work, runs: int, size_bytes: int) -> None:
+    bench = Distinct(work)
+    variants = [
+        harness.Variant("bare", work.bare),
+        harness.Variant("captured, cold cache", bench.cold),
+        harness.Variant("captured, warm cache", bench.warm),
+    ]
+    samples = harness.alternate(variants, runs)
+    bench.engine.close()
+    facts: Dict[str, object] = {
+        "files": work.count,
+        "bytes": size_bytes,
+        "processes": work.processes,
+        "lost": 0,
+    }
+    for name, values in samples.items():
+        facts[f"µs per open, {name}"] = round(statistics.median(values) / work.count * 1e6, 2)
+    for name, values in bench.cpu.items():
+        facts[f"CPU µs per open of the core, {name}"] = round(statistics.median(values), 2)
+    harness.save(
+        "open_scale" if work.processes == 1 else f"open_scale_{work.processes}p",
+        f"{work.count} distinct opens by {work.processes} process(es): captured against bare?",
+        harness.summary(samples),
+        facts=facts,
+        samples=samples,
+    )
+
+
+def repeated(work: Work, runs: int) -> None:
+    engine = FanotifyEngine(digest_cache_entries=4 * work.count)
+    variants = [
+        harness.Variant("bare", work.bare),
+        harness.Variant("captured", lambda: work.captured(engine)[0]),
+    ]
+    question = f"{work.count} files opened {work.repeats} times each: captured against bare?"
+    harness.compare("open_again", question, variants, runs=runs)
+    engine.close()
+
+
+def together(work: Work, actions: int) -> None:
+    """Cost per open of several actions at once against one alone."""
+    engine = FanotifyEngine(digest_cache_entries=4 * work.count)
+    seen: List[Observation] = []
+
+    def one() -> None:
+        seen.append(work.captured(engine)[1])
+
+    def all_at_once() -> float:
+        threads = [threading.Thread(target=one) for _ in range(actions)]
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return spent / actions
+
+    def alone() -> float:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        one()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    question = f"{actions} actions at once, {work.count} opens each: the core's CPU time per action"
+    one()  # the cache is warm for both
+    harness.compare(
+        "open_together",
+        question,
+        [
+            harness.Variant("one alone", alone),
+            harness.Variant(f"each of {actions}", all_at_once),
+        ],
+        runs=3,
+    )
+    engine.close()
+    for observation in seen:
+        check(observation, work.count)
+
+
+def main() -> None:
+    """Build the reader, make the files, measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--only-distinct", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as place:
+        program = Path(place) / "open_many"
+        subprocess.run(["gcc", "-O2", "-D_GNU_SOURCE", SOURCE, "-o", program], check=True)
+        files = Path(place) / "files"
+        size_bytes = make_files(files, options.files)
+        work = Work(program, files, options.files, processes=options.processes)
+        distinct(work, options.runs, size_bytes)
+        if not options.only_distinct:
+            repeated(Work(program, files, options.files // 10, repeats=10), options.runs)
+            together(Work(program, files, options.files // 5), 8)
+
+
+if __name__ == "__main__":
+    main()
