@@ -68,7 +68,7 @@ typedef struct {
 	rs_bytes opens;
 	rs_bytes processes; /* see procs.c: rs_procs_encode */
 	rs_bytes mounts;    /* see mounts.c: rs_mounts_encode */
-	rs_bytes files;	    /* u64 st_dev, u64 st_ino of each file that got a digest, native order */
+	rs_bytes files; /* u64 st_dev, u64 st_ino of each file that got a digest, native order */
 	uint64_t unwitnessed; /* materials that the other witness did not see (rs_scope_witness) */
 	rs_counters counters;
 } rs_observation;

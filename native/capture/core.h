@@ -83,6 +83,8 @@ struct rs_scope {
 	uint64_t root_dev;
 
 	_Atomic uint64_t bytes_hashed; /* moves while a file is being hashed */
+	_Atomic int64_t last_event_ns; /* engine.c: how densely events come */
+	_Atomic uint32_t dense;
 
 	/* Guarded by mutex; never held across a system call. */
 	pthread_mutex_t mutex;
@@ -138,6 +140,9 @@ void rs_engine_release(struct rs_scope *scope); /* drop one reference */
 void rs_engine_wait_reaped(struct rs_engine *engine);
 bool rs_engine_multigrain(struct rs_engine *engine);
 const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: nothing trusted */
+bool rs_engine_may_linger(struct rs_engine *engine);
+/* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
+int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake);
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
 /* True if a heavy thread took the event over. */
 bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
@@ -145,6 +150,9 @@ bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
 void rs_scope_enter(struct rs_scope *scope); /* one more in flight */
 void rs_scope_leave(struct rs_scope *scope);
 void rs_scope_destroy(struct rs_scope *scope);
+
+/* serve.c */
+void rs_serve(struct rs_worker *worker, struct rs_scope *scope);
 
 /* handler.c */
 /* Read once and handle what came. Number of events, 0 when there are none, -errno. */

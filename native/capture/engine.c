@@ -20,7 +20,6 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#define READS_PER_TURN	  64 /* then other scopes get their turn */
 #define STOP_TOKEN	  UINT64_MAX
 #define OPEN_FILES_WANTED 65536
 
@@ -35,6 +34,7 @@ struct rs_engine {
 	unsigned shards;
 	bool multigrain;
 	struct rs_verity *_Atomic verity; /* owned; set at most once */
+	bool may_linger;		  /* more than one CPU: the opener need not wait for ours */
 	struct rs_worker *workers;	  /* shards, then as many heavy ones */
 	pthread_t reaper;
 	bool reaper_started;
@@ -161,12 +161,23 @@ static uint64_t token_of(const struct rs_scope *scope)
 	return (uint64_t)scope->generation << 32 | scope->slot;
 }
 
-static int watch(struct rs_engine *engine, struct rs_scope *scope, int operation)
+/* Edge triggered: an event wakes one thread, and a second one only if more events come. */
+static int watch(struct rs_engine *engine, struct rs_scope *scope, int operation, uint32_t events)
 {
-	/* Edge triggered: an event wakes one thread, and a second one only if more events come. */
-	struct epoll_event interest = {.events = EPOLLIN | EPOLLET, .data.u64 = token_of(scope)};
+	struct epoll_event interest = {.events = events, .data.u64 = token_of(scope)};
 
 	return epoll_ctl(engine->epoll_fd, operation, scope->group_fd, &interest) ? -errno : 0;
+}
+
+int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake)
+{
+	/* Switching on checks what is queued by then, so no event is forgotten. */
+	return watch(engine, scope, EPOLL_CTL_MOD, wake ? EPOLLIN | EPOLLET : 0);
+}
+
+bool rs_engine_may_linger(struct rs_engine *engine)
+{
+	return engine->may_linger;
 }
 
 int rs_engine_register(struct rs_engine *engine, struct rs_scope *scope)
@@ -185,7 +196,7 @@ int rs_engine_register(struct rs_engine *engine, struct rs_scope *scope)
 	}
 	pthread_mutex_unlock(&engine->mutex);
 	if (!error)
-		error = watch(engine, scope, EPOLL_CTL_ADD);
+		error = watch(engine, scope, EPOLL_CTL_ADD, EPOLLIN | EPOLLET);
 	return error;
 }
 
@@ -196,17 +207,6 @@ void rs_engine_forget(struct rs_engine *engine, struct rs_scope *scope)
 	if (engine->slots[scope->slot] == scope)
 		engine->slots[scope->slot] = NULL;
 	pthread_mutex_unlock(&engine->mutex);
-}
-
-static void serve(struct rs_worker *worker, struct rs_scope *scope)
-{
-	int turn, got = 1;
-
-	for (turn = 0; turn < READS_PER_TURN && got != 0; turn++)
-		got = rs_handle_some(worker, scope);
-	/* Not read to its end: ask to be told again, behind the other scopes. */
-	if (got != 0 && watch(worker->engine, scope, EPOLL_CTL_MOD) && errno != ENOENT)
-		RS_COUNT(scope, handler_errors);
 }
 
 static void *shard_main(void *context)
@@ -228,7 +228,7 @@ static void *shard_main(void *context)
 		scope = enter_by_token(worker->engine, ready.data.u64);
 		if (!scope)
 			continue;
-		serve(worker, scope);
+		rs_serve(worker, scope);
 		rs_scope_leave(scope);
 	}
 	return NULL;
@@ -413,6 +413,7 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	ignore_sigio();
 	engine->shards = shards;
 	engine->multigrain = has_multigrain();
+	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
 	engine->epoll_fd = engine->stop_fd = -1;
 	pthread_mutex_init(&engine->mutex, NULL);
 	pthread_cond_init(&engine->heavy_ready, NULL);
