@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from rootseal import __version__, action, canonical, digest, files, keys, leaf_table
 from rootseal.cli_keys import add_signing, signer_from
 from rootseal.cli_output import printable
-from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, LATER_MODES, SWITCH
+from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
 from rootseal.daemon_peer import groups_of
 from rootseal.daemon_place import place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, ensure, places_of
@@ -67,9 +67,7 @@ def register(subparsers: Any) -> None:
 
 def add_capture(parser: argparse.ArgumentParser) -> None:
     """The flags that say how to capture."""
-    parser.add_argument(
-        "--capture-mode", choices=CAPTURE_MODES + LATER_MODES, default="auto", metavar="MODE"
-    )
+    parser.add_argument("--capture-mode", choices=CAPTURE_MODES, default="auto", metavar="MODE")
     for name in ("fanotify", "fsverity"):
         variable = f"ROOTSEAL_{name.upper()}"
         parser.add_argument(

@@ -276,6 +276,7 @@ class Daemon:
             "posture": self._backends.posture.value,
             "reason": unavailable.reason if unavailable else "",
             "remedy": unavailable.remedy if unavailable else "",
+            "trace": self._backends.trace_status(),
             "captureKey": str(keys.public_key_path(place.capture_key)),
             "captureKeyId": self._signer.public_key.keyid,
             "stateDirectory": str(place.state),

@@ -55,7 +55,7 @@ def run_action(
         OSError: Its connection broke.
     """
     announced = read_announcement(announce)
-    decision = decide(announced, backends.unavailable, backends.ptrace_unavailable)
+    decision = decide(announced, backends.missing)
     check_root(announced.root, connection.peer)
     with contextlib.ExitStack() as stack:
         with connection.pulse(b"waiting for a free place"):
@@ -87,7 +87,7 @@ def _open_scope(
     with _watch(sender.pid) as process, connection.pulse(b"arming the capture"):
         scope: Scope
         if private:
-            scope = backends.open_fanotify(sender.pid, announced)
+            scope = backends.open_fanotify(sender.pid, announced, traced=decision.traced)
         elif decision.backend == "ptrace":
             scope = backends.open_ptrace(announced)
         else:

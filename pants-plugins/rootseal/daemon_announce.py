@@ -18,8 +18,8 @@ from rootseal.wire import Frame, Tag
 PATH_BYTES_MAX = 4096
 INPUTS_MAX = 4096
 NAMESPACE_WAYS = ("direct", "helper", "none")
-CAPTURE_MODES = ("auto", "walk", "trace", "trace:auto", "trace:ptrace", "ima")
-LATER_MODES = ("trace:ebpf",)
+CAPTURE_MODES = ("auto", "walk", "trace", "trace:auto", "trace:ebpf", "trace:ptrace", "ima")
+EBPF_MODES = ("auto", "trace", "trace:auto", "trace:ebpf")
 SWITCH = ("off", "auto", "on")
 HARDENING = ("off", "standard", "strict")
 _LIMIT_OPTIONS = {
@@ -73,11 +73,22 @@ class Decision:
         backend: `fanotify`, `ptrace` or `walk`.
         requested_posture: What the caller would have at best.
         fallbacks: Each step down from it.
+        traced: Whether eBPF watches beside fanotify.
     """
 
     backend: str
     requested_posture: Posture
     fallbacks: Tuple[Fallback, ...]
+    traced: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """Why this daemon, or its launchers, cannot use a backend; None where they can."""
+
+    fanotify: Optional[BackendUnavailable]
+    ebpf: Optional[BackendUnavailable]
+    ptrace: Optional[BackendUnavailable]
 
 
 def read_announcement(frame: Frame) -> Announcement:
@@ -109,59 +120,84 @@ def read_announcement(frame: Frame) -> Announcement:
     )
 
 
-def decide(
-    announced: Announcement,
-    unavailable: Optional[BackendUnavailable],
-    ptrace_unavailable: Optional[BackendUnavailable],
-) -> Decision:
+def decide(announced: Announcement, missing: Missing) -> Decision:
     """Choose the backend, before the action starts; what is asked for and impossible is refused.
 
     Args:
         announced: The action.
-        unavailable: Why this daemon cannot use fanotify; None if it can.
-        ptrace_unavailable: Why its launchers cannot trace; None if they can.
+        missing: What cannot be used here.
 
     Raises:
         BackendUnavailable: What was asked for is impossible here; names the remedy.
+        ConfigError: What was asked for contradicts itself.
     """
     requested = announced.requested
-    if requested.capture_mode in LATER_MODES:
-        raise BackendUnavailable(
-            requested.capture_mode, "it is not in this release", "Use --capture-mode=auto."
+    mode, fanotify = requested.capture_mode, requested.fanotify
+    wants_none = mode in ("walk", "ima") and fanotify != "on"
+    if announced.strict and (wants_none or fanotify == "off" or mode == "trace:ptrace"):
+        raise ConfigError(
+            "hardening strict needs fanotify; do not switch it off, nor use walk, ima or ptrace"
         )
-    traced = requested.capture_mode.startswith("trace")
-    if traced and requested.fanotify == "on":
-        raise BackendUnavailable(
-            "fanotify", "it is not combined with a trace in this release", "Use --fanotify=auto."
-        )
-    if requested.capture_mode in ("walk", "ima") or requested.fanotify == "off" or traced:
-        if announced.strict:
-            raise ConfigError(
-                "hardening strict needs fanotify; do not switch it off, or use walk, ima or trace"
-            )
-        if requested.capture_mode in ("walk", "ima"):
-            return Decision(requested.capture_mode, Posture.WALKED, ())
-        return _without_fanotify(ptrace_unavailable, (), traced=traced)
-    problem = unavailable or _namespace_problem(announced.namespace)
+    if mode == "ima" or wants_none:
+        return Decision(mode, Posture.WALKED, ())
+    if mode == "trace:ptrace":
+        return _ptrace_alone(requested.fanotify, missing)
+    problem = _fanotify_problem(announced, missing)
     if problem is None:
-        return Decision("fanotify", Posture.HELD, ())
-    if requested.fanotify == "on" or announced.strict:
+        return _with_fanotify(requested, missing)
+    if mode == "trace:ebpf" or fanotify == "on" or announced.strict:
         raise problem
-    used = "ptrace" if ptrace_unavailable is None else "walk"
+    if fanotify == "off":
+        return _without_fanotify(missing.ptrace, (), must_trace=mode != "auto")
+    used = "ptrace" if missing.ptrace is None else "walk"
     step = Fallback("fanotify", used, problem.reason)
-    return _without_fanotify(ptrace_unavailable, (step,), traced=False)
+    return _without_fanotify(missing.ptrace, (step,), must_trace=mode != "auto")
+
+
+def _fanotify_problem(announced: Announcement, missing: Missing) -> Optional[BackendUnavailable]:
+    if announced.requested.fanotify == "off":
+        return BackendUnavailable(
+            "ebpf",
+            "it records what happens and fanotify takes the digests, but fanotify is off",
+            "Use --fanotify=auto, or --capture-mode=trace:ptrace, which takes digests itself.",
+        )
+    return missing.fanotify or _namespace_problem(announced.namespace)
+
+
+def _with_fanotify(requested: Requested, missing: Missing) -> Decision:
+    """fanotify, and eBPF as the second witness where it is wanted and works."""
+    mode = requested.capture_mode
+    if mode not in EBPF_MODES:
+        return Decision("fanotify", Posture.HELD, ())
+    if missing.ebpf is None:
+        return Decision("fanotify", Posture.HELD, (), traced=True)
+    if mode == "trace:ebpf":
+        raise missing.ebpf
+    if mode != "auto" and requested.fanotify != "on":  # a trace was asked for: there is another
+        step = Fallback("ebpf", "ptrace", missing.ebpf.reason)
+        return _without_fanotify(missing.ptrace, (step,), must_trace=True)
+    step = Fallback("fanotify+ebpf", "fanotify", missing.ebpf.reason)
+    return Decision("fanotify", Posture.HELD, (step,))
+
+
+def _ptrace_alone(fanotify: str, missing: Missing) -> Decision:
+    if fanotify == "on":
+        raise BackendUnavailable(
+            "fanotify", "it is not combined with ptrace in this release", "Use --fanotify=auto."
+        )
+    return _without_fanotify(missing.ptrace, (), must_trace=True)
 
 
 def _without_fanotify(
     ptrace_unavailable: Optional[BackendUnavailable],
     steps: Tuple[Fallback, ...],
     *,
-    traced: bool,
+    must_trace: bool,
 ) -> Decision:
     """ptrace holds the openers too; the walk is the last resort, unless a trace was asked for."""
     if ptrace_unavailable is None:
         return Decision("ptrace", Posture.HELD, steps)
-    if traced:
+    if must_trace:
         raise ptrace_unavailable
     step = Fallback("ptrace", "walk", ptrace_unavailable.reason)
     return Decision("walk", Posture.HELD, (*steps, step))
@@ -182,7 +218,7 @@ def _requested(options: Mapping[str, str]) -> Requested:
     zero_drops = _one_of("require-zero-drops", options.get("require-zero-drops", "0"), ("0", "1"))
     mode = options.get("capture-mode", "auto")
     return Requested(
-        capture_mode=_one_of("capture-mode", mode, CAPTURE_MODES + LATER_MODES),
+        capture_mode=_one_of("capture-mode", mode, CAPTURE_MODES),
         fanotify=_one_of("fanotify", options.get("fanotify", "auto"), SWITCH),
         fsverity=_one_of("fsverity", options.get("fsverity", "auto"), SWITCH),
         hardening=hardening,

@@ -11,14 +11,14 @@ import importlib
 import os
 import threading
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from rootseal.capture import ptrace
 from rootseal.capture.ima import ImaScope, ImaWindow
 from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.scope import Scope
 from rootseal.capture.walk import WalkEngine, WalkInputs
-from rootseal.daemon_announce import Announcement
+from rootseal.daemon_announce import Announcement, Missing
 from rootseal.errors import BackendUnavailable
 from rootseal.observation import Posture
 
@@ -44,11 +44,39 @@ class Backends:
             self._fanotify = _start_fanotify(fanotify)
         except BackendUnavailable as error:
             self.unavailable = error
+        self._tracer: Any = None
+        self._traced: Any = None
+        self.ebpf_unavailable: Optional[BackendUnavailable] = None
+        try:
+            self._start_ebpf()
+        except BackendUnavailable as error:
+            self.ebpf_unavailable = error
         self.ptrace_unavailable = probe_ptrace(launcher)
         self.slots = slots or self._group_limit()
         self._places = threading.BoundedSemaphore(self.slots)
         self._lock = threading.Lock()
         self.queued = 0
+
+    def _start_ebpf(self) -> None:
+        """Attach the trace programs, which are of use beside fanotify only."""
+        if self._fanotify is None:
+            raise BackendUnavailable(
+                "ebpf", "fanotify, which it is used with, is not available", "See fanotify."
+            )
+        ebpf = _module("ebpf")
+        self._tracer = ebpf.EbpfTracer()
+        self._traced = _module("traced").TracedEngine(self._fanotify, self._tracer)
+
+    @property
+    def missing(self) -> Missing:
+        """What this daemon cannot use, and why."""
+        return Missing(self.unavailable, self.ebpf_unavailable, self.ptrace_unavailable)
+
+    def trace_status(self) -> Dict[str, object]:
+        """The loader and programs of eBPF, or why there are none."""
+        if self._tracer is None:
+            return no_trace(self.ebpf_unavailable)
+        return trace_of(self._tracer)
 
     @property
     def name(self) -> str:
@@ -88,8 +116,8 @@ class Backends:
         if files and self._fanotify is not None:
             self._fanotify.trust_sealed(files)
 
-    def open_fanotify(self, pid: int, announced: Announcement) -> Scope:
-        """A fanotify scope for a process that waits in its namespace.
+    def open_fanotify(self, pid: int, announced: Announcement, *, traced: bool) -> Scope:
+        """A fanotify scope for a process that waits in its namespace, `traced` with eBPF too.
 
         Raises:
             BackendUnavailable: Not on this host.
@@ -97,9 +125,8 @@ class Backends:
         """
         if self._fanotify is None:
             raise self.unavailable or BackendUnavailable("fanotify", "it was not started", "")
-        scope: Scope = self._fanotify.open_scope(
-            pid=pid, root=announced.root, limits=announced.limits
-        )
+        engine = self._traced if traced else self._fanotify
+        scope: Scope = engine.open_scope(pid=pid, root=announced.root, limits=announced.limits)
         return scope
 
     def open_ptrace(self, announced: Announcement) -> PtraceScope:
@@ -119,6 +146,8 @@ class Backends:
 
     def close(self) -> None:
         """End the engines."""
+        if self._tracer is not None:
+            self._tracer.close()
         if self._fanotify is not None:
             self._fanotify.close()
 
@@ -159,6 +188,38 @@ def probe_fanotify() -> Optional[BackendUnavailable]:
     return None
 
 
+def probe_ebpf() -> Dict[str, object]:
+    """What a daemon of this process's user would say of eBPF (as `Backends.trace_status`)."""
+    try:
+        tracer = _module("ebpf").EbpfTracer()
+    except BackendUnavailable as error:
+        return no_trace(error)
+    try:
+        return trace_of(tracer)
+    finally:
+        tracer.close()
+
+
+def no_trace(error: Optional[BackendUnavailable]) -> Dict[str, object]:
+    """The status of a trace that is not there."""
+    reason, remedy = (error.reason, error.remedy) if error else ("", "")
+    return {"loader": None, "reason": reason, "remedy": remedy, "programs": []}
+
+
+def trace_of(tracer: Any) -> Dict[str, object]:
+    """The status of a tracer: its loader and its programs."""
+    programs = [
+        {"name": item.name, "attached": item.attached, "reason": item.reason}
+        for item in tracer.programs
+    ]
+    return {
+        "loader": tracer.loader,
+        "reason": tracer.loader_reason,
+        "remedy": "",
+        "programs": programs,
+    }
+
+
 def probe_ptrace(launcher: Path) -> Optional[BackendUnavailable]:
     """Why a launcher of this process's user cannot trace; None if it can."""
     try:
@@ -169,13 +230,17 @@ def probe_ptrace(launcher: Path) -> Optional[BackendUnavailable]:
 
 
 def _engine_class() -> Any:
+    return _module("fanotify").FanotifyEngine
+
+
+def _module(name: str) -> Any:
+    """A backend's module, which needs the native core."""
     try:
-        module = importlib.import_module("rootseal.capture.fanotify")
+        return importlib.import_module(f"rootseal.capture.{name}")
     except ImportError as error:
         raise BackendUnavailable(
-            "fanotify", f"the native capture core is not built ({error})", "Run `make build`."
+            name, f"the native capture core is not built ({error})", "Run `make build`."
         ) from None
-    return module.FanotifyEngine
 
 
 def _start_fanotify(wanted: bool) -> Any:

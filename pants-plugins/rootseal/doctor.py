@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Tuple
 
 from rootseal import wire
 from rootseal.daemon import LAUNCHER
-from rootseal.daemon_backends import probe_fanotify, probe_ptrace
+from rootseal.daemon_backends import probe_ebpf, probe_fanotify, probe_ptrace
 from rootseal.observation import Posture
 
 HELPER_PLACES = (
@@ -77,6 +77,7 @@ def diagnose() -> Diagnosis:
         own[0],
         _file("btf", "/sys/kernel/btf/vmlinux", "A kernel with CONFIG_DEBUG_INFO_BTF."),
         _bpf(),
+        _ebpf(system[1] or own[1]),
         _ptrace(),
         _fs_verity(),
         _ima(),
@@ -226,8 +227,25 @@ def _bpf() -> Finding:
     setting = path.read_text().strip() if path.exists() else "absent"
     lsm = _text("/sys/kernel/security/lsm") or "unknown"
     found = f"{'with' if admin else 'without'} CAP_BPF, unprivileged_bpf_disabled={setting}"
-    remedy = "" if admin else "Run as root; used by a later release only."
+    remedy = "" if admin else "Run the system daemon as root: sudo rootseal daemon ensure."
     return Finding("bpf", bool(admin), False, f"{found}, lsm={lsm}", remedy)
+
+
+def _ebpf(daemon: Optional[Dict[str, object]]) -> Finding:
+    """The trace beside fanotify: which loader, which programs, and why not the others."""
+    status = daemon.get("trace") if daemon is not None else probe_ebpf()
+    if not isinstance(status, dict):
+        return Finding("ebpf", False, False, "the daemon does not say", "")
+    if status["loader"] is None:
+        return Finding("ebpf", False, False, str(status["reason"]), str(status["remedy"]))
+    attached = [item["name"] for item in status["programs"] if item["attached"]]
+    refused = [
+        f"{item['name']}: {item['reason']}" for item in status["programs"] if not item["attached"]
+    ]
+    found = f"loader {status['loader']} ({status['reason']}), attached {', '.join(attached)}"
+    if refused:
+        found += f"; not attached {'; '.join(refused)}"
+    return Finding("ebpf", True, False, found, "")
 
 
 def _ptrace() -> Finding:

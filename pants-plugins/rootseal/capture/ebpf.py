@@ -187,7 +187,7 @@ class EbpfTracer:
                 f"the ring must be a power of two from {RING_BYTES_MIN} to {RING_BYTES_MAX} bytes"
             )
         _check_host()
-        self.native, self.loader = _load(ring_bytes)
+        self.native, self.loader, self.loader_reason = _load(ring_bytes)
         self.clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self.specbypassisvuln = _speculative_store_bypass()
         self.memory_device = _memory_device()
@@ -224,14 +224,18 @@ class EbpfTracer:
         self.native.close()
 
 
-def _load(ring_bytes: int) -> Tuple[_native_trace.Tracer, str]:
+def _load(ring_bytes: int) -> Tuple[_native_trace.Tracer, str, str]:
     if not _OBJECT.exists():
         raise unavailable(
             f"{_OBJECT.name} is missing from the installation",
             "Install clang and libbpf-dev, then `make build`.",
         )
     try:
-        return _native_trace.Tracer.open_core(str(_OBJECT), ring_bytes), "co-re"
+        return (
+            _native_trace.Tracer.open_core(str(_OBJECT), ring_bytes),
+            "co-re",
+            "the kernel has BTF",
+        )
     except NativeError as error:
         raise _explain(error) from error
 

@@ -1,0 +1,167 @@
+"""fanotify and eBPF together, through daemon and launcher: one record with both, and the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+from rootseal.leaf_table import Domain
+from rootseal.observation import DigestSource
+from running_daemon import RunningDaemon, running_daemon
+from trace_action import build_trace_fixture
+
+pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "launcher", "core", "gcc")
+EBPF = "--option=capture-mode=trace:ebpf"
+ZERO = "--option=require-zero-drops=1"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_trace_fixture(tmp_path_factory.mktemp("bin"))
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    place = tmp_path / "sandbox"
+    place.mkdir()
+    return place
+
+
+def only(processes: List[Dict[str, Any]], comm: str) -> Dict[str, Any]:
+    (found,) = [process for process in processes if process["comm"] == comm]
+    return found
+
+
+def test_auto_is_fanotify_with_ebpf(daemon: RunningDaemon, sandbox: Path) -> None:
+    status = daemon.status()
+    assert status["trace"]["loader"] == "co-re"
+    assert {item["name"] for item in status["trace"]["programs"] if item["attached"]} >= {
+        "trace_fork",
+        "trace_exec",
+        "trace_exit",
+        "trace_call",
+    }
+    done = daemon.run(sandbox, ["/bin/true"], ZERO)
+    assert done.returncode == 0, done.stderr
+    assert done.field("capture", "backend") == "fanotify+ebpf"
+    assert done.field("capture", "fallbacks") == []
+    assert done.field("capture", "posture", "achieved") == "held"
+
+
+def test_a_compilation_has_both_witnesses(daemon: RunningDaemon, sandbox: Path) -> None:
+    (sandbox / "m.c").write_text("#include <stdio.h>\nint main(void) { return 0; }\n")
+    shell = "umask 022; gcc -O1 m.c -o m.tmp && mv m.tmp m && chmod 700 m && ./m; exit 5"
+    done = daemon.run(sandbox, ["/bin/sh", "-c", shell], EBPF, ZERO)
+    assert done.returncode == 5, done.stderr
+    ledger = done.field("ledger")
+    assert ledger["unhashed"] == {"noDigest": 0, "unresolved": 0}
+    assert ledger["hashed"] > 30
+    processes = done.field("processes")
+    compiler, move = only(processes, "cc1"), only(processes, "mv")
+    assert compiler["exitcode"] == 0 and compiler["programdigest"] is not None
+    assert move["fileOps"]["renames"][0]["from"] == "m.tmp"
+    assert move["fileOps"]["renames"][0]["to"] == "m"
+    (change,) = only(processes, "chmod")["fileOps"]["permChanges"]
+    assert (change["path"], change["mode"], change["setExec"]) == ("m", 0o700, True)
+    shell_process = processes[0]
+    assert shell_process["exitcode"] == 5
+    assert only(processes, "m")["parentpid"] == shell_process["processid"]
+    assert b"m" in done.products() and b"m.c" in done.materials()
+    assert done.verified().losses == {}
+
+
+def test_what_only_fanotify_saw_is_told_apart(daemon: RunningDaemon, sandbox: Path) -> None:
+    done = daemon.run(sandbox, ["/bin/cat", "/etc/passwd"], EBPF)
+    materials = done.leaves(Domain.MATERIAL)
+    assert materials[b"/etc/passwd"].source == DigestSource.FANOTIFY_OPEN_TIME
+    only_there = [leaf for leaf in materials.values() if leaf.source == DigestSource.FANOTIFY_ONLY]
+    # The loader is opened by exec itself, which no program of ours can see.
+    assert [leaf.path.rpartition(b"/")[2][:3] for leaf in only_there] == [b"ld-"]
+    assert done.field("summary", "fanotifyOnlyDigests") == 1
+
+
+def test_opens_without_content_are_typed(
+    daemon: RunningDaemon, sandbox: Path, fixture: Path
+) -> None:
+    (sandbox / "a").write_bytes(b"a")
+    excluded = daemon.run(sandbox, [str(fixture), "opath", "a"], EBPF, ZERO).field(
+        "ledger", "excluded"
+    )
+    assert excluded["noContent"] == 1
+    memory = daemon.run(sandbox, [str(fixture), "memfd_create", "x"], EBPF, ZERO)
+    assert memory.field("ledger", "excluded")["memoryFile"] == 1
+    assert memory.field("processes")[0]["syscallEvents"]
+
+
+def test_proc_is_a_pseudo_filesystem(daemon: RunningDaemon, sandbox: Path) -> None:
+    done = daemon.run(sandbox, ["/bin/cat", "/proc/self/status"], EBPF, ZERO)
+    assert done.field("ledger", "excluded")["pseudoFilesystem"] >= 1
+
+
+def test_new_mount_that_is_not_marked_shows_in_the_ledger(
+    daemon: RunningDaemon, sandbox: Path
+) -> None:
+    """A bind mount of the root in a nested namespace has no marks: the second witness tells."""
+    (sandbox / "secret").write_text("secret")
+    text = "mkdir m && mount --bind . m && cat m/secret"
+    done = daemon.run(sandbox, ["unshare", "-m", "sh", "-c", text], EBPF)
+    assert done.returncode == 0, done.stderr
+    losses = done.verified().losses
+    assert losses.get("unhashedOpensTotal", 0) >= 1 or losses.get("namespaceEscapes", 0) >= 1
+    unhashed = done.field("ledger", "unhashed")
+    assert unhashed["noDigest"] == losses.get("unhashedOpensTotal", 0)
+
+
+def test_fanotify_alone_by_walk_and_fanotify_on(daemon: RunningDaemon, sandbox: Path) -> None:
+    done = daemon.run(sandbox, ["/bin/true"], "--option=capture-mode=walk", "--option=fanotify=on")
+    assert done.field("capture", "backend") == "fanotify"
+    assert done.field("ledger") is None
+    assert "fileOps" not in done.field("processes")[0]
+
+
+def test_ebpf_without_fanotify_says_why_not(daemon: RunningDaemon, sandbox: Path) -> None:
+    done = daemon.run(sandbox, ["touch", "ran"], EBPF, "--option=fanotify=off")
+    assert done.returncode == 125
+    assert "fanotify takes the digests" in done.stderr and "trace:ptrace" in done.stderr
+    assert not (sandbox / "ran").exists()
+
+
+def test_burst_of_small_files_is_complete_a_hundred_times(
+    daemon: RunningDaemon, sandbox: Path, fixture: Path
+) -> None:
+    burst = sandbox / "burst"
+    burst.mkdir()
+    for number in range(200):
+        (burst / str(number)).write_bytes(
+            b"file %d, about fifty bytes long, to be read once\n" % number
+        )
+    command = [str(fixture), "fork", "10", str(fixture), "open_many", "burst", "200"]
+    for _ in range(10):  # ten readers each: a hundred bursts
+        done = daemon.run(sandbox, command, EBPF, ZERO)
+        assert done.returncode == 0, done.stderr
+        names = {path for path in done.materials() if path.startswith(b"burst/")}
+        assert len(names) == 200
+        assert done.field("ledger", "unhashed")["noDigest"] == 0
+
+
+def test_many_at_once(daemon: RunningDaemon, sandbox: Path) -> None:
+    places = []
+    for number in range(16):
+        place = sandbox / str(number)
+        place.mkdir()
+        (place / "own").write_text(str(number))
+        places.append(place)
+    text = "cat own; for i in 1 2 3 4 5; do /bin/true; done"
+    running = [daemon.start(place, ["sh", "-c", text], EBPF, ZERO) for place in places]
+    for place, process in zip(places, running):
+        done = daemon.end(process, place / "the-record")
+        assert done.returncode == 0, done.stderr
+        assert b"own" in done.materials()
+        assert len(done.field("processes")) == 7
