@@ -35,8 +35,7 @@ def daemon_socket(executable: str, tmp_path_factory: pytest.TempPathFactory) -> 
     subprocess.run([executable, "daemon", "stop", "--socket", socket], check=True)
 
 
-@pytest.fixture(scope="module")
-def wrapped(executable: str, daemon_socket: str) -> RuleRunner:
+def wrapping_engine(executable: str, daemon_socket: str, *options: str) -> RuleRunner:
     """An engine whose processes are wrapped."""
     hook.install()
     rules: list[Any] = [
@@ -47,6 +46,16 @@ def wrapped(executable: str, daemon_socket: str) -> RuleRunner:
     ]
     runner = RuleRunner(rules=rules)
     runner.set_options(
-        [f"--rootseal-executable={executable}", f"--rootseal-daemon-socket={daemon_socket}"]
+        [
+            f"--rootseal-executable={executable}",
+            f"--rootseal-daemon-socket={daemon_socket}",
+            *options,
+        ]
     )
     return runner
+
+
+@pytest.fixture(scope="module")
+def wrapped(executable: str, daemon_socket: str) -> RuleRunner:
+    """An engine whose processes are wrapped, with the daemon of these tests."""
+    return wrapping_engine(executable, daemon_socket)

@@ -1,0 +1,211 @@
+"""A result without a good record is never passed on: the error names the action and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wrapping_engine
+from pants.engine.fs import EMPTY_DIGEST, Digest, FileDigest
+from pants.engine.internals.scheduler import ExecutionError
+from pants.engine.process import FallibleProcessResult, Process, ProcessCacheScope
+from pants.testutil.rule_runner import RuleRunner
+from pants.util.frozendict import FrozenDict
+from pants.util.logging import LogLevel
+from rootseal.errors import CaptureError, Error
+from rootseal_pants.attest import restore_records
+from rootseal_pants.evidence import Evidence, FileSummary
+from rootseal_pants.identity import output_prefix, process_key, wrapped_argv
+from rootseal_pants.records import RecordStore
+from rootseal_pants.verdicts import CaptureFailed
+
+ECHO = Process(["/bin/echo", "hi"], description="say hi")
+
+
+def fake_executable(directory: Path, status: dict[str, Any]) -> str:
+    """An executable whose `daemon ensure --json` answers with this status."""
+    path = directory / "rootseal"
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(status)}\nEND\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def launcher_that(directory: Path, script: str) -> str:
+    """A launcher that does something else than capture, and then runs the action."""
+    path = directory / "launcher"
+    path.write_text(
+        '#!/bin/bash\nwhile [ "$1" != -- ]; do shift; done; shift\n' + script + '\nexec "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def status(executable: str, daemon_socket: str) -> dict[str, Any]:
+    """What the real daemon of these tests says of itself."""
+    done = subprocess.run(
+        [executable, "daemon", "ensure", "--json", "--socket", daemon_socket],
+        check=True,
+        capture_output=True,
+    )
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def refusal(engine: RuleRunner, process: Process = ECHO) -> str:
+    """The message of the error with which a process is refused."""
+    with pytest.raises(ExecutionError) as caught:
+        engine.request(FallibleProcessResult, [process])
+    (error,) = caught.value.wrapped_exceptions
+    assert isinstance(error, Error)
+    return str(error)
+
+
+def test_a_launcher_that_leaves_no_record(tmp_path: Path, status: dict[str, Any]) -> None:
+    status["launcher"] = launcher_that(tmp_path, "true")
+    engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
+    message = refusal(engine)
+    assert "(say hi) ended with exit code 0 and left no record" in message
+    assert "rootseal doctor" in message
+
+
+def test_a_launcher_that_forges_a_record(tmp_path: Path, status: dict[str, Any]) -> None:
+    status["launcher"] = launcher_that(tmp_path, "echo forged > .rootseal-record")
+    engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
+    message = refusal(engine)
+    assert "(say hi) from this run is refused: check" in message
+    assert "trusted_capture_keys" in message
+
+
+def test_no_daemon_for_the_launcher(tmp_path: Path, status: dict[str, Any]) -> None:
+    engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
+    message = refusal(engine)
+    assert "(say hi) was not captured: " in message
+    assert "rootseal daemon ensure" in message
+
+
+def test_an_executable_that_cannot_start_a_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "rootseal"
+    path.write_text("#!/bin/sh\necho 'rootseal: no such luck' >&2\nexit 2\n")
+    path.chmod(0o755)
+    message = refusal(wrapping_engine(str(path), str(tmp_path / "none")))
+    assert "failed: rootseal: no such luck" in message
+    path.write_text("#!/bin/sh\necho '{}'\n")
+    assert "does not say its socket" in refusal(wrapping_engine(str(path), str(tmp_path / "none")))
+
+
+def test_an_executable_that_is_not_there(tmp_path: Path) -> None:
+    engine = wrapping_engine(str(tmp_path / "missing"), str(tmp_path / "none"))
+    assert "is not an executable file" in refusal(engine)
+
+
+def test_a_trusted_key_that_is_not_a_key(
+    tmp_path: Path, executable: str, daemon_socket: str
+) -> None:
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("not a key")
+    engine = wrapping_engine(
+        executable, daemon_socket, f"--rootseal-trusted-capture-keys=['{wrong}']"
+    )
+    assert f"{wrong} is not a PEM public key" in refusal(engine)
+
+
+def test_a_record_that_is_lost_everywhere(wrapped: RuleRunner, tmp_path: Path) -> None:
+    nothing = FileSummary("0" * 64, 0)
+    evidence = Evidence("a" * 64, "b" * 64, 7, "ran", False, 1, "say hi", 0, nothing, nothing)
+    with pytest.raises(CaptureError, match=r"\(say hi\) is lost: .*build again"):
+        restore_records(wrapped.scheduler, RecordStore(str(tmp_path)), [evidence])
+
+
+def test_a_record_comes_back_from_the_engine(wrapped: RuleRunner, tmp_path: Path) -> None:
+    digest = wrapped.make_snapshot({"record": "the record"})
+    assert digest
+    store = RecordStore(str(tmp_path))
+    name = store.put(b"the record")
+    store.path(name).unlink()
+    nothing = FileSummary("0" * 64, 0)
+    evidence = Evidence("a" * 64, name, 10, "ran", False, 1, "say hi", 0, nothing, nothing)
+    restore_records(wrapped.scheduler, store, [evidence])
+    assert store.path(name).read_bytes() == b"the record"
+    assert FileDigest(name, 10)
+
+
+def test_records_are_pruned_oldest_first(tmp_path: Path) -> None:
+    store = RecordStore(str(tmp_path))
+    assert store.prune(max_bytes=0, keep=set()) == 0
+    names = [store.put(bytes([number]) * 100) for number in range(5)]
+    for age, name in enumerate(names):
+        os.utime(store.path(name), (1000 + age, 1000 + age))
+    assert store.prune(max_bytes=250, keep={names[0]}) == 3
+    assert [store.path(name).exists() for name in names] == [True, False, False, False, True]
+    store.put(bytes([4]) * 100)  # a record that is there is not written again
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# --- the key of an action ------------------------------------------------------------------
+
+OTHER: dict[str, Any] = {
+    "argv": ("/bin/echo", "ho"),
+    "input_digest": Digest("1" * 64, 5),
+    "immutable_input_digests": FrozenDict({"x": EMPTY_DIGEST}),
+    "use_nailgun": ("x",),
+    "working_directory": "w",
+    "env": FrozenDict({"A": "1"}),
+    "append_only_caches": FrozenDict({"c": "c"}),
+    "output_files": ("o",),
+    "output_directories": ("o",),
+    "timeout_seconds": 1.5,
+    "jdk_home": "/jdk",
+    "execution_slot_variable": "SLOT",
+    "concurrency_available": 3,
+    "cache_scope": ProcessCacheScope.PER_SESSION,
+}
+NOT_IDENTITY: dict[str, Any] = {
+    "description": "another",
+    "level": LogLevel.DEBUG,
+    "remote_cache_speculation_delay_millis": 5,
+}
+
+
+def test_every_field_of_a_process_is_in_its_key_or_known_not_to_be() -> None:
+    names = {field.name for field in dataclasses.fields(Process)}
+    assert names == {*OTHER, *NOT_IDENTITY}
+    keys = {process_key(ECHO, platform="linux_x86_64"), process_key(ECHO, platform="linux_arm64")}
+    for name, value in OTHER.items():
+        keys.add(process_key(dataclasses.replace(ECHO, **{name: value}), platform="linux_x86_64"))
+    assert len(keys) == len(OTHER) + 2
+    for name, value in NOT_IDENTITY.items():
+        changed = dataclasses.replace(ECHO, **{name: value})
+        assert process_key(changed, platform="linux_x86_64") in keys
+
+
+def test_wrapped_argv() -> None:
+    def made(working_directory: str | None, salt: str = "") -> tuple[str, ...]:
+        return wrapped_argv(
+            ["a", "--", "b"],
+            key="k",
+            working_directory=working_directory,
+            output_files=["f"],
+            output_directories=["d"],
+            settings=["--s"],
+            salt=salt,
+        )
+
+    outputs = ("--record=.rootseal-record", "--output-file=f", "--output-dir=d", "--s")
+    assert made(None) == (
+        *("./.rootseal/exec", "--action=k", "--root=."),
+        *(*outputs, "--", "a", "--", "b"),
+    )
+    assert made("x/y", "z")[:3] == ("../../.rootseal/exec", "--action=k", "--root=../..")
+    assert "--option=attempt=z" in made("x/y", "z")
+    assert [output_prefix(path) for path in (None, ".", "a", "a//b/")] == ["", "", "a/", "a/b/"]
+
+
+def test_capture_failures_are_errors_of_rootseal() -> None:
+    assert issubclass(CaptureFailed, CaptureError)
