@@ -23,7 +23,7 @@ class TestResult:
     Attributes:
         name: Such as `test_lab_facts::test_kernel_has_btf`.
         outcome: `passed`, `failed` or `skipped`.
-        text: Why it failed or was skipped.
+        text: Why it failed or was skipped; what it found out, if it passed and says so.
         seconds: How long it took.
     """
 
@@ -46,6 +46,8 @@ def read_junit(path: Path) -> list[TestResult]:
         for child in case:
             if child.tag in ("failure", "error"):
                 outcome, text = "failed", f"{child.get('message')}\n{child.text}"
+            elif child.tag == "properties" and outcome == "passed":
+                text = "; ".join(str(item.get("value")) for item in child)
             elif child.tag == "skipped" and outcome == "passed":
                 outcome, text = "skipped", str(child.get("message"))
         module = str(case.get("classname") or case.get("name")).rpartition(".")[2]

@@ -1,6 +1,6 @@
 """What the lab proves: boots (a kernel with a command line) and rows (a boot with a filesystem).
 
-A row runs the kernel test group with its temporary files on the row's filesystem. `expects` names
+A row runs tests of the kernel group with its temporary files on the row's filesystem. `expects` names
 what the booted kernel must really have; tests/kernel/test_lab_facts.py checks each of them, so a
 row can never quietly run without the capability it is there for.
 """
@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 
+
+def kernel(*names: str) -> tuple[str, ...]:
+    """Test files of the kernel group."""
+    return tuple(f"tests/kernel/test_{name}.py" for name in names)
+
+
 ALL = ("tests/kernel",)
-FACTS = ("tests/kernel/test_lab_facts.py",)
-IMA = ("tests/kernel/test_ima_kernel.py",)
-VERITY = (
-    *FACTS,
-    "tests/kernel/test_fsverity_kernel.py",
-    "tests/kernel/test_seal_artifacts_kernel.py",
-)
+FACTS = kernel("lab_facts", "filesystems")
+IMA = kernel("ima_kernel")
+VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
+CAPTURE = kernel("fanotify_materials", "fanotify_products")
+EBPF = kernel("ebpf", "ebpf_daemon")
+LAUNCHER = kernel("launcher")
+DAEMON = kernel("daemon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +50,20 @@ class Row:
         boot: Name of the boot.
         filesystem: Where the tests' temporary files are: a key of `DISKS`, `overlay` or `tmpfs`;
             on the host `own`, its build folder.
-        tests: Arguments of pytest that choose the tests.
-        quick: Whether `make ci` runs it too; `make lab` runs all.
+        tests: Test files, in every run.
+        more: Test files that only the whole run (`make lab`) has time for.
+        quick: Whether `make ci` runs the row too.
         expects: Capabilities of this filesystem, beside those of the boot.
+        figure_bytes: Size of the file that figures are taken with.
     """
 
     boot: str
     filesystem: str
     tests: tuple[str, ...]
+    more: tuple[str, ...]
     quick: bool
     expects: tuple[str, ...] = ()
+    figure_bytes: int = 8 << 20
 
     @property
     def name(self) -> str:
@@ -75,25 +85,25 @@ BOOTS = (
 
 # Disk images made on the host for each boot: name -> (size in MiB, command that formats it).
 DISKS = {
-    "ext4": (1024, ("mkfs.ext4", "-q", "-F", "-O", "verity")),
+    "ext4": (3072, ("mkfs.ext4", "-q", "-F", "-O", "verity")),
     "xfs": (1024, ("mkfs.xfs", "-q", "-f")),
     "btrfs": (1024, ("mkfs.btrfs", "-q", "-f")),
 }
 
 ROWS = (
-    Row("host", "own", ALL, False),
-    Row("6.1-bpf", "ext4", ALL, True, ("fs-verity",)),
-    Row("6.1-bpf", "overlay", FACTS, True),
-    Row("6.1-bpf", "tmpfs", FACTS, True, ("no-fs-verity",)),
-    Row("6.1-bpf", "btrfs", VERITY, True, ("fs-verity",)),
-    Row("6.1-bpf", "xfs", FACTS, True, ("no-fs-verity",)),
-    Row("6.12-bpf-ima", "ext4", ALL, True, ("fs-verity",)),
-    Row("6.12-bpf-ima", "overlay", FACTS + IMA, True),
-    Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, True, ("no-fs-verity",)),
-    Row("6.12-bpf-ima", "btrfs", VERITY, True, ("fs-verity",)),
-    Row("6.12-bpf-ima", "xfs", FACTS, True, ("no-fs-verity",)),
-    Row("6.12-nobpf", "overlay", ALL, False),
-    Row("6.12-nobpf", "ext4", VERITY, True, ("fs-verity",)),
+    Row("host", "own", ALL, (), False),
+    Row("6.1-bpf", "ext4", FACTS + VERITY + CAPTURE, LAUNCHER, True, ("fs-verity",)),
+    Row("6.1-bpf", "overlay", FACTS, CAPTURE, True),
+    Row("6.1-bpf", "tmpfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
+    Row("6.1-bpf", "btrfs", FACTS + VERITY, CAPTURE, True, ("fs-verity",)),
+    Row("6.1-bpf", "xfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
+    Row("6.12-bpf-ima", "ext4", FACTS + IMA + VERITY + CAPTURE, EBPF, True, ("fs-verity",)),
+    Row("6.12-bpf-ima", "overlay", FACTS + IMA, (), True),
+    Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, (), True, ("no-fs-verity",)),
+    Row("6.12-bpf-ima", "btrfs", FACTS + VERITY, (), False, ("fs-verity",)),
+    Row("6.12-bpf-ima", "xfs", FACTS, (), False, ("no-fs-verity",)),
+    Row("6.12-nobpf", "overlay", FACTS, CAPTURE + EBPF + DAEMON, True),
+    Row("6.12-nobpf", "ext4", FACTS + VERITY, (), False, ("fs-verity",), 1 << 30),
 )
 
 

@@ -84,6 +84,17 @@ def cell(count: Counter[str]) -> str:
     return ", ".join(f"{MARKS[o]} {count[o]}" for o in MARKS if count[o])
 
 
+def figures(rows: dict[str, Any]) -> list[str]:
+    """What tests found out."""
+    found = [
+        f"- {name}: {test['text']}"
+        for name, row in rows.items()
+        for test in row["tests"]
+        if test["outcome"] == "passed" and test["text"]
+    ]
+    return found or ["- none in this run"]
+
+
 def reasons(rows: dict[str, Any]) -> list[str]:
     """Why tests did not apply or failed."""
     found: Counter[str] = Counter()
@@ -112,6 +123,9 @@ def page(document: dict[str, Any]) -> str:
         "## Machines\n\n" + "\n".join(boots_table(boots)) + "\n",
         "## Rows\n\n" + "\n".join(rows_table(rows)) + "\n",
         "## Tests\n\n" + "\n".join(tests_table(rows)) + "\n",
+        "## Figures\n\nOn emulated processors (tcg), so only the ratios mean anything.\n\n"
+        + "\n".join(figures(rows))
+        + "\n",
         "## Reasons\n\n" + "\n".join(reasons(rows)) + "\n",
     ]
     return "\n".join(parts)

@@ -51,16 +51,17 @@ def qemu_command(kernel: Kernel, boot: Boot, disks: dict[str, Path], out: Path) 
     return command
 
 
-def write_job(rows: tuple[Row, ...], boot: Boot, out: Path, seconds: int) -> None:
+def write_job(rows: tuple[Row, ...], boot: Boot, out: Path, *, seconds: int, quick: bool) -> None:
     """Tell the guest what to run."""
     job = {
         "repo": str(REPO),
         "rows": [
             {
                 "filesystem": row.filesystem,
-                "tests": list(row.tests),
+                "tests": list(row.tests if quick else row.tests + row.more),
                 "expects": [*boot.expects, *row.expects],
                 "timeoutSeconds": seconds,
+                "figureBytes": row.figure_bytes,
             }
             for row in rows
         ],
@@ -68,7 +69,9 @@ def write_job(rows: tuple[Row, ...], boot: Boot, out: Path, seconds: int) -> Non
     (out / "job.json").write_text(json.dumps(job), "utf-8")
 
 
-def run_boot(boot: Boot, kernel: Kernel, rows: tuple[Row, ...], row_seconds: int) -> dict[str, Any]:
+def run_boot(
+    boot: Boot, kernel: Kernel, rows: tuple[Row, ...], *, row_seconds: int, quick: bool
+) -> dict[str, Any]:
     """Boot, wait, and return {"booted", "reason", "seconds", "facts", "rows"}."""
     out = LAB / "run" / boot.name
     shutil.rmtree(out, ignore_errors=True)
@@ -76,7 +79,7 @@ def run_boot(boot: Boot, kernel: Kernel, rows: tuple[Row, ...], row_seconds: int
     disks = {
         row.filesystem: make_disk(row.filesystem, out) for row in rows if row.filesystem in DISKS
     }
-    write_job(rows, boot, out, row_seconds)
+    write_job(rows, boot, out, seconds=row_seconds, quick=quick)
     limit = BOOT_SECONDS + len(rows) * (row_seconds + 30)
     started = time.monotonic()
     reason = ""
