@@ -48,3 +48,5 @@
 #define RS_TAG_MESSAGE	   15
 #define RS_TAG_JSON	   16
 #define RS_TAG_EVENTS	   17
+#define RS_TAG_ESCAPES	   18
+#define RS_TAG_MOUNTS	   19

@@ -118,9 +118,9 @@ static int be_traced(int trace_fd)
 	return r;
 }
 
-static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, char **argv)
+static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, int listener,
+				     char **argv)
 {
-	const char armed = CONTROL_ARMED;
 	int r = wait_armed(conn_fd);
 
 	if (r < 0) {
@@ -132,8 +132,10 @@ static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, 
 		fail(control_fd);
 	}
 	close(conn_fd); /* the action never holds the connection */
-	if (be_traced(trace_fd) < 0 || write(control_fd, &armed, 1) != 1)
+	if (be_traced(trace_fd) < 0 || guard_send(control_fd, CONTROL_ARMED, listener) < 0)
 		fail(control_fd);
+	if (listener >= 0)
+		close(listener); /* the parent alone answers */
 	r = exec_action(argv);
 	say("%s: %s", argv[0], strerror(-r));
 	_exit(r == -ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
@@ -148,7 +150,7 @@ static _Noreturn void fail_namespace(const struct child *child, int error)
 
 void child_run(const struct options *options, struct child *child)
 {
-	int r = die_with_parent(child->parent_pid);
+	int r = die_with_parent(child->parent_pid), listener = -1;
 
 	if (r >= 0)
 		r = signals_restore(&child->signals);
@@ -158,6 +160,8 @@ void child_run(const struct options *options, struct child *child)
 		fail_namespace(child, exec_helper(options, child));
 	if (child->private_namespace) {
 		r = enter_namespace();
+		if (r >= 0)
+			r = guard_enter(&listener);
 		if (r < 0)
 			fail_namespace(child, r);
 	}
@@ -168,13 +172,13 @@ void child_run(const struct options *options, struct child *child)
 		say("the privileges cannot be dropped: %s. Check --drop-to.", strerror(-r));
 		fail(child->control_fd);
 	}
-	ready_and_exec(child->conn_fd, child->control_fd, child->trace_fd, options->argv);
+	ready_and_exec(child->conn_fd, child->control_fd, child->trace_fd, listener, options->argv);
 }
 
 void child_stage2(const struct options *options)
 {
 	const struct stage2 *stage2 = &options->stage2;
-	int r = 0;
+	int r = 0, listener = -1;
 
 	if (fcntl(stage2->conn_fd, F_SETFD, FD_CLOEXEC) < 0 ||
 	    fcntl(stage2->control_fd, F_SETFD, FD_CLOEXEC) < 0) {
@@ -187,5 +191,13 @@ void child_stage2(const struct options *options)
 		r = die_with_parent(stage2->parent_pid);
 	if (r < 0)
 		fail(stage2->control_fd);
-	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, options->argv);
+	r = guard_find(&listener);
+	if (r < 0) {
+		say("the action's calls cannot be watched: %s.",
+		    r == -ENOKEY ? "rootseal-scope is of another release; run `sudo make "
+				   "install-helper`"
+				 : strerror(-r));
+		fail(stage2->control_fd);
+	}
+	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, listener, options->argv);
 }

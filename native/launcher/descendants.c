@@ -183,11 +183,12 @@ static bool drain_signals(int signal_fd)
 }
 
 /* Wait for the descendants as --descendants says, then kill what is left. */
-int descendants_end(const struct options *options, int signal_fd, int conn_fd, uint64_t *ret_killed)
+int descendants_end(const struct options *options, int signal_fd, int conn_fd, struct guard *guard,
+		    uint64_t *ret_killed)
 {
 	bool forever = options->descendants == DESCENDANTS_WAIT;
 	int64_t deadline = monotonic_ms() + options->descendants_seconds * 1000ll;
-	struct pollfd fds[2] = {{signal_fd, POLLIN, 0}, {conn_fd, POLLIN, 0}};
+	struct pollfd fds[3] = {{signal_fd, POLLIN, 0}, {conn_fd, POLLIN, 0}, {-1, POLLIN, 0}};
 
 	for (;;) {
 		int64_t left = deadline - monotonic_ms();
@@ -201,13 +202,20 @@ int descendants_end(const struct options *options, int signal_fd, int conn_fd, u
 			return r;
 		if (!forever && left <= 0)
 			break;
-		r = poll(fds, 2, forever ? -1 : (int)(left < INT32_MAX ? left : INT32_MAX));
+		fds[2].fd = guard->listener;
+		r = poll(fds, 3, forever ? -1 : (int)(left < INT32_MAX ? left : INT32_MAX));
 		if (r < 0 && errno != EINTR)
 			return -errno;
 		if (r > 0 && fds[1].revents) {
 			r = connection_event(conn_fd);
 			if (r < 0)
 				return r;
+		}
+		if (r > 0 && fds[2].revents) {
+			r = guard_poll_event(guard, fds[2].revents);
+			if (r < 0)
+				return r;
+			continue;
 		}
 		if (r > 0 && fds[0].revents && drain_signals(signal_fd))
 			break;

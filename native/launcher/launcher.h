@@ -142,6 +142,19 @@ bool have_sys_admin(void);
 int privileges_drop(const struct drop_to *drop_to);
 int die_with_parent(pid_t parent_pid);
 
+/* guard.c: calls that lead away from the marked mounts are counted before they go on. */
+struct guard {
+	int listener; /* owned; -1: such calls are refused, or nothing is guarded */
+	uint64_t escapes;
+	uint64_t mounts;
+};
+int guard_enter(int *ret_listener);
+int guard_find(int *ret_listener);
+int guard_send(int control_fd, char message, int listener);
+ssize_t guard_receive(int control_fd, char *ret_message, int *ret_listener);
+int guard_event(struct guard *guard);
+int guard_poll_event(struct guard *guard, short revents);
+
 /* child.c: between fork and exec; neither returns. */
 #define CONTROL_ARMED  'A' /* capture is armed, the connection belongs to the parent alone */
 #define CONTROL_FAILED 'F' /* not the action's end: Rootseal failed, and has said why */
@@ -165,13 +178,15 @@ int exec_action(char **argv);
 int descendants_kill_all(uint64_t *ret_killed);
 bool ends_the_wait(uint32_t signo);
 int64_t monotonic_ms(void);
-int descendants_end(const struct options *options, int signal_fd, int conn_fd,
+int descendants_end(const struct options *options, int signal_fd, int conn_fd, struct guard *guard,
 		    uint64_t *ret_killed);
 
 /* supervise.c: from fork to the end of the last descendant. */
 struct outcome {
 	int wait_status;
 	uint64_t killed;
+	uint64_t escapes; /* calls that made or entered a mount namespace, or took a foreign fd */
+	uint64_t mounts;  /* calls that made a mount */
 };
 int supervise(const struct options *options, pid_t pid, int signal_fd, int control_fd, int conn_fd,
 	      struct outcome *ret_outcome);

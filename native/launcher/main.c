@@ -38,24 +38,6 @@ struct run {
 	const char *helper;
 };
 
-/* The pipe on which the child says "armed" or "failed". */
-static int control_pipe(int *ret_read, int *ret_write)
-{
-	int low[2], high[2];
-
-	if (pipe2(low, O_CLOEXEC) < 0)
-		return -errno;
-	high[0] = fcntl(low[0], F_DUPFD_CLOEXEC, 3);
-	high[1] = fcntl(low[1], F_DUPFD_CLOEXEC, 3);
-	close(low[0]);
-	close(low[1]);
-	if (high[0] < 0 || high[1] < 0)
-		return -errno;
-	*ret_read = high[0];
-	*ret_write = high[1];
-	return 0;
-}
-
 /*
  * The launcher must not keep the action's pipes open: who reads the action's stdout sees the end of
  * file when the action closes it. stderr stays, for the one line that may be needed.
@@ -103,7 +85,7 @@ static int release_others(const struct run *run)
 }
 
 /* Both ends above stdio; the child's end is closed by exec. */
-static int trace_pair(int pair[2])
+static int socket_pair(int pair[2])
 {
 	int low[2];
 
@@ -131,7 +113,7 @@ static int start_trace(pid_t pid, int handshake)
 /* The child's pid, or -errno. */
 static pid_t start_child(struct run *run)
 {
-	int trace[2] = {-1, -1};
+	int trace[2] = {-1, -1}, control[2] = {-1, -1};
 	struct child child = {.conn_fd = run->conn_fd,
 			      .trace_fd = -1,
 			      .parent_pid = getpid(),
@@ -140,17 +122,21 @@ static pid_t start_child(struct run *run)
 			      .helper = run->helper,
 			      .signals = run->signals};
 	pid_t pid;
-	int r = control_pipe(&run->control_fd, &child.control_fd);
+	/* On which the child says "armed" (with the guard's listener) or "failed". */
+	int r = socket_pair(control);
 
 	if (r >= 0 && run->trace.wanted)
-		r = trace_pair(trace);
+		r = socket_pair(trace);
 	if (r < 0)
 		return r;
+	run->control_fd = control[0];
+	child.control_fd = control[1];
 	child.trace_fd = trace[1];
 	pid = fork();
 	if (pid < 0)
 		return -errno;
 	if (pid == 0) {
+		close(control[0]);
 		if (trace[0] >= 0)
 			close(trace[0]);
 		child_run(&run->options, &child);

@@ -156,21 +156,30 @@ static int store(int conn_fd, size_t length, const struct record_place *place)
 	return r;
 }
 
+static int add_u64(struct buffer *frame, uint16_t tag, uint64_t value)
+{
+	uint8_t bytes[8];
+
+	for (int i = 0; i < 8; i++)
+		bytes[i] = value >> (56 - 8 * i);
+	return frame_add(frame, tag, bytes, sizeof(bytes));
+}
+
 static int send_exited(int fd, const struct outcome *outcome)
 {
 	uint32_t status = outcome->wait_status;
 	const uint8_t status_bytes[4] = {status >> 24, status >> 16, status >> 8, status};
-	uint8_t count[8];
 	struct buffer frame = {0};
-	int r;
+	int r = frame_begin(&frame, RS_FRAME_EXITED);
 
-	for (int i = 0; i < 8; i++)
-		count[i] = outcome->killed >> (56 - 8 * i);
-	r = frame_begin(&frame, RS_FRAME_EXITED);
 	if (r >= 0)
 		r = frame_add(&frame, RS_TAG_WAIT_STATUS, status_bytes, sizeof(status_bytes));
 	if (r >= 0)
-		r = frame_add(&frame, RS_TAG_COUNT, count, sizeof(count));
+		r = add_u64(&frame, RS_TAG_COUNT, outcome->killed);
+	if (r >= 0)
+		r = add_u64(&frame, RS_TAG_ESCAPES, outcome->escapes);
+	if (r >= 0)
+		r = add_u64(&frame, RS_TAG_MOUNTS, outcome->mounts);
 	if (r >= 0)
 		return frame_send(fd, &frame);
 	free(frame.data);

@@ -40,7 +40,7 @@ int connection_event(int conn_fd)
 void control_event(struct supervision *s)
 {
 	char message;
-	ssize_t n = read(s->control_fd, &message, 1);
+	ssize_t n = guard_receive(s->control_fd, &message, &s->guard.listener);
 
 	if (n == 1 && message == CONTROL_ARMED)
 		s->armed = true;
@@ -107,15 +107,23 @@ void last_words(struct supervision *s)
 		control_event(s);
 }
 
+static int say_guard(int error)
+{
+	say("the action's calls cannot be watched any more (%s), so it was killed. Build again.",
+	    strerror(-error));
+	return error;
+}
+
 static int run_until_end(struct supervision *s)
 {
 	while (!s->ended) {
-		struct pollfd fds[3] = {
+		struct pollfd fds[4] = {
 		    {s->signal_fd, POLLIN, 0},
 		    {s->control_fd, POLLIN, 0},
 		    {s->armed ? s->conn_fd : -1, POLLIN, 0},
+		    {s->guard.listener, POLLIN, 0},
 		};
-		int r = poll(fds, 3, -1);
+		int r = poll(fds, 4, -1);
 
 		if (r < 0 && errno != EINTR)
 			return -errno;
@@ -127,6 +135,11 @@ static int run_until_end(struct supervision *s)
 			r = connection_event(s->conn_fd);
 			if (r < 0)
 				return r;
+		}
+		if (fds[3].revents) {
+			r = guard_poll_event(&s->guard, fds[3].revents);
+			if (r < 0)
+				return say_guard(r);
 		}
 		if (fds[0].revents) {
 			r = signal_event(s);
@@ -156,18 +169,21 @@ int supervise(const struct options *options, pid_t pid, int signal_fd, int contr
 				.pid = pid,
 				.signal_fd = signal_fd,
 				.control_fd = control_fd,
-				.conn_fd = conn_fd};
+				.conn_fd = conn_fd,
+				.guard = {.listener = -1}};
 	uint64_t killed;
 	int r = run_until_end(&s);
 
 	if (r >= 0)
 		r = check_armed(&s, ret_outcome);
 	if (r >= 0)
-		r = descendants_end(options, signal_fd, conn_fd, &killed);
+		r = descendants_end(options, signal_fd, conn_fd, &s.guard, &killed);
+	if (s.guard.listener >= 0)
+		close(s.guard.listener);
 	if (r < 0) {
 		descendants_kill_all(&killed);
 		return r;
 	}
-	*ret_outcome = (struct outcome){s.wait_status, killed};
+	*ret_outcome = (struct outcome){s.wait_status, killed, s.guard.escapes, s.guard.mounts};
 	return 0;
 }

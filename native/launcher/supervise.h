@@ -15,6 +15,7 @@ struct supervision {
 	bool failed; /* the child has said why */
 	bool ended;
 	int wait_status;
+	struct guard guard;
 };
 
 void control_event(struct supervision *s);

@@ -112,7 +112,8 @@ int supervise_traced(const struct options *options, const struct trace_plan *pla
 				      .pid = pid,
 				      .signal_fd = signal_fd,
 				      .control_fd = control_fd,
-				      .conn_fd = conn_fd}};
+				      .conn_fd = conn_fd,
+				      .guard = {.listener = -1}}};
 	const struct rs_trace_config config = {
 	    .limits = {plan->files_max, plan->hashed_bytes_max, plan->processes_max},
 	    .hooks = {&traced, before_wait, after_wait, child_ended, child_stopped},
@@ -130,6 +131,6 @@ int supervise_traced(const struct options *options, const struct trace_plan *pla
 	r = check_armed(&traced.s, ret_outcome);
 	if (r < 0)
 		return r;
-	*ret_outcome = (struct outcome){result.wait_status, result.killed};
+	*ret_outcome = (struct outcome){result.wait_status, result.killed, 0, 0};
 	return 0;
 }

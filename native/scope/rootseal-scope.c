@@ -10,6 +10,7 @@
  *
  * Entry: CAP_SYS_ADMIN, or effective uid 0.   Exit: the invoking user's ids, no capability.
  */
+#include "../guard_filter.h"
 #include "start.h"
 
 #define CAPABILITY_VERSION_3	 0x20080522
@@ -19,6 +20,7 @@
 #define PR_CAP_AMBIENT		 47
 #define PR_CAP_AMBIENT_CLEAR_ALL 4
 #define EXIT_ROOTSEAL		 125
+#define F_SETFD			 2
 
 struct capability_header {
 	unsigned int version;
@@ -63,6 +65,24 @@ static long enter_namespace(void)
 	return system_call5(SYS_mount, 0, (long)"/", 0, MS_REC | MS_PRIVATE, 0);
 }
 
+static long seccomp_call(long operation, long flags, const void *program)
+{
+	return system_call3(SYS_seccomp, operation, flags, (long)program);
+}
+
+/*
+ * The filter of guard_filter.h, while there is still the privilege for it. Its listener, if it has
+ * one, is for the launcher that is executed below: the kernel makes it close-on-exec.
+ */
+static long guard(void)
+{
+	long listener, r = guard_install(seccomp_call, &listener);
+
+	if (r < 0 || listener < 0) /* without a listener the calls are refused */
+		return r;
+	return system_call3(SYS_fcntl, listener, F_SETFD, 0);
+}
+
 /* The ids first (with set-user-ID root this needs the privilege), then every capability. */
 static long drop_privileges(void)
 {
@@ -102,6 +122,8 @@ int scope_main(long argc, char **argv, char **environment)
 	if (enter_namespace() < 0)
 		return fail(
 		    "no private mount namespace: not permitted. Run `sudo make install-helper`.");
+	if (guard() < 0)
+		return fail("seccomp filters are not available; the action could leave unseen.");
 	if (drop_privileges() < 0 || holds_privilege())
 		return fail("the privileges cannot be dropped; nothing was started.");
 	system_call3(SYS_execve, (long)argv[1], (long)(argv + 1), (long)environment);

@@ -32,10 +32,19 @@ from rootseal.wire import Frame, FrameType, Tag
 
 @dataclasses.dataclass(frozen=True)
 class Exited:
-    """How the action ended, as its launcher says."""
+    """How the action ended, as its launcher says.
+
+    Attributes:
+        wait_status: As wait(2) has it.
+        descendants_killed: After its own process had ended.
+        escapes: Calls that made or entered a mount namespace, or took a descriptor from elsewhere.
+        mounts: Calls that made a mount.
+    """
 
     wait_status: int
     descendants_killed: int
+    escapes: int
+    mounts: int
 
 
 def run_action(
@@ -68,6 +77,7 @@ def run_action(
         exited = _wait_exited(connection, scope)
         with connection.pulse(b"finishing the capture"):
             observation = _finish(scope, announced, decision, connection.peer)
+            observation = with_guard_counts(observation, exited)
             gate(announced, observation)
             description = describe(announced, decision, exited, started_at)
             data = record.sign_record(observation, description, signer)
@@ -139,11 +149,26 @@ def _wait_exited(connection: Connection, scope: Scope) -> Exited:
         frame = connection.receive(None)
     if frame.type != FrameType.EXITED:
         raise EncodingError(f"expected EXITED, not {frame.type.name}")
-    status, count = frame.one(Tag.WAIT_STATUS), frame.one(Tag.COUNT)
-    if len(status) != 4 or len(count) != 8:
-        raise EncodingError("EXITED holds numbers of another size")
-    killed = min(int.from_bytes(count, "big"), diagnostics.COUNTER_VALUE_MAX)
-    return Exited(int.from_bytes(status, "big"), killed)
+    status = frame.one(Tag.WAIT_STATUS)
+    if len(status) != 4:
+        raise EncodingError("EXITED holds a wait status of another size")
+    killed, escapes, mounts = (
+        _count(frame.one(tag)) for tag in (Tag.COUNT, Tag.ESCAPES, Tag.MOUNTS)
+    )
+    return Exited(int.from_bytes(status, "big"), killed, escapes, mounts)
+
+
+def _count(value: bytes) -> int:
+    if len(value) != 8:
+        raise EncodingError("EXITED holds a count of another size")
+    return min(int.from_bytes(value, "big"), diagnostics.COUNTER_VALUE_MAX)
+
+
+def with_guard_counts(observation: Observation, exited: Exited) -> Observation:
+    """Add what the launcher's guard counted: calls that lead away from the marked mounts."""
+    guarded = {"namespaceEscapes": exited.escapes, "unmarkedMounts": exited.mounts}
+    counters = diagnostics.add(observation.counters, {**diagnostics.zeros(), **guarded})
+    return dataclasses.replace(observation, counters=counters)
 
 
 def _finish(scope: Scope, announced: Announcement, decision: Decision, peer: Peer) -> Observation:

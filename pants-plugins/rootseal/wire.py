@@ -73,6 +73,8 @@ class Tag(enum.IntEnum):
     MESSAGE = 15
     JSON = 16
     EVENTS = 17
+    ESCAPES = 18
+    MOUNTS = 19
 
 
 _ANNOUNCE_TAGS = frozenset(
@@ -93,7 +95,7 @@ ALLOWED_TAGS: Mapping[FrameType, frozenset[Tag]] = {
     FrameType.PREPARED: frozenset((Tag.MODE,)),
     FrameType.READY: frozenset(),
     FrameType.ARMED: frozenset(),
-    FrameType.EXITED: frozenset((Tag.WAIT_STATUS, Tag.COUNT)),
+    FrameType.EXITED: frozenset((Tag.WAIT_STATUS, Tag.COUNT, Tag.ESCAPES, Tag.MOUNTS)),
     FrameType.RECORD: frozenset((Tag.RECORD,)),
     FrameType.ERROR: frozenset((Tag.CODE, Tag.MESSAGE, Tag.JSON)),
     FrameType.PROGRESS: frozenset((Tag.MESSAGE,)),

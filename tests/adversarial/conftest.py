@@ -5,6 +5,7 @@ Each test writes a program, runs it as an action and looks at what the signed bu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -63,6 +64,7 @@ class Arena:
         self.root = directory / "sandbox"
         self.socket = directory / "private" / "daemon.sock"
         self.key = directory / "private" / "key"
+        self.bundle = directory / "private" / "bundle"
 
     def rootseal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line as root; the action itself runs as the user."""
@@ -78,20 +80,24 @@ class Arena:
 
     def attack(self, program: str, *options: str) -> Captured:
         """Run a Python program as an action of the user."""
-        bundle = self.directory / "private" / "bundle"
-        bundle.unlink(missing_ok=True)
+        return self.captured(
+            *self._run(program, options), SUDO_UID=str(self.user.uid), SUDO_GID=str(self.user.gid)
+        )
+
+    def _run(self, program: str, options: Sequence[str]) -> Sequence[str]:
         script = self.directory / "attack.py"
         script.write_text(program)
-        done = self.rootseal(
-            *("run", "--socket", str(self.socket), "--out", str(bundle), "--key", str(self.key)),
-            *options,
-            *("--", "/usr/bin/python3", str(script)),
-            SUDO_UID=str(self.user.uid),
-            SUDO_GID=str(self.user.gid),
-        )
-        if not bundle.exists():
+        sealed = ("--out", str(self.bundle), "--key", str(self.key))
+        command = ("--", "/usr/bin/python3", str(script))
+        return ("run", "--socket", str(self.socket), *sealed, *options, *command)
+
+    def captured(self, *arguments: str, **environment: str) -> Captured:
+        """Run `rootseal run` and read the bundle that it leaves."""
+        self.bundle.unlink(missing_ok=True)
+        done = self.rootseal(*arguments, **environment)
+        if not self.bundle.exists():
             return Captured(done.returncode, done.stderr, {})
-        shown = self.rootseal("show", str(bundle), "--expand", "--json")
+        shown = self.rootseal("show", str(self.bundle), "--expand", "--json")
         assert shown.returncode == 0, shown.stderr
         return Captured(done.returncode, done.stderr, json.loads(shown.stdout)["actions"][0])
 
@@ -109,30 +115,51 @@ def hostile_user(unprivileged_user: UnprivilegedUser) -> UnprivilegedUser:
     return unprivileged_user
 
 
-@pytest.fixture
-def arena(hostile_user: UnprivilegedUser, rootseal_command: Sequence[str]) -> Iterator[Arena]:
-    """A running daemon and an empty sandbox."""
+@pytest.fixture(scope="session")
+def daemon_of_arena(
+    hostile_user: UnprivilegedUser, rootseal_command: Sequence[str]
+) -> Iterator[Arena]:
+    """A running daemon; its directory outlives every test."""
     directory = Path(tempfile.mkdtemp(prefix="rootseal-arena-", dir="/var/tmp"))
     directory.chmod(0o755)
     arena = Arena(directory, hostile_user, rootseal_command)
     (directory / "private").mkdir(mode=0o755)
     arena.root.mkdir()
-    os.chown(arena.root, hostile_user.uid, hostile_user.gid)
     made = arena.rootseal("keygen", str(arena.key))
     assert made.returncode == 0, made.stderr
-    argv = [*arena.command, "daemon", "run", "--socket", str(arena.socket)]
-    argv += ["--state-dir", str(directory / "private" / "state")]
-    argv += ["--allow-uid", str(hostile_user.uid)]
-    log = (directory / "private" / "log").open("wb")
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as daemon:
+    try:
+        with running_daemon(arena):
+            yield arena
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def arena(daemon_of_arena: Arena) -> Arena:
+    """A running daemon and an empty sandbox."""
+    arena = daemon_of_arena
+    shutil.rmtree(arena.root)
+    arena.root.mkdir()
+    os.chown(arena.root, arena.user.uid, arena.user.gid)
+    return arena
+
+
+@contextlib.contextmanager
+def running_daemon(arena: Arena, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon at the arena's socket that serves the user."""
+    argv = [*arena.command, "daemon", "run", "--socket", str(arena.socket), *options]
+    argv += ["--state-dir", str(arena.directory / "private" / "state")]
+    argv += ["--allow-uid", str(arena.user.uid)]
+    with (
+        (arena.directory / "private" / "log").open("wb") as log,
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as daemon,
+    ):
         try:
             wait_for(arena, daemon)
-            yield arena
+            yield daemon
         finally:
             daemon.terminate()
             daemon.wait(timeout=TIMEOUT_SECONDS)
-            log.close()
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def wait_for(arena: Arena, daemon: subprocess.Popen[bytes]) -> None:
