@@ -1,8 +1,8 @@
 """What the lab proves: boots (a kernel with a command line) and rows (a boot with a filesystem).
 
-A row runs tests of the kernel group with its temporary files on the row's filesystem. `expects` names
-what the booted kernel must really have; tests/kernel/test_lab_facts.py checks each of them, so a
-row can never quietly run without the capability it is there for.
+A row runs tests of the kernel group with its temporary files on the row's filesystem. `expects`
+names what the booted kernel must really have; tests/kernel/test_lab_facts.py checks each of them,
+so a row can never quietly run without the capability it is there for.
 """
 
 from __future__ import annotations
