@@ -211,7 +211,7 @@ class WalkScope:
             return [
                 os.path.realpath(entry.path)
                 for entry in entries
-                if entry.is_symlink() and entry.is_dir()
+                if entry.is_symlink() and os.path.isdir(entry.path)  # no error for a loop
             ]
 
 

@@ -1,0 +1,133 @@
+"""What a launcher announces is read strictly, and what is impossible is refused beforehand."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rootseal.daemon_announce import read_announcement
+from rootseal.daemon_backends import find_program
+from rootseal.errors import ConfigError, EncodingError
+from rootseal.wire import Frame, FrameType, Tag
+
+GOOD: Tuple[Tuple[Tag, bytes], ...] = (
+    (Tag.ACTION_KEY, bytes(32)),
+    (Tag.ARG, b"cc"),
+    (Tag.ARG, b"-c"),
+    (Tag.ENV, b"PATH=/bin"),
+    (Tag.ENV, b"EMPTY="),
+    (Tag.ENV, b"odd"),
+    (Tag.CWD, b"/sandbox/sub"),
+    (Tag.ROOT, b"/sandbox"),
+    (Tag.OUTPUT_FILE, b"a/b"),
+    (Tag.OUTPUT_DIR, b"."),
+    (Tag.OPTION, b"inputs=/usr/include"),
+    (Tag.OPTION, b"max-digests=7"),
+    (Tag.NAMESPACE, b"direct"),
+)
+
+
+def frame(*changes: Tuple[Tag, Optional[bytes]]) -> Frame:
+    """GOOD with tags replaced (or left out: None)."""
+    changed = {tag for tag, _ in changes}
+    tlvs: List[Tuple[Tag, bytes]] = [item for item in GOOD if item[0] not in changed]
+    tlvs += [(tag, value) for tag, value in changes if value is not None]
+    return Frame(FrameType.ANNOUNCE, tuple(tlvs))
+
+
+def test_a_good_announcement_is_read() -> None:
+    found = read_announcement(frame())
+    assert found.argv == (b"cc", b"-c")
+    assert found.environ == ((b"PATH", b"/bin"), (b"EMPTY", b""), (b"odd", b""))
+    assert (found.output_files, found.output_dirs) == ((b"a/b",), (b".",))
+    assert found.inputs == (b"/usr/include",)
+    assert found.limits.max_digests == 7
+    assert found.requested.fanotify == "auto"
+    assert not found.requested.require_zero_drops
+
+
+def test_strict_implies_zero_drops() -> None:
+    found = read_announcement(frame((Tag.OPTION, b"hardening=strict")))
+    assert found.strict
+    assert found.requested.require_zero_drops
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        (Tag.ACTION_KEY, b"short"),
+        (Tag.ACTION_KEY, None),
+        (Tag.ARG, None),
+        (Tag.ARG, b"nul\0"),
+        (Tag.CWD, b"relative"),
+        (Tag.CWD, None),
+        (Tag.ROOT, b""),
+        (Tag.ROOT, b"/" + b"x" * 4096),
+        (Tag.OUTPUT_FILE, b"/etc/passwd"),
+        (Tag.OUTPUT_FILE, b"a/../../b"),
+        (Tag.OUTPUT_FILE, b""),
+        (Tag.OUTPUT_DIR, b".."),
+        (Tag.OUTPUT_DIR, b"nul\0"),
+        (Tag.OUTPUT_DIR, b"x" * 4097),
+    ],
+)
+def test_what_our_launcher_would_not_send_is_refused(tag: Tag, value: Optional[bytes]) -> None:
+    with pytest.raises(EncodingError):
+        read_announcement(frame((tag, value)))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        b"fanotify=maybe",
+        b"fanotify",
+        b"unknown=1",
+        b"capture-mode=magic",
+        b"require-zero-drops=yes",
+        b"max-digests=",
+        b"max-digests=-1",
+        b"max-digests=0",
+        b"max-digests=99999999999999999999999999",
+        "max-digests=²".encode(),
+        b"max-record-bytes=99999999999999",
+    ],
+)
+def test_a_wrong_option_is_the_callers_mistake(option: bytes) -> None:
+    with pytest.raises(ConfigError):
+        read_announcement(frame((Tag.OPTION, option)))
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        read_announcement(frame((Tag.OPTION, b"fanotify=on"), (Tag.OPTION, b"fanotify=off")))
+
+
+def test_the_number_of_inputs_has_a_limit() -> None:
+    many = [(Tag.OPTION, b"inputs=/x")] * 4097
+    with pytest.raises(ConfigError, match="at most 4096"):
+        read_announcement(frame(*many))
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(t for t, _ in GOOD)), st.binary(max_size=20))))
+def test_any_tags_give_an_announcement_or_its_error(changes: List[Tuple[Tag, bytes]]) -> None:
+    try:
+        read_announcement(frame(*changes))
+    except (EncodingError, ConfigError):
+        return
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "expected"),
+    [
+        (b"sh", b"/nowhere:/bin", b"/bin/sh"),
+        (b"sh", b"/nowhere", b""),
+        (b"./tool", b"/bin", b"/sandbox/sub/./tool"),
+    ],
+)
+def test_the_program_is_found_as_execvp_finds_it(
+    program: bytes, path: bytes, expected: bytes
+) -> None:
+    announced = read_announcement(frame((Tag.ARG, program), (Tag.ENV, b"PATH=" + path)))
+    assert find_program(announced) == expected
