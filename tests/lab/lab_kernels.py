@@ -64,6 +64,7 @@ def require_tools() -> None:
     needed = {
         "qemu-system-x86_64": "qemu-system-x86",
         "cpio": "cpio",
+        "setpriv": "util-linux",
         "apt-get": "apt (the lab takes Debian's kernels)",
         "dpkg-deb": "dpkg",
         "mkfs.ext4": "e2fsprogs",

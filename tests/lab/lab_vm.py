@@ -37,7 +37,8 @@ def qemu_command(kernel: Kernel, boot: Boot, disks: dict[str, Path], out: Path) 
     runner = Path(__file__).with_name("lab_guest.py")
     append = "console=ttyS0 quiet panic=-1 mitigations=off"
     append += f" lab.python={sys.executable} lab.runner={runner}"
-    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
+    command = ["setpriv", "--pdeathsig", "KILL"]  # a machine never outlives the run
+    command += ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
     command += ["-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-no-reboot"]
     command += ["-nic", "none", "-serial", f"file:{out / 'console.log'}"]
     command += ["-kernel", str(kernel.image), "-initrd", str(kernel.initramfs)]
