@@ -50,3 +50,4 @@
 #define RS_TAG_EVENTS	   17
 #define RS_TAG_ESCAPES	   18
 #define RS_TAG_MOUNTS	   19
+#define RS_TAG_UNSEEN	   20

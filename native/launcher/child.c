@@ -118,6 +118,22 @@ static int be_traced(int trace_fd)
 	return r;
 }
 
+/* Show the capture what the action inherits open, and tell the parent what could not be shown. */
+static int show_inherited(int control_fd)
+{
+	uint64_t unseen;
+	int r = inherited_see(&unseen);
+
+	if (r < 0)
+		say("the inherited files cannot be listed: %s. Mount /proc.", strerror(-r));
+	while (r >= 0 && unseen-- > 0)
+		r = guard_send(control_fd, CONTROL_UNSEEN, -1);
+	return r;
+}
+
+/* listener: of the guard, -1 if it has none; NOT_GUARDED: the action has no namespace of its own.
+ */
+#define NOT_GUARDED (-2)
 static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, int listener,
 				     char **argv)
 {
@@ -132,6 +148,8 @@ static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, 
 		fail(control_fd);
 	}
 	close(conn_fd); /* the action never holds the connection */
+	if (listener != NOT_GUARDED && show_inherited(control_fd) < 0)
+		fail(control_fd);
 	if (be_traced(trace_fd) < 0 || guard_send(control_fd, CONTROL_ARMED, listener) < 0)
 		fail(control_fd);
 	if (listener >= 0)
@@ -150,7 +168,7 @@ static _Noreturn void fail_namespace(const struct child *child, int error)
 
 void child_run(const struct options *options, struct child *child)
 {
-	int r = die_with_parent(child->parent_pid), listener = -1;
+	int r = die_with_parent(child->parent_pid), listener = NOT_GUARDED;
 
 	if (r >= 0)
 		r = signals_restore(&child->signals);

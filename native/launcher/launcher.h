@@ -147,6 +147,7 @@ struct guard {
 	int listener; /* owned; -1: such calls are refused, or nothing is guarded */
 	uint64_t escapes;
 	uint64_t mounts;
+	uint64_t unseen; /* inherited files that the capture could not be shown */
 };
 int guard_enter(int *ret_listener);
 int guard_find(int *ret_listener);
@@ -155,8 +156,12 @@ ssize_t guard_receive(int control_fd, char *ret_message, int *ret_listener);
 int guard_event(struct guard *guard);
 int guard_poll_event(struct guard *guard, short revents);
 
+/* inherited.c */
+int inherited_see(uint64_t *ret_unseen);
+
 /* child.c: between fork and exec; neither returns. */
 #define CONTROL_ARMED  'A' /* capture is armed, the connection belongs to the parent alone */
+#define CONTROL_UNSEEN 'U' /* before 'A', once for each inherited file that was not seen */
 #define CONTROL_FAILED 'F' /* not the action's end: Rootseal failed, and has said why */
 struct child {
 	int conn_fd;
@@ -187,6 +192,7 @@ struct outcome {
 	uint64_t killed;
 	uint64_t escapes; /* calls that made or entered a mount namespace, or took a foreign fd */
 	uint64_t mounts;  /* calls that made a mount */
+	uint64_t unseen;  /* inherited files that could not be shown to the capture */
 };
 int supervise(const struct options *options, pid_t pid, int signal_fd, int control_fd, int conn_fd,
 	      struct outcome *ret_outcome);

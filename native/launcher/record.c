@@ -181,6 +181,8 @@ static int send_exited(int fd, const struct outcome *outcome)
 	if (r >= 0)
 		r = add_u64(&frame, RS_TAG_MOUNTS, outcome->mounts);
 	if (r >= 0)
+		r = add_u64(&frame, RS_TAG_UNSEEN, outcome->unseen);
+	if (r >= 0)
 		return frame_send(fd, &frame);
 	free(frame.data);
 	return r;

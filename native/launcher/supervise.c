@@ -44,6 +44,8 @@ void control_event(struct supervision *s)
 
 	if (n == 1 && message == CONTROL_ARMED)
 		s->armed = true;
+	else if (n == 1 && message == CONTROL_UNSEEN)
+		s->guard.unseen++;
 	else if (n == 1)
 		s->failed = true;
 	if (n <= 0)
@@ -101,7 +103,7 @@ static int signal_event(struct supervision *s)
 /* What the child said before it ended and nobody has read yet: armed, and perhaps failed. */
 void last_words(struct supervision *s)
 {
-	if (s->control_fd >= 0 && !s->armed)
+	while (s->control_fd >= 0 && !s->armed && !s->failed)
 		control_event(s);
 	if (s->control_fd >= 0 && !s->failed)
 		control_event(s);
@@ -184,6 +186,7 @@ int supervise(const struct options *options, pid_t pid, int signal_fd, int contr
 		descendants_kill_all(&killed);
 		return r;
 	}
-	*ret_outcome = (struct outcome){s.wait_status, killed, s.guard.escapes, s.guard.mounts};
+	*ret_outcome = (struct outcome){s.wait_status, killed, s.guard.escapes, s.guard.mounts,
+					s.guard.unseen};
 	return 0;
 }

@@ -131,6 +131,6 @@ int supervise_traced(const struct options *options, const struct trace_plan *pla
 	r = check_armed(&traced.s, ret_outcome);
 	if (r < 0)
 		return r;
-	*ret_outcome = (struct outcome){result.wait_status, result.killed, 0, 0};
+	*ret_outcome = (struct outcome){result.wait_status, result.killed, 0, 0, 0};
 	return 0;
 }

@@ -39,12 +39,14 @@ class Exited:
         descendants_killed: After its own process had ended.
         escapes: Calls that made or entered a mount namespace, or took a descriptor from elsewhere.
         mounts: Calls that made a mount.
+        unseen: Files that the action was given open and that could not be shown to the capture.
     """
 
     wait_status: int
     descendants_killed: int
     escapes: int
     mounts: int
+    unseen: int
 
 
 def run_action(
@@ -152,10 +154,8 @@ def _wait_exited(connection: Connection, scope: Scope) -> Exited:
     status = frame.one(Tag.WAIT_STATUS)
     if len(status) != 4:
         raise EncodingError("EXITED holds a wait status of another size")
-    killed, escapes, mounts = (
-        _count(frame.one(tag)) for tag in (Tag.COUNT, Tag.ESCAPES, Tag.MOUNTS)
-    )
-    return Exited(int.from_bytes(status, "big"), killed, escapes, mounts)
+    tags = (Tag.COUNT, Tag.ESCAPES, Tag.MOUNTS, Tag.UNSEEN)
+    return Exited(int.from_bytes(status, "big"), *(_count(frame.one(tag)) for tag in tags))
 
 
 def _count(value: bytes) -> int:
@@ -166,7 +166,11 @@ def _count(value: bytes) -> int:
 
 def with_guard_counts(observation: Observation, exited: Exited) -> Observation:
     """Add what the launcher's guard counted: calls that lead away from the marked mounts."""
-    guarded = {"namespaceEscapes": exited.escapes, "unmarkedMounts": exited.mounts}
+    guarded = {
+        "namespaceEscapes": exited.escapes,
+        "unmarkedMounts": exited.mounts,
+        "unhashedOpensTotal": exited.unseen,
+    }
     counters = diagnostics.add(observation.counters, {**diagnostics.zeros(), **guarded})
     return dataclasses.replace(observation, counters=counters)
 

@@ -75,6 +75,7 @@ class Tag(enum.IntEnum):
     EVENTS = 17
     ESCAPES = 18
     MOUNTS = 19
+    UNSEEN = 20
 
 
 _ANNOUNCE_TAGS = frozenset(
@@ -95,7 +96,7 @@ ALLOWED_TAGS: Mapping[FrameType, frozenset[Tag]] = {
     FrameType.PREPARED: frozenset((Tag.MODE,)),
     FrameType.READY: frozenset(),
     FrameType.ARMED: frozenset(),
-    FrameType.EXITED: frozenset((Tag.WAIT_STATUS, Tag.COUNT, Tag.ESCAPES, Tag.MOUNTS)),
+    FrameType.EXITED: frozenset((Tag.WAIT_STATUS, Tag.COUNT, Tag.ESCAPES, Tag.MOUNTS, Tag.UNSEEN)),
     FrameType.RECORD: frozenset((Tag.RECORD,)),
     FrameType.ERROR: frozenset((Tag.CODE, Tag.MESSAGE, Tag.JSON)),
     FrameType.PROGRESS: frozenset((Tag.MESSAGE,)),
