@@ -22,7 +22,6 @@ VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", 
 CAPTURE = kernel("fanotify_materials", "fanotify_products")
 EBPF = kernel("ebpf", "ebpf_daemon")
 LAUNCHER = kernel("launcher")
-DAEMON = kernel("daemon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +89,22 @@ DISKS = {
     "btrfs": (1024, ("mkfs.btrfs", "-q", "-f")),
 }
 
+# With ima_policy=tcb every file that root reads is hashed by the emulated kernel too, so that boot
+# gets few tests; the capture on 6.12 is proven by the other one.
 ROWS = (
     Row("host", "own", ALL, (), False),
     Row("6.1-bpf", "ext4", FACTS + VERITY + CAPTURE, LAUNCHER, True, ("fs-verity",)),
-    Row("6.1-bpf", "overlay", FACTS, CAPTURE, True),
-    Row("6.1-bpf", "tmpfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
     Row("6.1-bpf", "btrfs", FACTS + VERITY, CAPTURE, True, ("fs-verity",)),
-    Row("6.1-bpf", "xfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
-    Row("6.12-bpf-ima", "ext4", FACTS + IMA + VERITY + CAPTURE, EBPF, True, ("fs-verity",)),
-    Row("6.12-bpf-ima", "overlay", FACTS + IMA, (), True),
-    Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, (), True, ("no-fs-verity",)),
-    Row("6.12-bpf-ima", "btrfs", FACTS + VERITY, (), False, ("fs-verity",)),
-    Row("6.12-bpf-ima", "xfs", FACTS, (), False, ("no-fs-verity",)),
-    Row("6.12-nobpf", "overlay", FACTS, CAPTURE + EBPF + DAEMON, True),
-    Row("6.12-nobpf", "ext4", FACTS + VERITY, (), False, ("fs-verity",), 1 << 30),
+    Row("6.1-bpf", "overlay", FACTS, CAPTURE, False),
+    Row("6.1-bpf", "tmpfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
+    Row("6.1-bpf", "xfs", FACTS, CAPTURE, False, ("no-fs-verity",)),
+    Row("6.12-bpf-ima", "ext4", FACTS + IMA, VERITY + EBPF, True, ("fs-verity",)),
+    Row("6.12-bpf-ima", "overlay", FACTS + IMA, (), False),
+    Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, (), False, ("no-fs-verity",)),
+    Row("6.12-nobpf", "overlay", FACTS, CAPTURE + EBPF, True),
+    Row("6.12-nobpf", "ext4", FACTS + VERITY, CAPTURE, False, ("fs-verity",), 1 << 30),
+    Row("6.12-nobpf", "btrfs", FACTS + VERITY, (), False, ("fs-verity",)),
+    Row("6.12-nobpf", "xfs", FACTS, (), False, ("no-fs-verity",)),
 )
 
 
