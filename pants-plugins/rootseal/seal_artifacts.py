@@ -33,7 +33,7 @@ def seal_artifacts(
         ConfigError: Mode `on` without a directory, or an unknown mode.
         BackendUnavailable: Mode `on` and a filesystem without fs-verity.
         CaptureError: Mode `on` and a file that could not be sealed.
-        IncompleteError: A file is not what the manifest says.
+        IncompleteError: A file is missing, or not what the manifest says.
     """
     if mode not in MODES:
         raise ConfigError(f"fsverity is {mode!r}; it must be one of {', '.join(MODES)}")
@@ -63,7 +63,10 @@ def _name(artifact: Artifact) -> str:
 
 
 def _seal_one(directory: Path, artifact: Artifact) -> str:
-    path = directory / os.fsdecode(canonical.path_bytes(artifact.name))
+    # An artifact may be a symlink to another one: what it leads to is sealed.
+    path = (directory / os.fsdecode(canonical.path_bytes(artifact.name))).resolve()
+    if not path.is_file():
+        raise IncompleteError(f"the artifact {artifact.name} is not in {directory}; build again")
     measured = fsverity.seal_file(path)
     if (measured.sha256.hex(), measured.size) != (artifact.sha256, artifact.size):
         raise IncompleteError(

@@ -13,7 +13,7 @@ import pytest
 from rootseal import build_predicate, fsverity, keys, seal, seal_artifacts, verify
 from rootseal.build_predicate import Artifact
 from rootseal.bundle import BundleReader
-from rootseal.errors import BackendUnavailable, ConfigError, StatementError
+from rootseal.errors import BackendUnavailable, ConfigError, IncompleteError, StatementError
 from rootseal.manifest import read_manifest
 
 
@@ -53,6 +53,20 @@ def test_on_refuses_where_nothing_can_be_sealed(no_verity: Path) -> None:
 def test_on_needs_the_directory() -> None:
     with pytest.raises(ConfigError, match="--artifacts DIR"):
         seal_artifacts.seal_artifacts(None, [], mode="on")
+
+
+def test_missing_artifact_is_refused_in_every_mode_that_looks(tmp_path: Path) -> None:
+    for mode in ("auto", "on"):
+        with pytest.raises(IncompleteError, match="app.bin is not in"):
+            seal_artifacts.seal_artifacts(tmp_path, [Artifact("app.bin", "0" * 64, 1)], mode=mode)
+
+
+def test_symlink_to_another_artifact_is_no_failure(no_verity: Path) -> None:
+    one = artifact(no_verity)
+    (no_verity / "latest").symlink_to("app.bin")
+    both = [one, Artifact("latest", one.sha256, one.size)]
+    found = seal_artifacts.seal_artifacts(no_verity, both, mode="auto")
+    assert (found.available, found.failures) == (False, 0)
 
 
 def test_unknown_mode_is_refused() -> None:
