@@ -7,6 +7,7 @@ started and ended here.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -58,7 +59,7 @@ def main() -> None:
         for fanotify in ("on", "off") if status["backend"] == "fanotify" else ("off",):
             argv = wrapped(socket, fanotify)
             name = "captured by " + ("fanotify" if fanotify == "on" else "walk")
-            variants.append(Variant(name, lambda argv=argv: spawn(argv, str(sandbox))))
+            variants.append(Variant(name, functools.partial(spawn, argv, str(sandbox))))
         try:
             compare(
                 "action_cost",
