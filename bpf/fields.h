@@ -49,3 +49,6 @@ RS_FIELD(mm_env_end, mm_struct, env_end)
 RS_FIELD(socket_type, socket, type)
 RS_FIELD(socket_sk, socket, sk)
 RS_FIELD(sock_protocol, sock, sk_protocol)
+#if defined(__x86_64__) || defined(__TARGET_ARCH_x86)
+RS_FIELD(task_status, task_struct, thread_info.status)
+#endif

@@ -12,8 +12,10 @@
 
 #include "event.h"
 
-#define RS_FN	  static __noinline
-#define RS_GLOBAL __noinline
+#define RS_FN		static __noinline
+#define RS_GLOBAL	__noinline
+#define RS_WALK_ROUNDS	RS_WALK_DEPTH
+#define RS_CHUNK_ROUNDS RS_CHUNK_COUNT
 
 /* A typed, relocated reader per field of fields.h. */
 #define RS_FIELD(id, type, member)                                                                 \

@@ -178,7 +178,7 @@ RS_GLOBAL int rs_walk(struct rs_scratch *scratch, u64 dentry, u64 mnt)
 	start = scratch->tail;
 	scratch->dentry = dentry;
 	scratch->mnt = mnt;
-	for (int i = 0; i < RS_WALK_DEPTH; i++)
+	for (int i = 0; i < RS_WALK_ROUNDS; i++)
 		if (rs_walk_step(scratch, start) != 1)
 			break;
 	scratch->cut |= before;

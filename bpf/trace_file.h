@@ -3,6 +3,9 @@
  */
 #pragma once
 
+#define RS_TO_FILES   1
+#define RS_TO_SOCKETS 2
+
 RS_FN int rs_on_open(struct rs_regs *regs)
 {
 	struct rs_open_event event = {};
@@ -57,7 +60,8 @@ RS_FN int rs_sum_write(struct rs_regs *regs, void *file, struct rs_file *describ
 	return 0;
 }
 
-RS_FN int rs_on_write(struct rs_regs *regs)
+/* Bytes left through a descriptor; `kinds` says which kinds of file the caller wants handled. */
+static __always_inline int rs_on_write_to(struct rs_regs *regs, u32 kinds)
 {
 	struct rs_file described;
 	void *file;
@@ -70,14 +74,20 @@ RS_FN int rs_on_write(struct rs_regs *regs)
 		fd = (s32)regs->a[2];
 	file = rs_file_of(fd);
 	if (rs_describe(file, &described)) {
-		rs_count(regs->scope, RS_LOSS_UNRESOLVED);
+		if (kinds & RS_TO_FILES)
+			rs_count(regs->scope, RS_LOSS_UNRESOLVED);
 		return 0;
 	}
-	if ((described.mode & RS_S_IFMT) == RS_S_IFREG)
+	if ((kinds & RS_TO_FILES) && (described.mode & RS_S_IFMT) == RS_S_IFREG)
 		return rs_sum_write(regs, file, &described);
-	if ((described.mode & RS_S_IFMT) == RS_S_IFSOCK)
+	if ((kinds & RS_TO_SOCKETS) && (described.mode & RS_S_IFMT) == RS_S_IFSOCK)
 		return rs_on_send(regs);
 	return 0; /* pipes, terminals, devices */
+}
+
+RS_FN int rs_on_write(struct rs_regs *regs)
+{
+	return rs_on_write_to(regs, RS_TO_FILES | RS_TO_SOCKETS);
 }
 
 RS_FN int rs_on_fileop(struct rs_regs *regs)

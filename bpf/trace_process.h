@@ -104,7 +104,7 @@ RS_GLOBAL int rs_emit_area(struct rs_scratch *scratch, u32 type, u64 start, u64 
 	if (!scratch)
 		return 0;
 	scratch->at = start;
-	for (int i = 0; i < RS_CHUNK_COUNT; i++)
+	for (int i = 0; i < RS_CHUNK_ROUNDS; i++)
 		if (rs_emit_piece(scratch, type, start, end, scope) != 1)
 			break;
 	return 0;

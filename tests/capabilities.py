@@ -134,6 +134,20 @@ def _ebpf() -> tuple[bool, str]:
     return done.returncode == 0, lines[-1]
 
 
+def _bcc() -> tuple[bool, str]:
+    """BCC compiles on the host: its Python module and kernel headers."""
+    code = "import bcc; bcc.BPF(text='int nothing(void *context) { return 0; }')"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PROBE_TIMEOUT_SECONDS,
+        check=False,
+    )
+    lines = done.stderr.strip().splitlines() or ["bcc compiles"]
+    return done.returncode == 0, f"optional: {lines[-1]}" if done.returncode else lines[-1]
+
+
 def _users() -> tuple[bool, str]:
     """Whether a throw-away user can be made that reaches this checkout and this interpreter."""
     if os.geteuid() != 0:
@@ -155,6 +169,7 @@ PROBES: Mapping[str, Callable[[], tuple[bool, str]]] = {
     "users": _users,
     "btf": _btf,
     "ebpf": _ebpf,
+    "bcc": _bcc,
     "gcc": _command("gcc", "gcc"),
     "clang": _command("clang", "clang"),
     "setcap": _command("setcap", "libcap2-bin"),

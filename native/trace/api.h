@@ -86,6 +86,11 @@ int rs_tracer_open(const char *object, uint64_t ring_bytes, rs_tracer **ret_trac
  */
 int rs_tracer_adopt(const int *map_fds, uint64_t ring_bytes, rs_tracer **ret_tracer,
 		    rs_trace_error *error);
+/*
+ * Make the maps that another loader's programs use; the caller owns the descriptors. In order:
+ * ring, members, losses, writes, calls, conns, scratches.
+ */
+int rs_tracer_make_maps(uint64_t ring_bytes, int *ret_fds7, rs_trace_error *error);
 void rs_tracer_close(rs_tracer *tracer);
 /* Number of programs; program `index` is copied out. */
 int rs_tracer_programs(rs_tracer *tracer);

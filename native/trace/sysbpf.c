@@ -32,6 +32,20 @@ static int map_call(int command, int fd, const void *key, const void *value)
 	return bpf_call(command, &attr);
 }
 
+int rs_map_create(const char *name, uint32_t type, uint32_t key_bytes, uint32_t value_bytes,
+		  uint32_t entries)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.map_type = type;
+	attr.key_size = key_bytes;
+	attr.value_size = value_bytes;
+	attr.max_entries = entries;
+	snprintf(attr.map_name, sizeof(attr.map_name), "%s", name);
+	return bpf_call(BPF_MAP_CREATE, &attr);
+}
+
 int rs_map_lookup(int fd, const void *key, void *value)
 {
 	return map_call(BPF_MAP_LOOKUP_ELEM, fd, key, value);

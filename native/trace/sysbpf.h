@@ -3,6 +3,9 @@
 #define ROOTSEAL_TRACE_SYSBPF_H
 #include <stdint.h>
 
+/* A new map; its descriptor (CLOEXEC) or -errno. */
+int rs_map_create(const char *name, uint32_t type, uint32_t key_bytes, uint32_t value_bytes,
+		  uint32_t entries);
 int rs_map_lookup(int fd, const void *key, void *value);
 int rs_map_update(int fd, const void *key, const void *value);
 int rs_map_delete(int fd, const void *key);

@@ -117,6 +117,21 @@ def field_offsets() -> List[str]:
     return str(module.ffi.string(text).decode("ascii")).split()
 
 
+def make_maps(ring_bytes: int) -> Tuple[int, ...]:
+    """Maps for another loader's programs: ring, members, losses, writes, calls, conns, scratches.
+
+    The descriptors are the caller's to close.
+
+    Raises:
+        NativeError: The kernel refused one.
+    """
+    module = _extension()
+    made, error = module.ffi.new("int[7]"), module.ffi.new("rs_trace_error *")
+    if module.lib.rs_tracer_make_maps(ring_bytes, made, error):
+        raise _error(module.ffi, error)
+    return tuple(int(descriptor) for descriptor in made)
+
+
 def feed_bytes(data: bytes) -> int:
     """Run arbitrary bytes through the aggregator (for tests and fuzzing); events taken."""
     module = _extension()

@@ -13,6 +13,7 @@ import time
 from typing import Dict, Mapping, Optional, Tuple
 
 from rootseal import _native_trace, diagnostics
+from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.trace_events import Reader
 from rootseal.errors import BackendUnavailable, CaptureError, NativeError
 from rootseal.observation import Ledger, ProcessRecord
@@ -126,16 +127,20 @@ class EbpfScope:
             raise CaptureError("the trace scope was ended before")
         number, self._number = self._number, None
         self._result = self._tracer.native.finish_scope(number)
+        self._tracer.check_attached()
         counters = self._result.counters()
         reader = Reader(
             root=self._root,
             clock_offset_ns=self._tracer.clock_offset_ns,
             specbypassisvuln=self._tracer.specbypassisvuln,
         )
+        processes = reader.read(self._result.events())
+        found = _diagnostics(counters)
+        found["tracerDetaches"] = sum(_is_foreign(process) for process in processes)
         return TraceObservation(
-            processes=reader.read(self._result.events()),
+            processes=processes,
             opened_files=self._result.files(),
-            counters=_diagnostics(counters),
+            counters=found,
             opens=counters["opens"],
         )
 
@@ -173,11 +178,12 @@ class EbpfScope:
 class EbpfTracer:
     """Trace programs of one daemon, attached once."""
 
-    def __init__(self, *, ring_bytes: int = RING_BYTES_DEFAULT) -> None:
+    def __init__(self, *, ring_bytes: int = RING_BYTES_DEFAULT, loader: str = "auto") -> None:
         """Load and attach the programs.
 
         Args:
             ring_bytes: Size of the ring buffer, a power of two; what it cannot hold is counted.
+            loader: `co-re`, `bcc`, or `auto`: CO-RE where the kernel has BTF, else BCC.
 
         Raises:
             BackendUnavailable: Why not on this host, and what to do.
@@ -187,7 +193,15 @@ class EbpfTracer:
                 f"the ring must be a power of two from {RING_BYTES_MIN} to {RING_BYTES_MAX} bytes"
             )
         _check_host()
-        self.native, self.loader, self.loader_reason = _load(ring_bytes)
+        has_btf = _KERNEL_BTF.exists()
+        self.loader_reason = "the kernel has BTF" if has_btf else "the kernel has no BTF"
+        self.loader = loader if loader != "auto" else "co-re" if has_btf else "bcc"
+        self._bcc: Optional[BccLoader] = None
+        if self.loader == "bcc":
+            self._bcc = BccLoader(ring_bytes)
+            self.native = self._bcc.tracer
+        else:
+            self.native = _load_core(ring_bytes)
         self.clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self.specbypassisvuln = _speculative_store_bypass()
         self.memory_device = _memory_device()
@@ -195,7 +209,16 @@ class EbpfTracer:
     @property
     def programs(self) -> Tuple[_native_trace.Program, ...]:
         """Which programs run, and why the others do not."""
-        return self.native.programs()
+        return self._bcc.programs if self._bcc is not None else self.native.programs()
+
+    def check_attached(self) -> None:
+        """Make sure that the programs are still there.
+
+        Raises:
+            CaptureError: The BCC helper has ended, and the programs with it.
+        """
+        if self._bcc is not None and not self._bcc.alive():
+            raise CaptureError("the BCC helper has ended; start the daemon again")
 
     @classmethod
     def probe(cls) -> None:
@@ -216,26 +239,26 @@ class EbpfTracer:
         Raises:
             CaptureError: Too many scopes are open, or the map of members is full.
         """
+        self.check_attached()
         limits = (OPENS_MAX, EVENT_BYTES_MAX, PROCESSES_MAX)
         return EbpfScope(self, self.native.open_scope(pid, limits), os.path.realpath(root))
 
     def close(self) -> None:
         """Detach the programs. May be called twice."""
         self.native.close()
+        loader, self._bcc = self._bcc, None
+        if loader is not None:
+            loader.close()
 
 
-def _load(ring_bytes: int) -> Tuple[_native_trace.Tracer, str, str]:
+def _load_core(ring_bytes: int) -> _native_trace.Tracer:
     if not _OBJECT.exists():
         raise unavailable(
             f"{_OBJECT.name} is missing from the installation",
             "Install clang and libbpf-dev, then `make build`.",
         )
     try:
-        return (
-            _native_trace.Tracer.open_core(str(_OBJECT), ring_bytes),
-            "co-re",
-            "the kernel has BTF",
-        )
+        return _native_trace.Tracer.open_core(str(_OBJECT), ring_bytes)
     except NativeError as error:
         raise _explain(error) from error
 
@@ -246,6 +269,12 @@ def _diagnostics(counters: Mapping[str, int]) -> Dict[str, int]:
         total = found.get(target, 0) + counters[name]
         found[target] = min(total, diagnostics.COUNTER_VALUE_MAX)
     return found
+
+
+def _is_foreign(process: ProcessRecord) -> bool:
+    """Whether it used a system call ABI that the programs cannot read (x32; 32-bit under BCC)."""
+    events = process.trace.syscall_events if process.trace is not None else ()
+    return any(event.syscall == "foreign_abi" for event in events)
 
 
 def _speculative_store_bypass() -> Optional[bool]:
