@@ -16,7 +16,7 @@ from typing import Callable, Optional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
 
 from harness import REPO, Variant, compare
-from pants_repo import PantsRepo, find_executables  # type: ignore[import-not-found] # in tests/
+from pants_repo import PantsRepo, find_executables
 
 ON, OFF = "--rootseal-enabled", "--no-rootseal-enabled"
 
