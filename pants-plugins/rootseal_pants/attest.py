@@ -19,7 +19,6 @@ from typing import Any, Iterable, Sequence
 
 from pants.base.exceptions import NativeEngineFailure
 from pants.base.specs import Specs
-from pants.core.util_rules.environments import determine_bootstrap_environment
 from pants.engine.fs import FileDigest
 from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
 from pants.engine.internals.selectors import Params
@@ -27,12 +26,13 @@ from pants.version import VERSION
 from rootseal.errors import CaptureError, Error
 
 from rootseal_pants import sealing
-from rootseal_pants.attest_rules import AttestedTarget, AttestRoots, AttestTarget, CurrentRun
+from rootseal_pants.attest_types import AttestedTarget, AttestRoots, AttestTarget, CurrentRun
+from rootseal_pants.compat import bootstrap_environment
 from rootseal_pants.evidence import Evidence
 from rootseal_pants.graph import NodeGraph, parse_graph
 from rootseal_pants.manifest import Artifact, build_manifest, find_actions, source_name
 from rootseal_pants.records import RecordStore
-from rootseal_pants.setup_rules import Capture, ReadyDaemon, Settings
+from rootseal_pants.settings import Capture, ReadyDaemon, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
     roots = requested_targets(run.session, run.specs)
     if not roots:
         return 0
-    environment = determine_bootstrap_environment(run.session)
+    environment = bootstrap_environment(run.session)
     targets = run.session.product_request(
         AttestedTarget, [Params(AttestTarget(root), environment) for root in roots]
     )
@@ -127,7 +127,7 @@ def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
 
 def requested_targets(session: SchedulerSession, specs: Specs) -> tuple[Any, ...]:
     """The field sets that the package goal builds for these specs."""
-    params = Params(specs, determine_bootstrap_environment(session))
+    params = Params(specs, bootstrap_environment(session))
     (roots,) = session.product_request(AttestRoots, [params])
     return tuple(roots.field_sets)
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pants.base.specs import Specs
-from pants.build_graph.build_configuration import BuildConfiguration
-from pants.core.util_rules.environments import determine_bootstrap_environment
+from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
 from pants.engine.internals.selectors import Params
-from pants.engine.unions import UnionMembership
-from pants.goal.builtin_goal import BuiltinGoal
-from pants.init.engine_initializer import GraphSession
-from pants.option.options import Options
 from rootseal.errors import Error
 
 from rootseal_pants.attest import requested_targets
-from rootseal_pants.attest_rules import AttestedTarget, AttestTarget
+from rootseal_pants.attest_types import AttestedTarget, AttestTarget
+from rootseal_pants.compat import bootstrap_environment, goal_class, wrap_module
 
 logger = logging.getLogger(__name__)
+_Goal: Any = goal_class()
 
 
-class AttestGoal(BuiltinGoal):
+class AttestGoal(_Goal):  # type: ignore[misc]
     """The goal; it packages through the package goal, which attests by itself."""
 
     name = "attest"
@@ -30,46 +26,62 @@ class AttestGoal(BuiltinGoal):
         "and exits non-zero unless everything is attested."
     )
 
-    def run(
-        self,
-        *,
-        build_config: BuildConfiguration,
-        graph_session: GraphSession,
-        options: Options,
-        specs: Specs,
-        union_membership: UnionMembership,
-    ) -> int:
-        """Build each target, then package and seal all of them."""
-        if not options.for_scope("rootseal").enabled:
+    def run(self, context: Any = None, **fields: Any) -> int:
+        """Build each target, then package and seal all of them.
+
+        Pants 2.17 gives the fields by keyword; later versions give an object that has them.
+        """
+        given = fields if context is None else vars(context)
+        graph_session, specs = given["graph_session"], given["specs"]
+        if not given["options"].for_scope("rootseal").enabled:
             logger.error("`attest` needs capture, but [rootseal].enabled is false.")
             return 1
-        session = graph_session.scheduler_session
-        roots = requested_targets(session, specs)
-        if not roots:
-            logger.error("There is nothing to attest: no target of these can be packaged.")
-            return 1
-        failed = _failures(session, roots)
-        for address, error in failed:
-            logger.error(f"{address} is not attested: {error}")
-        if failed:
-            logger.error(f"{len(failed)} of {len(roots)} targets failed; nothing was attested.")
-            return 1
-        return graph_session.run_goal_rules(
-            union_membership=union_membership, goals=("package",), specs=specs
+        with wrap_module().running(graph_session.scheduler_session):
+            code = _build_all(graph_session.scheduler_session, specs)
+        if code != 0:
+            return code
+        return int(
+            graph_session.run_goal_rules(
+                union_membership=given["union_membership"], goals=("package",), specs=specs
+            )
         )
 
 
-def _failures(session: Any, roots: tuple[Any, ...]) -> list[tuple[str, str]]:
+def _build_all(session: SchedulerSession, specs: Any) -> int:
+    """Build every target, say which fail, and return the exit code."""
+    roots = requested_targets(session, specs)
+    if not roots:
+        logger.error("There is nothing to attest: no target of these can be packaged.")
+        return 1
+    failed = _failures(session, roots)
+    for address, error in failed:
+        logger.error(f"{address} is not attested: {error}")
+    if failed:
+        logger.error(f"{len(failed)} of {len(roots)} targets failed; nothing was attested.")
+        return 1
+    return 0
+
+
+def _failures(session: SchedulerSession, roots: tuple[Any, ...]) -> list[tuple[str, str]]:
     """Build every target, however many fail; address and reason of each that does."""
-    environment = determine_bootstrap_environment(session)
-    requests = [AttestTarget(root) for root in roots]
-    request = session.execution_request(
-        [(AttestedTarget, Params(item, environment)) for item in requests]
-    )
-    _, throws = session._execute(request)
+    environment = bootstrap_environment(session)
+    subjects = [Params(AttestTarget(root), environment) for root in roots]
+    try:
+        session.product_request(AttestedTarget, subjects)  # all at once
+    except ExecutionError:
+        pass  # what could be built is built; now ask for each by itself
+    else:
+        return []
     failed = []
-    for (_, params), thrown in throws:
-        target = next(item for item in params.params if isinstance(item, AttestTarget))
-        reason = str(thrown.exc) if isinstance(thrown.exc, Error) else repr(thrown.exc)
-        failed.append((target.field_set.address.spec, reason))
+    for root, subject in zip(roots, subjects):
+        try:
+            session.product_request(AttestedTarget, [subject])
+        except ExecutionError as error:
+            failed.append((root.address.spec, _reason(error)))
     return sorted(failed)
+
+
+def _reason(error: ExecutionError) -> str:
+    """The error of the rule that failed, without the engine's own words."""
+    found = error.wrapped_exceptions[0] if error.wrapped_exceptions else error
+    return str(found) if isinstance(found, Error) else repr(found)

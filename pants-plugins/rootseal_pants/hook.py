@@ -6,34 +6,45 @@ Schedulers without our rules (the one that resolves `plugins=`) are not touched.
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, ContextManager, Protocol
 
 import pants.engine.internals.scheduler as pants_scheduler
 from pants.init.engine_initializer import GraphSession
 
 from rootseal_pants.attest import Run, attest_run, make_artifacts_writable, now
-from rootseal_pants.wrap_get import captured_execute, engine_process_type
 
 _PATCHED = "_rootseal_patched"
 _OURS = "_rootseal_wraps_processes"
 
 
-def install() -> None:
+class Wrap(Protocol):
+    """What wrap_get.py and wrap_byname.py have in common."""
+
+    def is_wrapped(self, rules: tuple[Any, ...]) -> bool:
+        """Whether a scheduler with these rules is one of ours."""
+
+    def building(self, ours: bool) -> ContextManager[None]:
+        """Open while a scheduler is built."""
+
+    def running(self, session: Any) -> ContextManager[None]:
+        """Open while a scheduler of ours runs goals."""
+
+
+def install(wrap: Wrap) -> None:
     """Patch both, once in a process."""
     scheduler: Any = pants_scheduler.Scheduler
     graph_session: Any = GraphSession
     if not getattr(scheduler.__init__, _PATCHED, False):
-        scheduler.__init__ = _with_process_type(scheduler.__init__)
-        graph_session.run_goal_rules = _with_attestation(graph_session.run_goal_rules)
+        scheduler.__init__ = _with_process_type(scheduler.__init__, wrap)
+        graph_session.run_goal_rules = _with_attestation(graph_session.run_goal_rules, wrap)
 
 
-def _with_process_type(original: Callable[..., None]) -> Callable[..., None]:
+def _with_process_type(original: Callable[..., None], wrap: Wrap) -> Callable[..., None]:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         rules = tuple(kwargs["rules"])
-        wrapper: Any = captured_execute
-        ours = any(getattr(rule, "func", None) is wrapper.rule.func for rule in rules)
-        with engine_process_type(ours):
+        ours = wrap.is_wrapped(rules)
+        with wrap.building(ours):
             original(self, *args, **{**kwargs, "rules": rules})
         setattr(self, _OURS, ours)
 
@@ -41,21 +52,23 @@ def _with_process_type(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def _with_attestation(original: Callable[..., int]) -> Callable[..., int]:
+def _with_attestation(original: Callable[..., int], wrap: Wrap) -> Callable[..., int]:
     """After the goals of a run, attest what the package goal built; its failure is the run's."""
 
     @functools.wraps(original)
     def run_goal_rules(self: Any, **kwargs: Any) -> int:
+        session = self.scheduler_session
+        if not getattr(session.scheduler, _OURS, False):
+            return original(self, **kwargs)
         started_at = now()
         goals = tuple(kwargs["goals"])
-        session = self.scheduler_session
-        packages = "package" in goals and getattr(session.scheduler, _OURS, False)
-        if packages:
-            make_artifacts_writable(session)
-        code = original(self, **{**kwargs, "goals": goals})
-        if code != 0 or not packages:
-            return code
-        run_id = f"pants_run_{started_at}"
-        return attest_run(Run(session, kwargs["specs"], run_id, started_at))
+        with wrap.running(session):
+            if "package" in goals:
+                make_artifacts_writable(session)
+            code = original(self, **{**kwargs, "goals": goals})
+            if code != 0 or "package" not in goals:
+                return code
+            run_id = f"pants_run_{started_at}"
+            return attest_run(Run(session, kwargs["specs"], run_id, started_at))
 
     return run_goal_rules

@@ -13,9 +13,16 @@ from rootseal.errors import CaptureError, EncodingError
 from rootseal_pants.evidence import Evidence, evidence_from_label
 from rootseal_pants.graph import NodeGraph
 
-WRAPPER_RULE = "rootseal_pants.wrap_get.captured_execute"
+WRAPPER_RULES = (
+    "rootseal_pants.wrap_get.captured_execute",
+    "pants.engine.intrinsics.execute_process",  # with wrap_byname.py
+)
 NOTE_RULE = "rootseal_pants.wrap_get.note_action"
-TARGET_RULE = "rootseal_pants.attest_rules.attest_target"
+NOTE_DIRECTORY = ".rootseal-note"  # with wrap_byname.py, in a glob of the build root
+TARGET_RULES = (
+    "rootseal_pants.attest_rules.attest_target",
+    "rootseal_pants.byname_rules.attest_target",
+)
 
 _DIGEST_FILE = re.compile(
     r"DigestFile\((.*)\) == .*Fingerprint<([0-9a-f]{64})>, size_bytes: (\d+)", re.DOTALL
@@ -91,12 +98,10 @@ def find_actions(
         CaptureError: An action without evidence; names it, and what to do.
     """
     starts: dict[str, set[int]] = {}
-    for node, hint in graph.rules_named(TARGET_RULE).items():
+    for node, hint in _rules_named(graph, TARGET_RULES).items():
         starts.setdefault(hint, set()).add(node)
-    evidence = {
-        node: evidence_from_label(hint) for node, hint in graph.rules_named(NOTE_RULE).items()
-    }
-    wrappers = frozenset(graph.rules_named(WRAPPER_RULE))
+    evidence = _evidence(graph)
+    wrappers = frozenset(_rules_named(graph, WRAPPER_RULES))
     processes = graph.nodes_of_kind("Process")
     found: list[TargetActions] = []
     everything: set[int] = set()
@@ -116,6 +121,20 @@ def find_actions(
         unique = {action.record: action for action in sorted(actions, key=_order)}
         found.append(TargetActions(address, artifacts, tuple(unique.values())))
     return Findings(_merged(found), _engine_inputs(graph, everything))
+
+
+def _rules_named(graph: NodeGraph, names: Sequence[str]) -> dict[int, str]:
+    return {node: hint for name in names for node, hint in graph.rules_named(name).items()}
+
+
+def _evidence(graph: NodeGraph) -> dict[int, Evidence]:
+    """The notes of actions, by node."""
+    labels = graph.rules_named(NOTE_RULE)
+    start = f"Snapshot({NOTE_DIRECTORY}/"
+    for node, label in graph.nodes_of_kind("Snapshot").items():
+        if label.startswith(start):
+            labels[node] = label[len(start) :].split(")", 1)[0]
+    return {node: evidence_from_label(label) for node, label in labels.items()}
 
 
 def _merged(targets: Sequence[TargetActions]) -> tuple[TargetActions, ...]:

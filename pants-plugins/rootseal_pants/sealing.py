@@ -20,7 +20,7 @@ from rootseal.errors import CaptureError
 
 from rootseal_pants.manifest import Artifact, EngineInput
 from rootseal_pants.runtime import run_rootseal
-from rootseal_pants.setup_rules import ReadyDaemon, Settings
+from rootseal_pants.settings import ReadyDaemon, Settings
 
 SEAL_TIMEOUT_SECONDS = 3600
 GIT_TIMEOUT_SECONDS = 60

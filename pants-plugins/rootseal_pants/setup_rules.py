@@ -1,194 +1,45 @@
-"""Rules that make capture ready: the daemon answers, and the launcher is in the engine's store."""
+"""Rules that make capture ready, for the rule API of Pants up to 2.27 (`Get`)."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pants.base.build_root import BuildRoot
 from pants.core.util_rules import distdir
 from pants.core.util_rules.distdir import DistDir
-from pants.engine.fs import CreateDigest, Digest, FileContent
+from pants.engine.fs import CreateDigest, Digest
 from pants.engine.platform import Platform
 from pants.engine.rules import Get, QueryRule, _uncacheable_rule, collect_rules, rule
 from pants.option.global_options import GlobalOptions
-from rootseal.errors import ConfigError
 
-from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
+from rootseal_pants.settings import (
+    Capture,
+    DaemonRequest,
+    LauncherDirectory,
+    LauncherRequest,
+    ReadyDaemon,
+    Settings,
+    daemon_request,
+    launcher_files,
+    make_ready,
+    resolve_settings,
+)
 from rootseal_pants.subsystem import RootsealSubsystem
-
-KEY_BYTES_MAX = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options, resolved: every path is absolute.
-
-    Attributes:
-        enabled: If false, nothing is captured.
-        executable: The option of that name.
-        build_root: Absolute path.
-        dist_dir: Absolute path.
-        out_dir: Where the attestation goes.
-        records_dir: Where action records are kept.
-        records_max_bytes: Size above which old records are removed.
-        key: Path of the signing key, or empty.
-        trusted_capture_keys: Path of each key that is trusted beside this machine's.
-        daemon_socket: Path of the daemon's socket, or empty for the usual places.
-        capture_mode: As in the manifest's policy; so are the next four.
-        fanotify: off, auto or on.
-        fsverity: off, auto or on.
-        hardening: off, standard or strict.
-        require_zero_drops: Whether any loss fails its action.
-        toolchain_arguments: Arguments of `rootseal seal` that require toolchain manifests.
-        launcher_arguments: Arguments of the launcher that are the same for all actions.
-    """
-
-    enabled: bool
-    executable: str
-    build_root: str
-    dist_dir: str
-    out_dir: str
-    records_dir: str
-    records_max_bytes: int
-    key: str
-    trusted_capture_keys: tuple[str, ...]
-    daemon_socket: str
-    capture_mode: str
-    fanotify: str
-    fsverity: str
-    hardening: str
-    require_zero_drops: bool
-    toolchain_arguments: tuple[str, ...]
-    launcher_arguments: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DaemonRequest:
-    """Asks for a daemon that answers; the fields are those of `Settings`."""
-
-    executable: str
-    build_root: str
-    socket: str
-    trusted_capture_keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReadyDaemon:
-    """A daemon that answered in this run.
-
-    Attributes:
-        info: What it said of itself.
-        executable: Path of the `rootseal` executable.
-        launcher_sha256: Of the launcher's bytes.
-        capture_key: PEM text of this machine's capture key.
-        trusted_capture_keys: PEM text of the keys that are trusted beside it.
-    """
-
-    info: DaemonInfo
-    executable: str
-    launcher_sha256: str
-    capture_key: str
-    trusted_capture_keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What wrapping a process needs.
-
-    Attributes:
-        settings: The options.
-        launcher: Directory with the launcher in it.
-        daemon: The daemon.
-        platform: Name of this host's platform.
-    """
-
-    settings: Settings
-    launcher: Digest | None
-    daemon: ReadyDaemon | None
-    platform: str
 
 
 @rule
-async def resolve_settings(
+async def settings_of_run(
     rootseal: RootsealSubsystem,
     global_options: GlobalOptions,
     build_root: BuildRoot,
     dist_dir: DistDir,
 ) -> Settings:
-    """Read the options once, and refuse what cannot be."""
-    root = build_root.path
-    dist = Path(root, dist_dir.relpath)
-    workdir = global_options.pants_workdir
-    return Settings(
-        enabled=rootseal.enabled,
-        executable=rootseal.executable,
-        build_root=root,
-        dist_dir=str(dist),
-        out_dir=str(dist / rootseal.out),
-        records_dir=str(Path(root, rootseal.records_dir or Path(workdir, "rootseal", "records"))),
-        records_max_bytes=rootseal.records_max_bytes,
-        key=str(Path(root, Path(rootseal.key).expanduser())) if rootseal.key else "",
-        trusted_capture_keys=tuple(
-            str(Path(root, Path(path).expanduser())) for path in rootseal.trusted_capture_keys
-        ),
-        daemon_socket=rootseal.daemon_socket,
-        capture_mode=rootseal.capture_mode,
-        fanotify=rootseal.fanotify.value,
-        fsverity=rootseal.fsverity.value,
-        hardening=rootseal.hardening.value,
-        require_zero_drops=rootseal.require_zero_drops,
-        toolchain_arguments=_toolchain_arguments(rootseal, root),
-        launcher_arguments=_launcher_arguments(rootseal),
-    )
-
-
-def _read_key(path: str) -> str:
-    """The PEM text of a capture key."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"the capture key {path} cannot be read: {error.strerror}; correct "
-            "[rootseal].trusted_capture_keys, or run `rootseal doctor` if it is this machine's own"
-        ) from error
-    if len(content) > KEY_BYTES_MAX or b"-----BEGIN PUBLIC KEY-----" not in content:
-        raise ConfigError(
-            f"{path} is not a PEM public key; correct [rootseal].trusted_capture_keys"
-        )
-    return content.decode("ascii", errors="strict")
-
-
-def _toolchain_arguments(rootseal: RootsealSubsystem, root: str) -> tuple[str, ...]:
-    """Manifests, keys and scope for `rootseal seal`; nothing if no manifest is required."""
-    if not rootseal.toolchains:
-        return ()
-    found = [f"--toolchain-scope={rootseal.toolchain_scope}"]
-    for option, paths in (
-        ("toolchain", rootseal.toolchains),
-        ("toolchain-key", rootseal.toolchain_keys),
-    ):
-        found += [f"--{option}={Path(root, Path(path).expanduser())}" for path in paths]
-    return tuple(found)
-
-
-def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:
-    options = {
-        "capture-mode": rootseal.capture_mode,
-        "fanotify": rootseal.fanotify.value,
-        "fsverity": rootseal.fsverity.value,
-        "hardening": rootseal.hardening.value,
-        "require-zero-drops": "1" if rootseal.require_zero_drops else "0",
-        "max-digests": str(rootseal.max_digests),
-        "max-record-bytes": str(rootseal.max_record_bytes),
-        "max-hashed-bytes": str(rootseal.max_hashed_bytes),
-    }
-    return (
-        *(f"--option={name}={value}" for name, value in options.items()),
-        f"--descendants={rootseal.descendants}",
-        *((f"--socket={rootseal.daemon_socket}",) if rootseal.daemon_socket else ()),
+    """Read the options."""
+    return resolve_settings(
+        rootseal,
+        workdir=global_options.pants_workdir,
+        build_root=build_root.path,
+        dist_dir=str(dist_dir.relpath),
     )
 
 
@@ -199,37 +50,13 @@ async def ready_daemon(request: DaemonRequest) -> ReadyDaemon:
     Pants compares the value with that of the run before: only a new launcher or another key makes
     it look at the actions again.
     """
-    executable = find_executable(request.executable, request.build_root)
-    info = ensure_daemon(executable, request.socket)
-    return ReadyDaemon(
-        info=info,
-        executable=executable,
-        launcher_sha256=hashlib.sha256(Path(info.launcher).read_bytes()).hexdigest(),
-        capture_key=_read_key(info.capture_key),
-        trusted_capture_keys=tuple(_read_key(path) for path in request.trusted_capture_keys),
-    )
-
-
-@dataclass(frozen=True)
-class LauncherRequest:
-    """Asks for the launcher as a directory of the engine's store."""
-
-    daemon: ReadyDaemon
-
-
-@dataclass(frozen=True)
-class LauncherDirectory:
-    """The launcher, called `exec`, in a directory."""
-
-    digest: Digest
+    return make_ready(request)
 
 
 @rule
 async def launcher_directory(request: LauncherRequest) -> LauncherDirectory:
     """Put the launcher into the engine's store."""
-    content = Path(request.daemon.info.launcher).read_bytes()
-    digest = await Get(Digest, CreateDigest([FileContent("exec", content, is_executable=True)]))
-    return LauncherDirectory(digest)
+    return LauncherDirectory(await Get(Digest, CreateDigest, launcher_files(request)))
 
 
 @rule
@@ -238,15 +65,7 @@ async def prepare_capture(settings: Settings) -> Capture:
     platform = Platform.create_for_localhost().value
     if not settings.enabled:
         return Capture(settings, None, None, platform)
-    daemon = await Get(
-        ReadyDaemon,
-        DaemonRequest(
-            settings.executable,
-            settings.build_root,
-            settings.daemon_socket,
-            settings.trusted_capture_keys,
-        ),
-    )
+    daemon = await Get(ReadyDaemon, DaemonRequest, daemon_request(settings))
     launcher = await Get(LauncherDirectory, LauncherRequest(daemon))
     return Capture(settings, launcher.digest, daemon, platform)
 

@@ -20,6 +20,7 @@ from typing import Any, Mapping, Sequence
 
 REPO = Path(__file__).resolve().parents[2]
 RUN_TIMEOUT_SECONDS = 900
+PANTSD_START_ATTEMPTS = 4
 
 PANTS_TOML = """\
 [GLOBAL]
@@ -162,7 +163,12 @@ class PantsRepo:
         (self.home / "sandboxes").mkdir(exist_ok=True)
         if self.run_as:
             os.chown(self.home / "sandboxes", *self.run_as)
-        return self._execute([str(self.pants), *arguments], {**self.environment(), **(env or {})})
+        command, environment = [str(self.pants), *arguments], {**self.environment(), **(env or {})}
+        for _ in range(PANTSD_START_ATTEMPTS):
+            result = self._execute(command, environment)
+            if "while waiting for pantsd to start" not in result.output:
+                break  # else the machine is so busy that Pants gave up on its own daemon
+        return result
 
     def command(self, *arguments: str) -> PantsResult:
         """Run the `rootseal` executable to its end."""

@@ -37,7 +37,7 @@ def daemon_socket(executable: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def wrapping_engine(executable: str, daemon_socket: str, *options: str) -> RuleRunner:
     """An engine whose processes are wrapped."""
-    hook.install()
+    hook.install(wrap_get)
     rules: list[Any] = [
         *setup_rules.rules(),
         *wrap_get.rules(),

@@ -14,9 +14,10 @@ from rootseal.manifest import parse_manifest
 from rootseal_pants.evidence import Evidence, FileSummary, evidence_from_label
 from rootseal_pants.graph import NodeGraph, parse_graph
 from rootseal_pants.manifest import (
+    NOTE_DIRECTORY,
     NOTE_RULE,
-    TARGET_RULE,
-    WRAPPER_RULE,
+    TARGET_RULES,
+    WRAPPER_RULES,
     Artifact,
     EngineInput,
     build_manifest,
@@ -138,10 +139,10 @@ class Build:
             self.node(f"Process({noted.description}) == ProcessResult(..)") for _ in range(attempts)
         ]
         note = self.node(f"@rule({NOTE_RULE}({noted.label()})) == Value(ActionNoted())")
-        return self.node(f"@rule({WRAPPER_RULE}()) == Value(..)", [*processes, note])
+        return self.node(f"@rule({WRAPPER_RULES[0]}()) == Value(..)", [*processes, note])
 
     def target(self, hint: str, below: Iterable[int]) -> int:
-        return self.node(f"@rule({TARGET_RULE}({hint})) == Value(..)", below)
+        return self.node(f"@rule({TARGET_RULES[0]}({hint})) == Value(..)", below)
 
     @property
     def graph(self) -> NodeGraph:
@@ -176,6 +177,18 @@ def test_each_target_gets_its_own_and_the_shared_actions() -> None:
     assert findings.engine_inputs == (EngineInput("dir/a (b).txt", "e" * 64, 63),)
 
 
+def test_notes_of_later_pants_are_globs_of_snapshots() -> None:
+    build = Build()
+    noted = evidence(5)
+    process = build.node("Process(x) == ProcessResult(..)")
+    note = build.node(f"Snapshot({NOTE_DIRECTORY}/{noted.label()}) == Snapshot(.., entries=0)")
+    other = build.node("Snapshot(src/*.py, src/*.txt) == <None>")
+    wrapper = build.node(f"@rule({WRAPPER_RULES[1]}()) == Value(..)", [process, note, other])
+    build.node(f"@rule({TARGET_RULES[1]}(a:a X)) == Value(..)", [wrapper])
+    (target,) = find_actions(build.graph, {"a:a X": ("a:a", (FILE,))}).targets
+    assert target.actions == (noted,)
+
+
 def test_a_target_that_is_packaged_in_two_ways_is_one_target() -> None:
     build = Build()
     shared = build.action(evidence(1))
@@ -207,7 +220,7 @@ def test_an_action_without_its_note_is_an_error() -> None:
     build = Build()
     two_targets(build)
     process = build.node("Process(silent) == ProcessResult(..)")
-    build.target("a:a X", [build.node(f"@rule({WRAPPER_RULE}()) == <None>", [process])])
+    build.target("a:a X", [build.node(f"@rule({WRAPPER_RULES[0]}()) == <None>", [process])])
     with pytest.raises(CaptureError, match=r"Process\(silent\).* has no record"):
         find_actions(build.graph, TARGETS)
 
