@@ -6,8 +6,9 @@
  * Privilege at entry: CAP_SYS_ADMIN (fanotify_mark on a mount). Held at exit: the same.
  */
 #include "mounts.h"
-#include "filestat.h"
+#include "core.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #define MOUNTINFO_BYTES_MAX (16U * 1024U * 1024U)
+#define DEVICES_MAX	    4096
 
 /* Filesystems without files that anybody stores: kernel interfaces. */
 static const char *const pseudo[] = {
@@ -155,6 +157,42 @@ static bool is_visible(int root_fd, const struct rs_mount *mount)
 	return stat.mount_id == UINT64_MAX || stat.mount_id == mount->id;
 }
 
+static void ignore_devices_in(int group_fd, DIR *stream)
+{
+	const unsigned flags = FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY |
+			       FAN_MARK_DONT_FOLLOW;
+	struct dirent *entry;
+	unsigned seen;
+
+	for (seen = 0; seen < DEVICES_MAX && (entry = readdir(stream)); seen++)
+		if (entry->d_type == DT_CHR || entry->d_type == DT_BLK)
+			fanotify_mark(group_fd, flags, RS_EVENT_MASK, dirfd(stream), entry->d_name);
+}
+
+/*
+ * In a container /dev is often a tmpfs with device nodes. The kernel opens an event's file for us
+ * before anybody can look at what it is, and where that fails (/dev/tty without a terminal) it
+ * refuses the action's own open. A device has no content to hash, so its events are switched off;
+ * where that fails, they come and are counted like those of any special file.
+ */
+static void ignore_devices(const struct rs_mount *mount, int group_fd, int root_fd)
+{
+	const char *name = strrchr(mount->point, '/');
+	DIR *stream;
+	int fd;
+
+	if (strcmp(mount->fstype, "tmpfs") || strcmp(name, "/dev"))
+		return;
+	fd = openat(root_fd, relative(mount->point), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	stream = fd < 0 ? NULL : fdopendir(fd);
+	if (stream) {
+		ignore_devices_in(group_fd, stream);
+		closedir(stream);
+	} else if (fd >= 0) {
+		close(fd);
+	}
+}
+
 static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t mask)
 {
 	if (LISTED(mount->fstype, pseudo)) {
@@ -171,6 +209,7 @@ static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t
 			mount->reason = "the kernel refused the mark";
 	} else {
 		mount->state = RS_MOUNT_MARKED;
+		ignore_devices(mount, group_fd, root_fd);
 		if (mount->remote)
 			mount->reason = "served by others: content can change after it was hashed";
 	}

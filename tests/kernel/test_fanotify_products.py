@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Iterator
 
@@ -212,3 +214,30 @@ def test_mounts_are_listed_and_late_ones_counted(lab: Lab, root: Path) -> None:
     excluded = {mark.filesystem for mark in seen.observation.mounts if not mark.marked}
     assert "proc" in excluded
     assert seen.counters["excludedMounts"] >= 1
+
+
+def test_devices_on_a_tmpfs_dev_answer_for_themselves(lab: Lab, tmp_path: Path) -> None:
+    """As in a container: /dev/tty without a terminal fails with ENXIO, not with our refusal."""
+    place = tmp_path / "dev"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "rootseal-test", place], check=True)
+    try:
+        os.mknod(place / "tty", 0o666 | stat.S_IFCHR, os.makedev(5, 0))
+        os.mknod(place / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        (place / "regular").write_bytes(b"regular")
+        script = (
+            "import errno, os, sys\n"
+            f"os.close(os.open('{place}/null', os.O_RDWR))\n"
+            f"os.close(os.open('{place}/regular', os.O_RDONLY))\n"
+            "os.setsid()\n"
+            f"try: os.open('{place}/tty', os.O_RDWR)\n"
+            "except OSError as error: sys.exit(error.errno != errno.ENXIO)\n"
+            "sys.exit(2)\n"
+        )
+        seen = lab.run(tmp_path, [sys.executable, "-c", script])
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+    assert seen.exit_code == 0
+    regular = [leaf for leaf in seen.materials if leaf.path.endswith(b"dev/regular")]
+    assert [leaf.digest for leaf in regular] == [sha256(b"regular")]
+    assert diagnostics.losses(seen.counters) == {}
