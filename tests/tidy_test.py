@@ -35,7 +35,7 @@ LAYERS: Mapping[str, int] = {
         ),
         1,
     ),
-    **dict.fromkeys(("keys", "wire", "schema", "opens_table"), 1),
+    **dict.fromkeys(("keys", "wire", "schema", "opens_table", "keeper"), 1),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("fsverity", "ima"), 1),
     **dict.fromkeys(("toolchain", "toolchain_files"), 5),
@@ -47,7 +47,7 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }
 PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity"}
-STDLIB_ONLY = ("errors", "canonical", "action", "wire", "fsverity")
+STDLIB_ONLY = ("errors", "canonical", "action", "wire", "fsverity", "keeper")
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
 VERIFIER_NEVER = ("capture", "daemon", "cli", "seal", "wire")
 

@@ -239,6 +239,16 @@ void rs_scope_abort(rs_scope *scope)
 	rs_engine_release(scope);
 }
 
+int rs_scope_group(rs_scope *scope, int *ret_fd)
+{
+	int fd = fcntl(scope->group_fd, F_DUPFD_CLOEXEC, 3);
+
+	if (fd < 0)
+		return -errno;
+	*ret_fd = fd;
+	return 0;
+}
+
 void rs_scope_progress(rs_scope *scope, rs_counters *ret_counters)
 {
 	pthread_mutex_lock(&scope->mutex);

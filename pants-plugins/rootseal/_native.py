@@ -92,6 +92,17 @@ class Scope:
         finally:
             _lib.rs_free(data[0])
 
+    def group(self) -> int:
+        """A duplicate of the fanotify group's descriptor; the caller owns it."""
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("group", 9, "the scope has ended")
+            descriptor = _ffi.new("int *")
+            code = _lib.rs_scope_group(self._handle, descriptor)
+        if code:
+            raise NativeError("group", -code, f"group: {os.strerror(-code)}")
+        return int(descriptor[0])
+
     def progress(self) -> Dict[str, int]:
         """The counters so far; empty once the scope has ended."""
         with self._lock:

@@ -261,6 +261,10 @@ class Daemon:
         connection.send(Frame(FrameType.STOPPED))
         self.stop()
 
+    def counts(self) -> Dict[str, int]:
+        """What became of the actions and clients; after `close` too."""
+        return self._counts.all()
+
     def status(self) -> Dict[str, object]:
         """What the daemon says of itself."""
         place, unavailable = self._options.place, self._backends.unavailable
@@ -308,7 +312,7 @@ def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None
             daemon.serve(listener)
             listener.close()  # who comes now looks elsewhere, and does not wait for us
             daemon.close()
-    _log.info("ended: %s", daemon.status()["counts"])
+    _log.info("ended: %s", daemon.counts())
 
 
 @contextlib.contextmanager

@@ -75,8 +75,11 @@ def run_action(
         scope = _open_scope(connection, announced, decision, backends)
         stack.callback(scope.abort)
         started_at = now_text()
-        connection.send(Frame(FrameType.ARMED))
-        exited = _wait_exited(connection, scope)
+        with contextlib.ExitStack() as running:
+            if decision.backend == "fanotify":
+                running.enter_context(backends.kept(scope, connection.peer.pid))
+            connection.send(Frame(FrameType.ARMED))
+            exited = _wait_exited(connection, scope)
         with connection.pulse(b"finishing the capture"):
             observation = _finish(scope, announced, decision, connection.peer)
             observation = with_guard_counts(observation, exited)

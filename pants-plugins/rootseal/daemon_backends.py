@@ -19,7 +19,8 @@ from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.scope import Scope
 from rootseal.capture.walk import WalkEngine, WalkInputs
 from rootseal.daemon_announce import Announcement, Missing
-from rootseal.errors import BackendUnavailable
+from rootseal.daemon_keeper import Keeper
+from rootseal.errors import BackendUnavailable, CaptureError
 from rootseal.observation import Posture
 
 DIGEST_CACHE_ENTRIES = 1 << 20
@@ -44,6 +45,7 @@ class Backends:
             self._fanotify = _start_fanotify(fanotify)
         except BackendUnavailable as error:
             self.unavailable = error
+        self._keeper = Keeper() if self._fanotify is not None else None
         self._tracer: Any = None
         self._traced: Any = None
         self.ebpf_unavailable: Optional[BackendUnavailable] = None
@@ -129,6 +131,25 @@ class Backends:
         scope: Scope = engine.open_scope(pid=pid, root=announced.root, limits=announced.limits)
         return scope
 
+    @contextlib.contextmanager
+    def kept(self, scope: Any, launcher: int) -> Iterator[None]:
+        """Keep the openers of a fanotify scope waiting even if this daemon dies meanwhile.
+
+        Raises:
+            CaptureError: That cannot be had: the action must not start.
+        """
+        if self._keeper is None:
+            raise CaptureError("a fanotify scope without a keeper")
+        group = scope.group()
+        try:
+            with self._keeper.holding(group, launcher):
+                os.close(group)
+                group = -1
+                yield
+        finally:
+            if group >= 0:
+                os.close(group)
+
     def open_ptrace(self, announced: Announcement) -> PtraceScope:
         """A scope for an action that its launcher traces."""
         return PtraceScope(root=announced.root, limits=announced.limits)
@@ -150,6 +171,8 @@ class Backends:
             self._tracer.close()
         if self._fanotify is not None:
             self._fanotify.close()
+        if self._keeper is not None:
+            self._keeper.close()
 
 
 def open_ima(walk: Scope, announced: Announcement) -> Scope:

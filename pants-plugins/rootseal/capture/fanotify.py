@@ -161,6 +161,10 @@ class FanotifyScope:
         """Mounts of the action's namespace when the scope was opened."""
         return self._mounts
 
+    def group(self) -> int:
+        """A duplicate of the group's descriptor; while it is open, waiting openers wait."""
+        return self._scope.group()
+
     def progress(self) -> Mapping[str, int]:
         """Counters of the C core so far (`events`, `bytes_hashed`, ...); empty after the end."""
         return self._scope.progress()

@@ -25,6 +25,10 @@ class TracedScope:
         """As fanotify says."""
         return self._content.mounts
 
+    def group(self) -> int:
+        """A duplicate of the group; its openers wait while it is open."""
+        return self._content.group()
+
     def progress(self) -> Mapping[str, int]:
         """As fanotify says."""
         return self._content.progress()
