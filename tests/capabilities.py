@@ -135,17 +135,17 @@ def _ebpf() -> tuple[bool, str]:
 
 
 def _bcc() -> tuple[bool, str]:
-    """BCC compiles on the host: its Python module and kernel headers."""
-    code = "import bcc; bcc.BPF(text='int nothing(void *context) { return 0; }')"
+    """BCC compiles on the host: its Python module, and headers where it looks for them."""
+    headers = Path(f"/lib/modules/{os.uname().release}/build")
+    if not headers.exists():
+        return False, f"{headers} is missing; install this kernel's headers"
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", code],
+        ["/usr/bin/python3", "-c", "import bcc"],
         capture_output=True,
-        text=True,
         timeout=PROBE_TIMEOUT_SECONDS,
         check=False,
     )
-    lines = done.stderr.strip().splitlines() or ["bcc compiles"]
-    return done.returncode == 0, f"optional: {lines[-1]}" if done.returncode else lines[-1]
+    return done.returncode == 0, "python3-bpfcc and headers" + (" missing" * bool(done.returncode))
 
 
 def _users() -> tuple[bool, str]:
