@@ -283,6 +283,7 @@ def test_scopes_see_only_their_own(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.heavy
 def test_a_file_that_keeps_growing_is_counted(lab: Lab, root: Path, outside: Path) -> None:
     log, stop = outside / "log", outside / "stop"
     with log.open("wb") as file:

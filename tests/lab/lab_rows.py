@@ -94,15 +94,15 @@ DISKS = {
 ROWS = (
     Row("host", "own", ALL, (), False),
     Row("6.1-bpf", "ext4", FACTS + VERITY + CAPTURE, LAUNCHER, True, ("fs-verity",)),
-    Row("6.1-bpf", "btrfs", FACTS + VERITY, CAPTURE, True, ("fs-verity",)),
+    Row("6.1-bpf", "btrfs", FACTS + VERITY, (), True, ("fs-verity",)),
     Row("6.1-bpf", "overlay", FACTS, CAPTURE, False),
     Row("6.1-bpf", "tmpfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
-    Row("6.1-bpf", "xfs", FACTS, CAPTURE, False, ("no-fs-verity",)),
+    Row("6.1-bpf", "xfs", FACTS, (), False, ("no-fs-verity",)),
     Row("6.12-bpf-ima", "ext4", FACTS + IMA, VERITY + EBPF, True, ("fs-verity",)),
     Row("6.12-bpf-ima", "overlay", FACTS + IMA, (), False),
     Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, (), False, ("no-fs-verity",)),
     Row("6.12-nobpf", "overlay", FACTS, CAPTURE + EBPF, True),
-    Row("6.12-nobpf", "ext4", FACTS + VERITY, CAPTURE, False, ("fs-verity",), 1 << 30),
+    Row("6.12-nobpf", "ext4", FACTS + VERITY, (), False, ("fs-verity",), 1 << 30),
     Row("6.12-nobpf", "btrfs", FACTS + VERITY, (), False, ("fs-verity",)),
     Row("6.12-nobpf", "xfs", FACTS, (), False, ("no-fs-verity",)),
 )
