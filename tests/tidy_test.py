@@ -35,7 +35,7 @@ LAYERS: Mapping[str, int] = {
         ),
         1,
     ),
-    **dict.fromkeys(("keys", "wire", "schema", "opens_table", "keeper"), 1),
+    **dict.fromkeys(("keys", "wire", "schema", "opens_table", "keeper", "hardening"), 1),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("fsverity", "ima"), 1),
     **dict.fromkeys(("toolchain", "toolchain_files"), 5),

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from rootseal import __version__, action, canonical, digest, files, keys, leaf_table
+from rootseal import __version__, action, canonical, digest, files, hardening, keys, leaf_table
 from rootseal.cli_keys import add_signing, signer_from
 from rootseal.cli_output import printable
 from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
@@ -34,7 +34,6 @@ from rootseal.seal import RecordsInMemory, seal
 CLOCK_TICK_SECONDS = 0.01  # files made within one tick of the coarse clock cannot be told apart
 EXIT_NO_RECORD = 1
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
-_SWITCH_WORDS = {"0": "off", "off": "off", "auto": "auto", "1": "on", "on": "on"}
 
 
 def register(subparsers: Any) -> None:
@@ -132,12 +131,18 @@ def capture_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -
     """OPTION entries for the launcher.
 
     Raises:
-        ConfigError: An environment switch has an unknown value.
+        ConfigError: A switch of the environment has an unknown value, or what was asked for
+            contradicts itself.
     """
+    switches = {
+        name: hardening.switch(name, getattr(arguments, name), environ)
+        for name in ("fanotify", "fsverity")
+    }
+    hardening.check_level(arguments.hardening, arguments.capture_mode, switches)
     options = {
         "capture-mode": arguments.capture_mode,
-        "fanotify": arguments.fanotify or _switch(environ, "ROOTSEAL_FANOTIFY"),
-        "fsverity": arguments.fsverity or _switch(environ, "ROOTSEAL_FSVERITY"),
+        "fanotify": switches["fanotify"].value,
+        "fsverity": switches["fsverity"].value,
         "hardening": arguments.hardening,
         "require-zero-drops": "1" if arguments.require_zero_drops else "0",
     }
@@ -163,13 +168,6 @@ def drop_to(environ: Mapping[str, str]) -> Optional[str]:
     if uid == 0:
         return None
     return f"{uid}:{gid}:" + ",".join(str(group) for group in groups_of(uid, gid))
-
-
-def _switch(environ: Mapping[str, str], variable: str) -> str:
-    text = environ.get(variable, "auto").lower()
-    if text not in _SWITCH_WORDS:
-        raise ConfigError(f"{variable} must be one of 0, off, auto, 1, on; not {text!r}")
-    return _SWITCH_WORDS[text]
 
 
 @contextlib.contextmanager

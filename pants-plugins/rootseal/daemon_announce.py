@@ -136,7 +136,8 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
     wants_none = mode in ("walk", "ima") and fanotify != "on"
     if announced.strict and (wants_none or fanotify == "off" or mode == "trace:ptrace"):
         raise ConfigError(
-            "hardening strict needs fanotify; do not switch it off, nor use walk, ima or ptrace"
+            "hardening strict needs fanotify and a trace: it contradicts "
+            + (f"fanotify={fanotify}" if fanotify == "off" else f"capture-mode={mode}")
         )
     if mode == "ima" or wants_none:
         return Decision(mode, Posture.WALKED, ())
@@ -171,7 +172,7 @@ def _with_fanotify(requested: Requested, missing: Missing) -> Decision:
         return Decision("fanotify", Posture.HELD, ())
     if missing.ebpf is None:
         return Decision("fanotify", Posture.HELD, (), traced=True)
-    if mode == "trace:ebpf":
+    if mode == "trace:ebpf" or requested.hardening == "strict":
         raise missing.ebpf
     if mode != "auto" and requested.fanotify != "on":  # a trace was asked for: there is another
         step = Fallback("ebpf", "ptrace", missing.ebpf.reason)
