@@ -7,13 +7,13 @@
  *
  * When is a cached digest safe? The key holds the change time, which every write(2), truncate and
  * attribute change moves. Three holes remain, each closed: (1) the clock of the change time is
- * coarse, so a write in the same tick leaves it alone: an entry is made only when the change
- * time was at least CACHE_AGE_NS old before hashing began; (2) stores through a shared mapping move
- * the times only when a page becomes dirty: files the action has opened for writing are never
- * cached, and a read lease, which the kernel refuses while anybody has the file open for writing,
- * is tried before an entry is made (the owner of the file may take one; files of others cannot be
- * opened for writing by the action); (3) the file may change while it is hashed: the state is
- * compared before and after.
+ * coarse, so a write in the same tick leaves it alone: an entry is made only when the change time
+ * was at least CACHE_AGE_NS old before hashing began; (2) stores through a shared mapping move the
+ * times only when a page becomes dirty: files that the action has opened for writing are never
+ * cached, and an entry is believed only from the second hash on, if a read lease could be taken
+ * then, which the kernel refuses while anybody has the file open for writing (only the owner of a
+ * file may take one; the action cannot write files of others); (3) the file may change while it is
+ * hashed: its state is compared before and after.
  *
  * Privilege: none.
  */
@@ -77,54 +77,73 @@ int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest
 	if (rs_inode_written(t, id.device, id.inode))
 		return 0;
 	found = rs_index_find(&t->cache_index, id_hash(&id), cached_equal, t, &id);
-	if (found == UINT32_MAX)
+	if (found == UINT32_MAX || !t->cache[found].trusted)
 		return 0;
 	*ret_digest = t->cache[found].digest;
 	rs_counted(t, RS_TRACE_C_CACHE_HITS);
 	return 1;
 }
 
-/* SIGIO, which a broken lease sends, is blocked by rs_trace_run(). */
-static int writer_active(int fd)
+/* On a description of our own, because a lease would show on the task's. SIGIO, which a broken
+ * lease sends, is blocked by rs_trace_run(). */
+static int writer_active(struct rs_tracer *t, int fd)
 {
-	if (fcntl(fd, F_SETLEASE, F_RDLCK) == 0) {
-		fcntl(fd, F_SETLEASE, F_UNLCK);
-		return 0;
+	int own = rs_reopen(t, fd), active = 1;
+
+	if (own < 0)
+		return 1;
+	if (fcntl(own, F_SETLEASE, F_RDLCK) == 0) {
+		fcntl(own, F_SETLEASE, F_UNLCK);
+		active = 0;
+	} else if (errno != EAGAIN) {
+		active = 0; /* not ours to lease, or a filesystem without leases */
 	}
-	return errno == EAGAIN;
+	close(own);
+	return active;
 }
 
 static void cache_add(struct rs_tracer *t, int fd, const struct rs_file_id *id, int64_t begun_ns,
 		      const struct rs_digest *digest)
 {
-	if (id->ctime_ns > begun_ns - CACHE_AGE_NS || t->cache_count >= CACHE_MAX ||
-	    rs_inode_written(t, id->device, id->inode) || writer_active(fd))
+	uint32_t found;
+
+	if (id->ctime_ns > begun_ns - CACHE_AGE_NS || rs_inode_written(t, id->device, id->inode))
 		return;
-	if (rs_index_find(&t->cache_index, id_hash(id), cached_equal, t, id) != UINT32_MAX)
+	found = rs_index_find(&t->cache_index, id_hash(id), cached_equal, t, id);
+	if (found != UINT32_MAX) {
+		struct rs_cached *entry = &t->cache[found];
+
+		entry->trusted =
+		    memcmp(&entry->digest, digest, sizeof(*digest)) == 0 && !writer_active(t, fd);
+		entry->digest = *digest;
 		return;
+	}
 	if (rs_grow((void **)&t->cache, t->cache_count, &t->cache_capacity, sizeof(*t->cache),
 		    CACHE_MAX) < 0)
 		return; /* a smaller cache is slower, not wrong */
-	t->cache[t->cache_count].id = *id;
-	t->cache[t->cache_count].digest = *digest;
+	t->cache[t->cache_count] = (struct rs_cached){.id = *id, .digest = *digest};
 	if (rs_index_add(&t->cache_index, id_hash(id), t->cache_count, cached_rehash, t) == 0)
 		t->cache_count++;
 }
 
-static int hash_once(struct rs_tracer *t, int fd, struct rs_digest *ret_digest)
+/* To the end, or to the size if there is one: the caller sees by the state if it grew meanwhile. */
+static int hash_once(struct rs_tracer *t, int fd, uint64_t size, struct rs_digest *ret_digest)
 {
 	struct rs_sha256 hash;
-	off_t offset = 0;
-	ssize_t got;
+	uint64_t offset = 0;
 
 	rs_sha256_init(&hash);
-	while ((got = pread(fd, t->read_buffer, READ_BYTES, offset)) != 0) {
+	while (size == 0 || offset < size) {
+		ssize_t got = pread(fd, t->read_buffer, READ_BYTES, (off_t)offset);
+
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got < 0)
 			return -RS_TRACE_LOSS_READ;
+		if (got == 0)
+			break;
 		rs_sha256_update(&hash, t->read_buffer, (size_t)got);
-		offset += got;
+		offset += (uint64_t)got;
 		t->counters[RS_TRACE_C_BYTES_HASHED] += (uint64_t)got;
 	}
 	rs_sha256_final(&hash, ret_digest->bytes);
@@ -162,7 +181,7 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 		if (limit && t->counters[RS_TRACE_C_BYTES_HASHED] + st.stx_size > limit)
 			return -RS_TRACE_LOSS_BYTES_CAP;
 		rs_file_id_from(&st, &before);
-		result = hash_once(t, fd, ret_digest);
+		result = hash_once(t, fd, st.stx_size, ret_digest);
 		if (result < 0)
 			return result;
 		if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
@@ -179,7 +198,7 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 
 /* Files that the kernel makes up as they are read: a typed exclusion, as for fanotify. Not
  * remembered by device: the number of an unmounted filesystem is used again. */
-int rs_filesystem_is_pseudo(const char *link)
+int rs_filesystem_is_pseudo(int fd)
 {
 	static const uint32_t pseudo[] = {
 	    PROC_SUPER_MAGIC, SYSFS_MAGIC,    CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
@@ -190,7 +209,7 @@ int rs_filesystem_is_pseudo(const char *link)
 	};
 	struct statfs fs;
 
-	if (statfs(link, &fs) < 0)
+	if (fstatfs(fd, &fs) < 0)
 		return 0;
 	for (size_t i = 0; i < sizeof(pseudo) / sizeof(pseudo[0]); i++)
 		if ((uint32_t)fs.f_type == pseudo[i])

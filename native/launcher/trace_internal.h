@@ -60,6 +60,13 @@ struct rs_file {
 	struct rs_digest digest;
 };
 
+/* An entry of the digest cache. */
+struct rs_cached {
+	struct rs_file_id id;
+	struct rs_digest digest;
+	uint8_t trusted; /* seen twice, and nobody was writing */
+};
+
 /* A path the action may leave behind. */
 struct rs_candidate {
 	uint32_t path;
@@ -74,6 +81,7 @@ struct rs_process {
 	pid_t pid;
 	uint32_t number; /* as sent */
 	uint32_t threads;
+	int pidfd; /* owned; -1 until it is needed, or if it cannot be had */
 	uint8_t foreign_namespace;
 };
 
@@ -121,13 +129,11 @@ struct rs_tracer {
 	struct rs_index open_index;
 
 	/* trace_hash.c */
-	struct rs_cached {
-		struct rs_file_id id;
-		struct rs_digest digest;
-	} * cache;
+	struct rs_cached *cache;
 	uint32_t cache_count, cache_capacity;
 	struct rs_index cache_index;
 	uint8_t *read_buffer;
+	int own_fds; /* O_PATH of the launcher's /proc/self/fd */
 
 	/* trace_product.c */
 	struct rs_candidate *candidates;
@@ -174,6 +180,8 @@ void rs_task_exec(struct rs_tracer *t, struct rs_task *task, pid_t former_tid);
 void rs_task_ended(struct rs_tracer *t, pid_t tid, int wait_status);
 void rs_task_kill_all(struct rs_tracer *t);
 struct rs_process *rs_process_of(struct rs_tracer *t, const struct rs_task *task);
+/* A duplicate of a descriptor of the process, or -errno. */
+int rs_process_fd(struct rs_process *process, int fd);
 
 /* trace_hash.c */
 void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id);
@@ -183,7 +191,7 @@ void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id);
 int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest);
 /* The digest of a file in this state, if the cache has it. */
 int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest);
-int rs_filesystem_is_pseudo(const char *link);
+int rs_filesystem_is_pseudo(int fd);
 
 /* trace_file.c */
 uint32_t rs_path_intern(struct rs_tracer *t, const char *path, size_t length);
@@ -196,6 +204,11 @@ void rs_files_put(struct rs_tracer *t, const struct rs_file *files, uint32_t cou
 
 /* trace_path.c: what the kernel says about a held task. Each returns a length or -errno. */
 #define RS_PATH_BYTES 4097 /* PATH_MAX and NUL */
+ssize_t rs_link_text_at(int dir, const char *link, char ret_path[RS_PATH_BYTES],
+			const struct statx *st);
+ssize_t rs_own_fd_path(struct rs_tracer *t, int fd, char ret_path[RS_PATH_BYTES],
+		       const struct statx *st);
+int rs_reopen(struct rs_tracer *t, int fd);
 ssize_t rs_link_text(const char *link, char ret_path[RS_PATH_BYTES], const struct statx *st);
 ssize_t rs_fd_path(pid_t tid, int fd, char ret_path[RS_PATH_BYTES], const struct statx *st);
 ssize_t rs_read_string(pid_t tid, uint64_t address, char *ret_text, size_t size);

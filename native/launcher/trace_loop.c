@@ -420,6 +420,9 @@ static void free_all(struct rs_tracer *t)
 				      &t->open_index,	 &t->cache_index,	&t->candidate_index,
 				      &t->written_index, &t->environment_index, &t->note_index};
 
+	for (uint32_t i = 0; i < t->process_slots; i++)
+		if (t->processes[i].pidfd >= 0)
+			close(t->processes[i].pidfd);
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		free(all[i]);
 	for (size_t i = 0; i < sizeof(indexes) / sizeof(indexes[0]); i++)
@@ -442,6 +445,9 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return -errno;
 	sigdelset(&set, SIGIO);
+	t.own_fds = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (t.own_fds < 0)
+		return -errno;
 	signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signal_fd < 0)
 		return -errno;
@@ -460,6 +466,7 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 		result = t.error;
 	}
 	close(signal_fd);
+	close(t.own_fds);
 	*ret_result = (struct rs_trace_result){t.child_status, t.killed};
 	free_all(&t);
 	return result;

@@ -64,15 +64,11 @@ static int unpack_socketcall(const struct rs_task *task, enum rs_call *ret_call,
 }
 
 /* Family and protocol of a descriptor of the task, asked from the socket itself. */
-static void ask_socket(const struct rs_process *process, struct net *net)
+static void ask_socket(struct rs_process *process, struct net *net)
 {
-	int pidfd = (int)syscall(SYS_pidfd_open, process->pid, 0), fd;
+	int fd = rs_process_fd(process, net->fd);
 	socklen_t size = sizeof(net->type);
 
-	if (pidfd < 0)
-		return;
-	fd = (int)syscall(SYS_pidfd_getfd, pidfd, net->fd, 0);
-	close(pidfd);
 	if (fd < 0)
 		return;
 	(void)getsockopt(fd, SOL_SOCKET, SO_TYPE, &net->type, &size);
@@ -113,7 +109,7 @@ static void send_net(struct rs_tracer *t, uint32_t process, const struct net *ne
 
 void rs_net_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 {
-	const struct rs_process *process = rs_process_of(t, task);
+	struct rs_process *process = rs_process_of(t, task);
 	enum rs_call call = task->call;
 	struct net net = {.fd = -1};
 	uint64_t args[6];

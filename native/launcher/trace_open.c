@@ -82,90 +82,143 @@ uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st)
 	return 0;
 }
 
-/* The content of a held task's open file. Returns a file number, RS_TRACE_NONE if it was lost. */
-static void hash_opened(struct rs_tracer *t, const struct rs_task *task, const char *link,
-			const char *path, const struct statx *seen)
+/* What a held task has just opened, in the launcher's hands. */
+struct opened {
+	int fd;	      /* owned */
+	int readable; /* pread() on fd is possible; else it must be opened anew to be read */
+	int flags;
+	uint32_t process;
+	struct statx st;
+	char path[RS_PATH_BYTES];
+};
+
+/*
+ * The very open file of the task (pidfd_getfd), so that nothing is opened by name. Only a leader
+ * has a pidfd before kernel 6.9, and another thread may have descriptors of its own: then the file
+ * is found through the thread's /proc link, O_PATH first, which no FIFO or device feels.
+ */
+static int take_fd(struct rs_tracer *t, const struct rs_task *task, int fd, struct opened *ret)
 {
-	uint32_t process = rs_process_of(t, task)->number;
-	struct rs_digest digest;
-	struct statx st = *seen;
-	int result = 1;
+	struct rs_process *process = rs_process_of(t, task);
+	char link[64];
 
-	if (!rs_hash_cached(t, seen, &digest)) {
-		int fd = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-
-		if (fd < 0) {
-			rs_lost(t, loss_of(errno), process, path);
-			return;
-		}
-		if (rs_filesystem_is_pseudo(link)) {
-			rs_counted(t, RS_TRACE_C_EXCLUDED_PSEUDO);
-			close(fd);
-			return;
-		}
-		result = rs_hash_file(t, fd, &st, &digest);
-		close(fd);
-		if (result == 0 &&
-		    (st.stx_ino != seen->stx_ino || rs_device(&st) != rs_device(seen)))
-			result = -RS_TRACE_LOSS_GONE;
+	if (task->tid == process->pid) {
+		ret->fd = rs_process_fd(process, fd);
+		ret->readable = 1;
+		if (ret->fd >= 0)
+			return 0;
 	}
+	snprintf(link, sizeof(link), "/proc/%d/fd/%d", task->tid, fd);
+	ret->fd = open(link, O_PATH | O_CLOEXEC);
+	ret->readable = 0;
+	return ret->fd < 0 ? -errno : 0;
+}
+
+static int is_readable(const struct opened *o)
+{
+	return o->readable && o->flags != FLAGS_UNKNOWN && !(o->flags & O_DIRECT) &&
+	       (o->flags & O_ACCMODE) != O_WRONLY;
+}
+
+/* On a block device there is content; only filesystems without one can be made up by the kernel. */
+static int is_pseudo(const struct opened *o)
+{
+	return o->st.stx_dev_major == 0 && rs_filesystem_is_pseudo(o->fd);
+}
+
+static int hash_content(struct rs_tracer *t, struct opened *o, struct rs_digest *ret_digest)
+{
+	int fd = o->fd, result;
+
+	if (rs_hash_cached(t, &o->st, ret_digest))
+		return 0;
+	if (!is_readable(o)) {
+		fd = rs_reopen(t, o->fd);
+		if (fd < 0)
+			return -(int)loss_of(-fd);
+	}
+	result = rs_hash_file(t, fd, &o->st, ret_digest);
+	if (fd != o->fd)
+		close(fd);
+	return result;
+}
+
+static void take_material(struct rs_tracer *t, struct opened *o)
+{
+	struct rs_digest digest;
+	int result = hash_content(t, o, &digest);
+	uint32_t file;
+
 	if (result < 0) {
-		rs_lost(t, (enum rs_trace_loss) - result, process, path);
+		rs_lost(t, (enum rs_trace_loss) - result, o->process, o->path);
 		return;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
-	rs_file_opened(t, process, rs_file_seen(t, path, &st, &digest, 0, rs_born_flag(t, &st)));
+	file = rs_file_seen(t, o->path, &o->st, &digest, 0, rs_born_flag(t, &o->st));
+	rs_file_opened(t, o->process, file);
 }
 
-/* Opened by the action: a material if it can read, a candidate product if it can write. */
+/* A material if the action can read it, a candidate product if it can write it. */
+static void take_regular(struct rs_tracer *t, const struct rs_task *task, struct opened *o)
+{
+	int known = o->flags != FLAGS_UNKNOWN;
+	int writes = !known || (o->flags & O_ACCMODE) != O_RDONLY || o->flags & O_TRUNC;
+	int made_empty = known && o->flags & (O_CREAT | O_TRUNC) && o->st.stx_size == 0;
+
+	if (known && (o->flags & O_ACCMODE) == O_WRONLY)
+		rs_counted(t, RS_TRACE_C_EXCLUDED_WRITE_ONLY);
+	else if (writes && made_empty)
+		rs_counted(t, RS_TRACE_C_HASHED); /* by this very open: nothing to read */
+	else
+		take_material(t, o);
+	if (writes)
+		rs_product_written(t, task, o->path, &o->st);
+}
+
+static void take_opened(struct rs_tracer *t, const struct rs_task *task, struct opened *o)
+{
+	ssize_t length;
+
+	if (rs_statx(o->fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &o->st) < 0) {
+		rs_lost(t, loss_of(errno), o->process, "");
+		return;
+	}
+	if (!S_ISREG(o->st.stx_mode)) {
+		rs_counted(t, RS_TRACE_C_EXCLUDED_IRREGULAR);
+		return;
+	}
+	if (is_pseudo(o)) {
+		rs_counted(t, RS_TRACE_C_EXCLUDED_PSEUDO);
+		return;
+	}
+	length = rs_own_fd_path(t, o->fd, o->path, &o->st);
+	if (length < 0)
+		rs_lost(t, loss_of((int)-length), o->process, "");
+	else if (rs_is_anonymous(o->path, &o->st))
+		rs_counted(t, RS_TRACE_C_EXCLUDED_ANONYMOUS);
+	else
+		take_regular(t, task, o);
+}
+
 void rs_open_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 {
-	uint32_t process = rs_process_of(t, task)->number;
-	int flags = flags_of(task), fd = (int)result, writes, creates;
-	char link[64], path[RS_PATH_BYTES];
-	struct statx st;
-	ssize_t length;
+	struct opened opened = {.flags = flags_of(task), .process = rs_process_of(t, task)->number};
+	int error;
 
 	if (result < 0)
 		return;
 	rs_counted(t, RS_TRACE_C_OPENS);
-	if (flags == FLAGS_UNKNOWN)
-		flags = flags_from_kernel(task->tid, fd);
-	if (flags != FLAGS_UNKNOWN && flags & O_PATH) {
+	if (opened.flags == FLAGS_UNKNOWN)
+		opened.flags = flags_from_kernel(task->tid, (int)result);
+	if (opened.flags != FLAGS_UNKNOWN && opened.flags & O_PATH) {
 		rs_counted(t, RS_TRACE_C_EXCLUDED_PATH_ONLY);
 		return;
 	}
-	snprintf(link, sizeof(link), "/proc/%d/fd/%d", task->tid, fd);
-	if (rs_statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0) {
-		rs_lost(t, loss_of(errno), process, "");
+	error = take_fd(t, task, (int)result, &opened);
+	if (error < 0) {
+		rs_lost(t, loss_of(-error), opened.process, "");
 		return;
 	}
-	if (!S_ISREG(st.stx_mode)) {
-		rs_counted(t, RS_TRACE_C_EXCLUDED_IRREGULAR);
-		return;
-	}
-	length = rs_link_text(link, path, &st);
-	if (length < 0) {
-		rs_lost(t, loss_of((int)-length), process, "");
-		return;
-	}
-	if (rs_is_anonymous(path, &st)) {
-		rs_counted(t, RS_TRACE_C_EXCLUDED_ANONYMOUS);
-		return;
-	}
-	writes = flags == FLAGS_UNKNOWN || (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
-	creates = flags != FLAGS_UNKNOWN && flags & (O_CREAT | O_TRUNC);
-	if (writes && rs_filesystem_is_pseudo(link)) {
-		rs_counted(t, RS_TRACE_C_EXCLUDED_PSEUDO);
-		return;
-	}
-	if (flags != FLAGS_UNKNOWN && (flags & O_ACCMODE) == O_WRONLY)
-		rs_counted(t, RS_TRACE_C_EXCLUDED_WRITE_ONLY);
-	else if (!(writes && creates && st.stx_size == 0))
-		hash_opened(t, task, link, path, &st);
-	else
-		rs_counted(t,
-			   RS_TRACE_C_HASHED); /* made empty by this very open: nothing to read */
-	if (writes)
-		rs_product_written(t, task, path, &st);
+	take_opened(t, task, &opened);
+	close(opened.fd);
 }

@@ -21,9 +21,10 @@
 #define DELETED " (deleted)"
 
 /* The target of a /proc link, without the mark of the kernel for a file that has no name left. */
-ssize_t rs_link_text(const char *link, char ret_path[RS_PATH_BYTES], const struct statx *st)
+ssize_t rs_link_text_at(int dir, const char *link, char ret_path[RS_PATH_BYTES],
+			const struct statx *st)
 {
-	ssize_t length = readlink(link, ret_path, RS_PATH_BYTES - 1);
+	ssize_t length = readlinkat(dir, link, ret_path, RS_PATH_BYTES - 1);
 	ssize_t mark = sizeof(DELETED) - 1;
 
 	if (length < 0)
@@ -35,6 +36,32 @@ ssize_t rs_link_text(const char *link, char ret_path[RS_PATH_BYTES], const struc
 		length -= mark;
 	ret_path[length] = '\0';
 	return length;
+}
+
+ssize_t rs_link_text(const char *link, char ret_path[RS_PATH_BYTES], const struct statx *st)
+{
+	return rs_link_text_at(AT_FDCWD, link, ret_path, st);
+}
+
+/* The path of one of the launcher's own fds. */
+ssize_t rs_own_fd_path(struct rs_tracer *t, int fd, char ret_path[RS_PATH_BYTES],
+		       const struct statx *st)
+{
+	char name[16];
+
+	snprintf(name, sizeof(name), "%d", fd);
+	return rs_link_text_at(t->own_fds, name, ret_path, st);
+}
+
+/* An open file description of our own, for reading. */
+int rs_reopen(struct rs_tracer *t, int fd)
+{
+	char name[16];
+	int fresh;
+
+	snprintf(name, sizeof(name), "%d", fd);
+	fresh = openat(t->own_fds, name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	return fresh < 0 ? -errno : fresh;
 }
 
 /* A memfd: its "path" is a name that leads nowhere. */

@@ -64,6 +64,18 @@ struct rs_process *rs_process_of(struct rs_tracer *t, const struct rs_task *task
 	return &t->processes[task->process];
 }
 
+int rs_process_fd(struct rs_process *process, int fd)
+{
+	int got;
+
+	if (process->pidfd < 0)
+		process->pidfd = (int)syscall(SYS_pidfd_open, process->pid, 0);
+	if (process->pidfd < 0)
+		return -errno;
+	got = (int)syscall(SYS_pidfd_getfd, process->pidfd, fd, 0);
+	return got < 0 ? -errno : got;
+}
+
 /* Field of /proc/TID/status, 0 if it cannot be read. */
 static pid_t status_field(pid_t tid, const char *name)
 {
@@ -104,7 +116,7 @@ static void send_process(struct rs_tracer *t, const struct rs_process *process, 
 /* Returns the slot of a new process; the number sent is another thing, slots are reused. */
 static uint32_t process_add(struct rs_tracer *t, pid_t pid, const struct rs_process *creator)
 {
-	struct rs_process process = {.pid = pid, .number = RS_TRACE_NONE};
+	struct rs_process process = {.pid = pid, .number = RS_TRACE_NONE, .pidfd = -1};
 	uint32_t slot = t->process_slots;
 	uint32_t parent = creator ? creator->number : RS_TRACE_NONE;
 
@@ -131,6 +143,9 @@ static uint32_t process_add(struct rs_tracer *t, pid_t pid, const struct rs_proc
 static void process_remove(struct rs_tracer *t, uint32_t slot)
 {
 	uint32_t last = t->process_slots - 1;
+
+	if (t->processes[slot].pidfd >= 0)
+		close(t->processes[slot].pidfd);
 
 	rs_index_remove(&t->process_index, tid_hash(t->processes[slot].pid), slot, process_rehash,
 			t);
