@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Set
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 from rootseal import leaf_table, opens_table
 from rootseal.capture.ptrace import PtraceScope
@@ -111,7 +111,9 @@ def run_traced(
         limits: Environment of the driver: FILES_MAX, BYTES_MAX, PROCESSES_MAX.
     """
     records = root.parent / f"{root.name}.records"
-    options = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    options: Dict[str, Any] = {}
+    if user is not None:
+        options = {"user": user, "group": user, "extra_groups": []}
     done = subprocess.run(
         [str(driver), str(records), *argv],
         cwd=root,
@@ -121,7 +123,7 @@ def run_traced(
         errors="surrogateescape",
         timeout=TIMEOUT_SECONDS,
         check=False,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     assert done.returncode != 125, done.stderr
     scope = PtraceScope(root=str(root.resolve()).encode(), limits=CaptureLimits())
