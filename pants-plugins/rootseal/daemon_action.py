@@ -23,7 +23,7 @@ from rootseal.daemon_announce import Announcement, Decision, decide, read_announ
 from rootseal.daemon_backends import Backends, open_ima
 from rootseal.daemon_connection import FRAME_SECONDS, Connection
 from rootseal.daemon_peer import Peer, as_user, check_child, check_root
-from rootseal.errors import CaptureError, CaptureLost, EncodingError, PostureError
+from rootseal.errors import CaptureError, EncodingError, PostureError, ZeroDropsError
 from rootseal.keys import Signer
 from rootseal.observation import Observation, Posture
 from rootseal.predicate import ActionDescription, Host, exit_of_wait_status
@@ -194,7 +194,7 @@ def gate(announced: Announcement, observation: Observation) -> None:
     """Refuse to sign what the caller would not accept.
 
     Raises:
-        CaptureLost: A gating counter is not zero, and zero drops are required.
+        ZeroDropsError: A gating counter is not zero, and zero drops are required.
         PostureError: The openers were not held, and that was required.
     """
     requested = announced.requested
@@ -210,7 +210,7 @@ def gate(announced: Announcement, observation: Observation) -> None:
     if requested.require_zero_drops and losses:
         text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
         remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
-        raise CaptureLost(f"the capture of this action lost something: {text}. {remedy}", losses)
+        raise ZeroDropsError(f"the capture of this action lost something: {text}. {remedy}", losses)
 
 
 def describe(

@@ -54,6 +54,10 @@ class CaptureLost(CaptureError):
         self.counters = dict(counters)
 
 
+class ZeroDropsError(CaptureLost):
+    """Zero drops were required, and something may have been missed: nothing is signed."""
+
+
 class PostureError(CaptureError):
     """The posture that was achieved is weaker than the one that was asked for."""
 
