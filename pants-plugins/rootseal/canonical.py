@@ -88,6 +88,8 @@ def path_bytes(text: str) -> bytes:
     Raises:
         EncodingError: No bytes have this text: a bad escape, or an escape where none is needed.
     """
+    if text.isascii() and _NEEDS_ESCAPE.search(text) is None:
+        return text.encode("ascii")  # most paths: nothing in them is or needs an escape
     try:
         path = _ESCAPED.sub(_unescape, text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -151,7 +153,10 @@ def _check_value(value: object, depth: int) -> None:
         for key, item in value.items():
             if type(key) is not str:
                 raise EncodingError("JSON object key is not text")
-            _check_text(key)
+            if not key.isascii():
+                _check_text(key)
+            if type(item) is str and depth < DEPTH_MAX and item.isascii():
+                continue  # the common case, without a call
             _check_value(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:

@@ -213,8 +213,12 @@ def diagnostics_from_json(value: object) -> dict[str, int]:
     for name in value:
         if name not in BY_NAME:
             raise EncodingError(f"diagnostics has the unknown counter {name!r}")
+    if len(value) == len(NAMES) and all(
+        type(number) is int and 0 <= number <= COUNTER_VALUE_MAX for number in value.values()
+    ):
+        return {name: value[name] for name in NAMES}
     result = {}
-    for name in NAMES:
+    for name in NAMES:  # something is wrong: find the first
         number = value.get(name)
         if number is None:
             raise EncodingError(

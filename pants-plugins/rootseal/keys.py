@@ -7,6 +7,7 @@ A key's id is the SHA-256 of its DER SubjectPublicKeyInfo. Private key files are
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import re
@@ -100,7 +101,7 @@ class KeyFileSigner:
 
     key: PrivateKeyTypes = dataclasses.field(repr=False)
 
-    @property
+    @functools.cached_property
     def public_key(self) -> PublicKey:
         """The public half."""
         return PublicKey(_spki(self.key.public_key()))
@@ -381,5 +382,6 @@ def _public_pem(key: PublicKeyTypes) -> bytes:
     )
 
 
+@functools.lru_cache(maxsize=256)  # a capture key is the same for thousands of records
 def _load_spki(spki: bytes) -> PublicKeyTypes:
     return _supported_public(serialization.load_der_public_key(spki), "public key")

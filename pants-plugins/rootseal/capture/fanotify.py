@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pathlib
 import struct
@@ -86,6 +87,7 @@ class _Reader:
         return self.take(self.u32())
 
 
+@functools.lru_cache(maxsize=64)  # actions of one host have the same mounts again and again
 def _mounts(data: bytes) -> Tuple[MountMark, ...]:
     reader = _Reader(data)
     marks: List[MountMark] = []
