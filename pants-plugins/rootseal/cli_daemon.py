@@ -33,6 +33,9 @@ def register(subparsers: Any) -> None:
     _add_place(run_parser)
     _add_service(run_parser)
     run_parser.add_argument("--log-file", metavar="FILE", default="", help="default: stderr")
+    run_parser.add_argument(
+        "--clients", type=_seconds, default=daemon.CONNECTIONS_MAX, help=argparse.SUPPRESS
+    )
     run_parser.set_defaults(handler=run)
     ensure_parser = commands.add_parser("ensure", help="start a daemon unless one answers")
     _add_place(ensure_parser)
@@ -106,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             fanotify=not arguments.no_fanotify,
             idle_exit_seconds=arguments.idle_exit or 0,
             slots=arguments.slots,
+            clients=arguments.clients,
             sealed=_sealed(arguments),
         )
     )

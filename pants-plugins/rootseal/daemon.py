@@ -53,6 +53,7 @@ class DaemonOptions:
         fanotify: Whether fanotify may be used.
         idle_exit_seconds: End after this long without a client; 0: never.
         slots: Actions at once; 0: as many as the kernel's fanotify group limit allows.
+        clients: Connections at once; who comes later is told to try again.
         sealed: fs-verity digest, SHA-256 and size of the files that are measured, not hashed.
     """
 
@@ -61,6 +62,7 @@ class DaemonOptions:
     fanotify: bool
     idle_exit_seconds: int
     slots: int
+    clients: int = CONNECTIONS_MAX
     sealed: Tuple[Tuple[bytes, bytes, int], ...] = ()
 
     @property
@@ -162,11 +164,12 @@ class Daemon:
         sock.setblocking(True)
         connection = Connection(sock, self._pulse, self._large)
         with self._lock:
-            full = len(self._connections) >= CONNECTIONS_MAX
+            full = len(self._connections) >= self._options.clients
             if not full:
                 self._connections.add(connection)
         if full:
-            text = f"the Rootseal daemon serves {CONNECTIONS_MAX} clients already; try again later."
+            limit = self._options.clients
+            text = f"the Rootseal daemon serves {limit} clients already; try again later."
             connection.send_error("Busy", text, None)
             connection.close()
             return

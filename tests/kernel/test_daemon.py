@@ -18,6 +18,7 @@ from running_daemon import (
     GIVE_UP_SECONDS,
     KEY,
     RunningDaemon,
+    answers,
     command,
     is_alive,
     one_line,
@@ -274,18 +275,15 @@ def test_ready_must_come_from_a_child_in_a_private_namespace(
         assert "not in a private mount namespace" in answer.text(Tag.MESSAGE)
 
 
-def test_more_clients_than_threads_are_told(daemon: RunningDaemon, sandbox: Path) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        socks = list(pool.map(lambda _: connect(daemon), range(1100)))
-    try:
-        answers = []
-        for sock in socks[1024:]:
-            answers.append(reply(sock).text(Tag.CODE))
-        assert "Busy" in answers
-    finally:
-        for sock in socks:
+def test_more_clients_than_the_limit_are_told(tmp_path: Path, sandbox: Path) -> None:
+    with running_daemon(tmp_path, "--clients", "3") as daemon:
+        silent = [connect(daemon) for _ in range(3)]
+        with connect(daemon) as late:
+            assert reply(late).text(Tag.CODE) == "Busy"
+        for sock in silent:
             sock.close()
-    until(lambda: daemon.run(sandbox, ["true"], HELD).returncode == 0, "it serves again")
+        until(lambda: answers(daemon), "it serves again")
+        assert daemon.run(sandbox, ["true"], HELD).returncode == 0
 
 
 # --- what is asked for and impossible -------------------------------------------------------
