@@ -108,7 +108,7 @@ struct rs_tracer {
 	uint64_t killed; /* processes, since killing */
 	uint64_t counters[RS_TRACE_COUNTER_COUNT];
 	uint32_t loss_examples;
-	int64_t start_ns; /* CLOCK_REALTIME_COARSE when the trace began */
+	int64_t start_ns; /* CLOCK_REALTIME when the trace began */
 
 	/* trace_task.c */
 	struct rs_task *tasks;

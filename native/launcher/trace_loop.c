@@ -437,7 +437,11 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 	sigset_t set;
 	int signal_fd, result;
 
-	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	/*
+	 * Not the coarse clock: since Linux 6.13 a file made just before may have a finer time than
+	 * it. What the action makes within the first tick is known by its own calls.
+	 */
+	clock_gettime(CLOCK_REALTIME, &now);
 	t.start_ns = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
