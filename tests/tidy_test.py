@@ -43,7 +43,7 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("statement",), 4),
     **dict.fromkeys(("envelope", "bundle", "policy", "record", "manifest"), 5),
     **dict.fromkeys(("build_predicate", "record_check"), 5),
-    **dict.fromkeys(("verify", "prove", "verify_proof", "check"), 6),
+    **dict.fromkeys(("verify", "policy_check", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }
 PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity"}

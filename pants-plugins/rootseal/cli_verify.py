@@ -122,7 +122,11 @@ def policy_from(arguments: argparse.Namespace) -> Policy:
     if arguments.require_posture is not None:
         asked = posture_from_text(arguments.require_posture)
         posture = asked if posture is None or asked.rank > posture.rank else posture
-    return Policy(posture, policy.require_zero_losses and not arguments.allow_losses)
+    return dataclasses.replace(
+        policy,
+        required_posture=posture,
+        require_zero_losses=policy.require_zero_losses and not arguments.allow_losses,
+    )
 
 
 def hash_artifact(path: str) -> ArtifactDigest:
@@ -186,9 +190,15 @@ def measure_again(path: str, name: str, root: VerifiedRoot) -> Optional[str]:
 def verify_proof_file(arguments: argparse.Namespace) -> int:
     """Verify a proof."""
     trusted, capture_keys = trust_from(arguments)
+    policy = policy_from(arguments)
+    if policy.needs_whole_build:
+        raise ConfigError(
+            "the policy demands what one proof cannot show (targets, counters, materials); give "
+            "it to `rootseal verify` with the bundle"
+        )
     data = files.read_bounded(arguments.proof, bytes_max=prove.PROOF_BYTES_MAX, what="the proof")
     fact = verify_proof.verify_proof(
-        data, trusted=trusted, capture_keys=capture_keys, policy=policy_from(arguments)
+        data, trusted=trusted, capture_keys=capture_keys, policy=policy
     )
     if arguments.artifact is not None:
         _check_artifact(arguments.artifact, fact)

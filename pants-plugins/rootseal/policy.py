@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Tuple
 
+from rootseal import diagnostics
 from rootseal.errors import ConfigError
 from rootseal.observation import Posture
 from rootseal.toolchain import TrustedTools
 
 POLICY_BYTES_MAX = 1 << 20
+LIST_ITEMS_MAX = 1000
+_KEYS = {
+    "required_posture",
+    "require_zero_losses",
+    "required_targets",
+    "forbidden_materials",
+    "counters_min",
+    "counters_max",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +32,29 @@ class Policy:
         required_posture: The weakest posture that is accepted, or None for any.
         require_zero_losses: Refuse a build in which any gating counter is not zero.
         tools: What actions may execute from outside their sandboxes, or None for anything.
+        required_targets: Addresses that the build must have targets of.
+        forbidden_materials: Globs; no action may have read a path that one of them matches.
+        counters_min: The least value of a counter in each action.
+        counters_max: The greatest value of a counter in each action.
     """
 
     required_posture: Optional[Posture] = None
     require_zero_losses: bool = True
     tools: Optional[TrustedTools] = None
+    required_targets: Tuple[str, ...] = ()
+    forbidden_materials: Tuple[str, ...] = ()
+    counters_min: Tuple[Tuple[str, int], ...] = ()
+    counters_max: Tuple[Tuple[str, int], ...] = ()
+
+    @property
+    def needs_whole_build(self) -> bool:
+        """Whether it demands what only a whole bundle can show."""
+        return bool(
+            self.required_targets
+            or self.forbidden_materials
+            or self.counters_min
+            or self.counters_max
+        )
 
 
 def posture_from_text(text: str) -> Posture:
@@ -43,7 +71,7 @@ def posture_from_text(text: str) -> Posture:
 
 
 def parse_policy(text: str, *, where: str) -> Policy:
-    """Read a policy from TOML: `required_posture = "held"`, `require_zero_losses = true`.
+    """Read a policy from TOML; docs/verification.md has every key.
 
     Raises:
         ConfigError: Not TOML, an unknown key, or a value of the wrong kind.
@@ -53,10 +81,38 @@ def parse_policy(text: str, *, where: str) -> Policy:
         values: Mapping[str, object] = toml.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not TOML: {error}") from None
-    unknown = set(values) - {"required_posture", "require_zero_losses"}
+    unknown = set(values) - _KEYS
     if unknown:
         raise ConfigError(f"{where} has the unknown key {sorted(unknown)[0]!r}")
     posture, zero = values.get("required_posture"), values.get("require_zero_losses", True)
     if not isinstance(zero, bool) or not isinstance(posture, (str, type(None))):
         raise ConfigError(f"{where} needs text for required_posture, true or false for the other")
-    return Policy(None if posture is None else posture_from_text(posture), zero)
+    return Policy(
+        required_posture=None if posture is None else posture_from_text(posture),
+        require_zero_losses=zero,
+        required_targets=_texts(values, "required_targets", where),
+        forbidden_materials=_texts(values, "forbidden_materials", where),
+        counters_min=_counters(values, "counters_min", where),
+        counters_max=_counters(values, "counters_max", where),
+    )
+
+
+def _texts(values: Mapping[str, object], key: str, where: str) -> Tuple[str, ...]:
+    found = values.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(item, str) and item for item in found):
+        raise ConfigError(f"{where} needs a list of texts for {key}")
+    if len(found) > LIST_ITEMS_MAX:
+        raise ConfigError(f"{where} has more than {LIST_ITEMS_MAX} items in {key}")
+    return tuple(found)
+
+
+def _counters(values: Mapping[str, object], key: str, where: str) -> Tuple[Tuple[str, int], ...]:
+    found = values.get(key, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} needs a table of counters for {key}")
+    for name, value in found.items():
+        if name not in diagnostics.BY_NAME:
+            raise ConfigError(f"{where}: {key} names the unknown counter {name!r}")
+        if type(value) is not int or not 0 <= value <= diagnostics.COUNTER_VALUE_MAX:
+            raise ConfigError(f"{where}: {key}.{name} must be an integer from 0 to 2^53-1")
+    return tuple(sorted(found.items()))

@@ -14,6 +14,7 @@ from rootseal import (
     diagnostics,
     envelope,
     merkle,
+    policy_check,
     record_check,
     schema,
     statement,
@@ -121,6 +122,7 @@ def verify_bundle(
     check_targets(root)  # 19
     posture = root_posture(root.predicate)
     check_policy(posture, policy)  # 20
+    policy_check.check_policy_targets(root.predicate.targets, policy)
     return VerifiedBuild(root, matched, posture, diagnostics.losses(totals.diagnostics))
 
 
@@ -287,6 +289,7 @@ def _verify_entry(
     record_check.refuse_losses(verified.predicate, verified.losses, allow=allow, about=about)
     check_record_posture(root.predicate, verified.predicate.posture, about=about)
     record_check.check_tools(verified, policy.tools, about=about)
+    policy_check.check_policy_action(verified, policy, about=about)
     totals.add(verified.predicate, verified.counters)
 
 
