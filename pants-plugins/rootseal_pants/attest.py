@@ -85,6 +85,7 @@ def attest_run(run: Run) -> int:
 
 
 def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
+    sealing.remove_stale(settings)
     roots = requested_targets(run.session, run.specs)
     if not roots:
         return 0

@@ -22,6 +22,7 @@ from rootseal_pants.manifest import Artifact, EngineInput
 from rootseal_pants.runtime import run_rootseal
 from rootseal_pants.settings import ReadyDaemon, Settings
 
+BUNDLE_NAME = "build.rootseal"
 SEAL_TIMEOUT_SECONDS = 3600
 GIT_TIMEOUT_SECONDS = 60
 _READ_BYTES = 1 << 20
@@ -33,6 +34,16 @@ class Sealed:
 
     bundle: str
     summary: Mapping[str, Any]
+
+
+def remove_stale(settings: Settings) -> None:
+    """Remove the attestation of the last run: from here on it is not that of what is in dist/.
+
+    The manifest stays until there is a new one, since it says which artifacts were sealed.
+    """
+    out = Path(settings.out_dir)
+    for stale in (out / BUNDLE_NAME, *out.glob("targets/*.intoto.json")):
+        stale.unlink(missing_ok=True)
 
 
 def check_artifacts(dist_dir: str, artifacts: Iterable[Artifact]) -> None:
@@ -129,9 +140,7 @@ def seal(settings: Settings, daemon: ReadyDaemon, manifest: Mapping[str, object]
     """Write the manifest and have `rootseal seal` sign it; nothing is left behind on failure."""
     out = Path(settings.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    bundle, manifest_path = out / "build.rootseal", out / "manifest.json"
-    for stale in (bundle, manifest_path, *out.glob("targets/*.intoto.json")):
-        stale.unlink(missing_ok=True)
+    bundle, manifest_path = out / BUNDLE_NAME, out / "manifest.json"
     _write_whole(manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     done = run_rootseal(
         [daemon.executable, *_seal_arguments(settings, daemon, manifest_path, bundle)],

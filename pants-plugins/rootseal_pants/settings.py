@@ -6,6 +6,7 @@ The rules that connect these are in setup_rules.py and byname_rules.py, one for 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Settings:
         out_dir: Where the attestation goes.
         records_dir: Where action records are kept.
         records_max_bytes: Size above which old records are removed.
-        key: Path of the signing key, or empty.
+        key: Path or URI of the signing key, or empty.
         trusted_capture_keys: Path of each key that is trusted beside this machine's.
         daemon_socket: Path of the daemon's socket, or empty for the usual places.
         capture_mode: As in the manifest's policy; so are the next four.
@@ -142,7 +143,7 @@ def resolve_settings(
         out_dir=str(dist / rootseal.out),
         records_dir=str(Path(root, rootseal.records_dir or Path(workdir, "rootseal", "records"))),
         records_max_bytes=rootseal.records_max_bytes,
-        key=str(Path(root, Path(rootseal.key).expanduser())) if rootseal.key else "",
+        key=_signing_key(rootseal.key, root),
         trusted_capture_keys=tuple(
             str(Path(root, Path(path).expanduser())) for path in rootseal.trusted_capture_keys
         ),
@@ -155,6 +156,13 @@ def resolve_settings(
         toolchain_arguments=_toolchain_arguments(rootseal, root),
         launcher_arguments=_launcher_arguments(rootseal),
     )
+
+
+def _signing_key(key: str, root: str) -> str:
+    """A key URI (awskms:, gcpkms:, …) as it is, a path as an absolute one, empty as empty."""
+    if not key or re.match(r"[a-z][a-z0-9+.-]+:", key):
+        return key
+    return str(Path(root, Path(key).expanduser()))
 
 
 def _read_key(path: str) -> str:

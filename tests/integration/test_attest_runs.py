@@ -91,6 +91,8 @@ def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) ->
 
 
 def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
+    repo.run("package", "::").succeeded()
+    repo.verify()
     failed = repo.run("--rootseal-key=no-such.key", "package", "::").failed()
     assert "Nothing was attested" in failed.output
     assert "no-such.key" in failed.output
