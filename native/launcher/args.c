@@ -162,6 +162,10 @@ static int parse_one(const char *argument, struct options *options, bool *have_k
 		options->output_dirs[options->output_dir_count++] = *value ? value : ".";
 		return 0;
 	}
+	if (!strcmp(argument, "--stdio-only")) {
+		options->stdio_only = true;
+		return 0;
+	}
 	if ((value = value_of(argument, "--option"))) {
 		options->options[options->option_count++] = value;
 		return strchr(value, '=') ? 0 : -EINVAL;

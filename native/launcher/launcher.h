@@ -62,6 +62,7 @@ struct options {
 	size_t option_count;
 	enum descendants_policy descendants;
 	unsigned int descendants_seconds;
+	bool stdio_only; /* close what else the caller left open */
 	struct drop_to drop_to;
 	struct stage2 stage2;
 	char **argv; /* of the action */

@@ -247,6 +247,12 @@ int main(int argc, char **argv)
 		return EXIT_ROOTSEAL;
 	if (run.options.stage2.wanted)
 		child_stage2(&run.options);
+	/* First of all: from here on every fd above stdio is our own. */
+	if (run.options.stdio_only && close_all_but(3, NULL, 0) < 0) {
+		say("inherited descriptors cannot be closed: %s. Use Linux 5.9 or later.",
+		    strerror(errno));
+		return EXIT_ROOTSEAL;
+	}
 	if (prepare(&run) < 0)
 		return EXIT_ROOTSEAL;
 	r = run_action(&run, &outcome);

@@ -208,6 +208,7 @@ def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:
     return (
         *(f"--option={name}={value}" for name, value in options.items()),
         f"--descendants={rootseal.descendants}",
+        "--stdio-only",  # pantsd's own store would be inherited open
         *((f"--socket={rootseal.daemon_socket}",) if rootseal.daemon_socket else ()),
     )
 

@@ -150,6 +150,17 @@ def test_same_result(name: str, plain: RuleRunner, wrapped: RuleRunner) -> None:
     assert result_of(wrapped, SHAPES[name]) == result_of(plain, SHAPES[name])
 
 
+def test_nothing_of_pants_itself_is_inherited_open(wrapped: RuleRunner) -> None:
+    """Plain Pants lets actions inherit its store's files; no action may read them unseen."""
+    process = Process(
+        [BASH, "-c", "for fd in /proc/$$/fd/*; do readlink $fd; done"],
+        description="descriptors",
+        env=PATH,
+    )
+    found = wrapped.request(FallibleProcessResult, [process]).stdout.decode().split()
+    assert not [name for name in found if "mdb" in name or "socket" in name]
+
+
 def test_a_program_that_does_not_exist_is_the_one_difference(
     plain: RuleRunner, wrapped: RuleRunner
 ) -> None:
