@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -90,7 +91,10 @@ def run_group(group: str, options: Sequence[str]) -> GroupResult:
         return GroupResult(group, {"skipped": 1}, {reason: 1}, reason, group not in must_run())
     result_file = RESULTS / f"{group}.json"
     result_file.unlink(missing_ok=True)
-    argv = [str(python), "-m", "pytest", "-o", "faulthandler_timeout=300", *options, *files]
+    # A place of our own, removed by rm: pytest's own removal gives up on very deep directories.
+    scratch = tempfile.mkdtemp(prefix="rst-")
+    argv = [str(python), "-m", "pytest", "-o", "faulthandler_timeout=300"]
+    argv += ["--basetemp", f"{scratch}/t", *options, *files]
     print(f"\n=== {group}: {' '.join(argv[1:])}", flush=True)
     environment = {**os.environ, "ROOTSEAL_TEST_RESULTS": str(result_file)}
     command = ["timeout", "--kill-after=30", str(GROUP_TIMEOUT_SECONDS), *argv]
@@ -104,6 +108,7 @@ def run_group(group: str, options: Sequence[str]) -> GroupResult:
         errors="replace",
     ) as process:
         closing = tee(process)
+    subprocess.run(["rm", "-rf", "--one-file-system", scratch], check=False)
     return read_result(group, result_file, closing, process.returncode)
 
 
