@@ -41,7 +41,7 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("toolchain", "toolchain_files"), 5),
     **dict.fromkeys(("predicate",), 3),
     **dict.fromkeys(("statement",), 4),
-    **dict.fromkeys(("envelope", "bundle", "policy", "record", "manifest"), 5),
+    **dict.fromkeys(("envelope", "bundle", "policy", "rego", "record", "manifest"), 5),
     **dict.fromkeys(("build_predicate", "record_check"), 5),
     **dict.fromkeys(("verify", "policy_check", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),

@@ -7,13 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Tuple
 
-from rootseal import digest, files, fsverity, keys, prove, verify_proof
+from rootseal import digest, envelope, files, fsverity, keys, prove, verify_proof
 from rootseal.bundle import BundleReader
 from rootseal.checks import Check, checking
 from rootseal.cli_output import add_json, emit, printable, progress
 from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.errors import CaptureError, ConfigError, VerificationError
 from rootseal.policy import POLICY_BYTES_MAX, Policy, parse_policy, posture_from_text
+from rootseal.rego import check_rego
 from rootseal.verify import (
     ArtifactDigest,
     VerifiedBuild,
@@ -37,6 +38,9 @@ def register(subparsers: Any) -> None:
     )
     add_trust(parser, required=True)
     add_policy(parser)
+    parser.add_argument(
+        "--rego", metavar="FILE", help="policy in Rego over the root Statement (rootseal[rego])"
+    )
     add_toolchain(parser)
     add_json(parser)
     parser.set_defaults(handler=verify)
@@ -108,12 +112,7 @@ def policy_from(arguments: argparse.Namespace) -> Policy:
     """The policy that the options name; flags may make a policy file stricter, never weaker."""
     policy = Policy()
     if arguments.policy is not None:
-        data = files.read_bounded(arguments.policy, bytes_max=POLICY_BYTES_MAX, what="the policy")
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(f"the policy {arguments.policy} is not UTF-8") from None
-        policy = parse_policy(text, where=arguments.policy)
+        policy = parse_policy(_text_of(arguments.policy), where=arguments.policy)
         if arguments.allow_losses and policy.require_zero_losses:
             raise ConfigError(
                 "--allow-losses contradicts the policy's require_zero_losses = true; drop one"
@@ -127,6 +126,15 @@ def policy_from(arguments: argparse.Namespace) -> Policy:
         required_posture=posture,
         require_zero_losses=policy.require_zero_losses and not arguments.allow_losses,
     )
+
+
+def _text_of(path: str) -> str:
+    """The text of a policy."""
+    data = files.read_bounded(path, bytes_max=POLICY_BYTES_MAX, what="the policy")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"the policy {path} is not UTF-8") from None
 
 
 def hash_artifact(path: str) -> ArtifactDigest:
@@ -162,6 +170,9 @@ def verify(arguments: argparse.Namespace) -> int:
             policy=policy,
             progress=advance,
         )
+        if arguments.rego is not None:
+            payload = envelope.parse(bundle.root_envelope).payload  # verified above
+            check_rego(_text_of(arguments.rego), payload, where=arguments.rego)
     seals = {path: measure_again(path, name, verified.root) for path, name in verified.artifacts}
     text = _describe(arguments.bundle, verified, seals)
     emit(arguments, text, _document(verified, seals))

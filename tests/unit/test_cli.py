@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import stat
@@ -344,3 +345,20 @@ def test_a_proof_goes_to_stdout_where_no_file_is_named(
     assert cli_verify.hash_artifact(build.of("app.bin")).sha256 == digest.sha256_hex(
         factory.ARTIFACT
     )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("regopy") is None, reason="optional: regopy is not installed"
+)
+def test_a_rego_policy_judges_the_signed_statement(build: Build, run: Any) -> None:
+    recommended = Path(__file__).resolve().parents[2] / "examples" / "policy" / "recommended.rego"
+    command = ["verify", build.of("b.rootseal"), "--key", build.of("sign.pub"), "--rego"]
+    assert run(*command, str(recommended))[0] == 0
+    (build.path / "no.rego").write_text('package p\nimport rego.v1\nallow := true\ndeny := ["n"]\n')
+    code, _, err = run(*command, build.of("no.rego"))
+    assert code == 1 and "check 20 (policy)" in err and "objects" in err
+
+
+def test_a_rego_policy_that_is_not_there_is_refused(build: Build, run: Any) -> None:
+    command = ["verify", build.of("b.rootseal"), "--key", build.of("sign.pub"), "--rego"]
+    assert run(*command, build.of("gone.rego"))[0] == 2

@@ -1,0 +1,63 @@
+"""A policy in Rego over the signed root Statement, through regopy (the extra `rego`).
+
+Accepted only if the policy's package says `allow` is true and produces nothing under `deny`,
+`violation` or `violations`. What is undefined, odd or an error refuses: a policy never fails open.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from typing import Any, Mapping
+
+from rootseal.checks import Check, checking
+from rootseal.errors import ConfigError, PolicyError
+
+_PACKAGE = re.compile(r"^\s*package\s+([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*(?:#.*)?$", re.MULTILINE)
+OBJECTIONS = ("deny", "violation", "violations")
+
+
+def check_rego(text: str, statement: bytes, *, where: str) -> None:
+    """Part of check 20: the policy accepts this Statement.
+
+    Args:
+        text: The policy, one module of either Rego dialect.
+        statement: The verified payload of the root envelope, JSON; it is `input`.
+        where: How errors name the policy.
+
+    Raises:
+        ConfigError: The policy cannot be evaluated, or the engine is not installed.
+        PolicyError: It does not accept.
+    """
+    result = _evaluate(text, json.loads(statement), where)
+    with checking(Check.POLICY, PolicyError):
+        for name in OBJECTIONS:
+            if result.get(name) not in (None, [], {}, False):
+                raise PolicyError(
+                    f"{where} objects: {json.dumps(result[name])[:500]}", data={name: result[name]}
+                )
+        if result.get("allow") is not True:
+            raise PolicyError(f"{where} does not say that allow is true")
+
+
+def _evaluate(text: str, document: object, where: str) -> Mapping[str, Any]:
+    try:
+        engine: Any = importlib.import_module("regopy")
+    except ImportError:
+        raise ConfigError("Rego policies need regopy: pip install 'rootseal[rego]'") from None
+    package = _PACKAGE.search(text)
+    if package is None:
+        raise ConfigError(f"{where} has no package")
+    try:
+        interpreter = engine.Interpreter()
+        interpreter.strict_built_in_errors = True
+        interpreter.set_input(document)
+        interpreter.add_module(where, text)
+        output = interpreter.query(f"data.{package.group(1)}")
+        expressions = output.results[0].expressions if output.ok() else []
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises, it accepts nothing
+        raise ConfigError(f"{where} cannot be evaluated: {error}") from None
+    if len(expressions) != 1 or not isinstance(expressions[0], dict):
+        raise ConfigError(f"{where} cannot be evaluated: its package has no rules with values")
+    return expressions[0]

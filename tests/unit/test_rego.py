@@ -1,0 +1,99 @@
+"""Rego policies: accepted only if allow is true and nothing objects."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Dict
+
+import pytest
+from rootseal.errors import ConfigError, PolicyError
+from rootseal.rego import check_rego
+
+STATEMENT = b'{"predicate": {"posture": "held", "timeouts": 0}}'
+RECOMMENDED = Path(__file__).resolve().parents[2] / "examples" / "policy" / "recommended.rego"
+needs_engine = pytest.mark.skipif(
+    importlib.util.find_spec("regopy") is None, reason="optional: regopy is not installed"
+)
+NEW = "package p\nimport rego.v1\n"
+HELD = 'input.predicate.posture == "held"'
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{NEW}default allow := false\nallow if {HELD}\n",
+        f"package p\ndefault allow = false\nallow {{ {HELD} }}\n",
+        f"package a.b.c\nimport rego.v1\nallow if {HELD}\ndeny contains m if "
+        '{ input.predicate.timeouts > 0; m := "late" }\n',
+    ],
+    ids=["v1", "v0", "deny is empty"],
+)
+def test_accepted(text: str) -> None:
+    check_rego(text, STATEMENT, where="p.rego")
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (f"{NEW}allow if not {HELD}\nx := 1\n", "does not say that allow is true"),
+        (f'{NEW}allow := "true"\n', "does not say"),
+        (f"{NEW}allow := 1\n", "does not say"),
+        (f'{NEW}allow := true\ndeny contains "always"\n', "always"),
+        (f'{NEW}allow := true\nviolation contains {{"msg": "v"}}\n', "objects"),
+        (f'{NEW}allow := true\nviolations := ["w"]\n', "objects"),
+        (f"{NEW}allow := true\ndeny := true\n", "objects"),
+        (f"{NEW}allow if input.predicate.missing == 0\nx := 1\n", "does not say"),
+    ],
+)
+def test_refused(text: str, match: str) -> None:
+    with pytest.raises(PolicyError, match=match) as caught:
+        check_rego(text, STATEMENT, where="p.rego")
+    assert caught.value.check == "POLICY"
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    "text",
+    ["", "allow := true", "package p\nallow {", "package p\nallow { nosuch(1) }", "package p\n"],
+)
+def test_a_policy_that_cannot_be_evaluated_accepts_nothing(text: str) -> None:
+    with pytest.raises((ConfigError, PolicyError)):
+        check_rego(text, STATEMENT, where="p.rego")
+
+
+@needs_engine
+@pytest.mark.parametrize(
+    ("change", "accepted"),
+    [
+        ({}, True),
+        ({"fanotifyTimeouts": 1}, False),
+        ({"ringbufReadTapDrops": 1}, False),
+        ({"fanotifyAvailable": 0}, False),
+        ({"fanotifyTimeouts": None}, False),  # absent: elsewhere this fails open
+        ({"posture": "walked"}, False),
+        ({"posture": None}, False),
+    ],
+)
+def test_the_recommended_policy(change: Dict[str, object], accepted: bool) -> None:
+    counters = {"fanotifyAvailable": 3, "fanotifyTimeouts": 0, "ringbufReadTapDrops": 0}
+    summary: Dict[str, object] = {"posture": change.pop("posture", "held")}
+    merged = {**counters, **change}
+    summary["diagnostics"] = {name: value for name, value in merged.items() if value is not None}
+    if summary["posture"] is None:
+        del summary["posture"]
+    document = json.dumps({"predicate": {"summary": summary}}).encode()
+    if accepted:
+        check_rego(RECOMMENDED.read_text(), document, where="it")
+        return
+    with pytest.raises(PolicyError):
+        check_rego(RECOMMENDED.read_text(), document, where="it")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("regopy") is not None, reason="optional: it is here")
+def test_without_the_engine_it_says_what_to_install() -> None:
+    with pytest.raises(ConfigError, match=r"rootseal\[rego\]"):
+        check_rego("package p", STATEMENT, where="p.rego")
