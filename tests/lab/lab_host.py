@@ -32,7 +32,8 @@ def run_row(row: Row, seconds: int) -> dict[str, Any]:
     if os.geteuid() != 0:
         reason = "the kernel tests need root on this host: sudo make lab"
         return {"status": None, "reason": reason, "seconds": 0.0}
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+    command = ["setpriv", "--pdeathsig", "KILL"]  # never outlives the run
+    command += [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
     command += [f"--junitxml={stem}.xml", f"--basetemp={stem}.tmp", *row.tests]
     started = time.monotonic()
     with stem.with_suffix(".log").open("wb") as log:

@@ -20,7 +20,7 @@ FACTS = kernel("lab_facts", "filesystems")
 IMA = kernel("ima_kernel")
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
 CAPTURE = kernel("fanotify_materials", "fanotify_products")
-EBPF = kernel("ebpf", "ebpf_daemon")
+EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net")
 LAUNCHER = kernel("launcher")
 
 
