@@ -11,6 +11,8 @@ from reapi_server import RemoteCache
 
 RECORD_FILE = ".rootseal-record"
 NO_PANTSD = "--no-pantsd"
+# Pants starts an action while it asks the remote cache, and takes whichever ends first.
+HEAD_START_SECONDS = 8
 
 
 @pytest.fixture
@@ -21,6 +23,7 @@ def warmed(repo: PantsRepo, remote_cache: RemoteCache) -> PantsRepo:
             "PANTS_REMOTE_STORE_ADDRESS": f"grpc://127.0.0.1:{remote_cache.port}",
             "PANTS_REMOTE_CACHE_READ": "true",
             "PANTS_REMOTE_CACHE_WRITE": "true",
+            "PANTS_PROCESS_EXECUTION_LOCAL_PARALLELISM": "16",
         }
     )
     repo.write({"BUILD": build_file()})
@@ -36,8 +39,8 @@ def build_file() -> str:
     commands = [
         f"""shell_command(
     name="{name}",
-    command="echo {name} > {name}.out; mkdir -p more; echo x > more/{name}",
-    tools=["mkdir"],
+    command="sleep {HEAD_START_SECONDS}; echo {name} > {name}.out; mkdir -p more; echo x > more/{name}",
+    tools=["mkdir", "sleep"],
     output_files=["{name}.out"],
     output_directories=["more"],
 )
