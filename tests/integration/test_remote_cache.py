@@ -39,8 +39,8 @@ def build_file() -> str:
     commands = [
         f"""shell_command(
     name="{name}",
-    command="sleep {HEAD_START_SECONDS}; echo {name} > {name}.out; mkdir -p more; echo x > more/{name}",
-    tools=["mkdir", "sleep"],
+    command="sleep {HEAD_START_SECONDS}; mkdir -p more; echo {name} | tee {name}.out > more/{name}",
+    tools=["mkdir", "sleep", "tee"],
     output_files=["{name}.out"],
     output_directories=["more"],
 )
