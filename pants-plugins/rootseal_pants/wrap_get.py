@@ -33,7 +33,6 @@ from rootseal_pants.wrapping import (
     RECORD_GLOBS,
     REST_GLOBS,
     Admission,
-    Output,
     attempt_salts,
     evidence_of,
     judge,
@@ -70,59 +69,44 @@ def building(ours: bool) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class SplitRequest:
-    """Asks to take the record out of a result.
+class SettleRequest:
+    """Asks to take the record out of a result, and whether it is to be believed.
 
     Attributes:
+        capture: How was captured.
+        action_key: Of the process.
         digest: Output directory of the wrapped process.
         prefix: What makes an output's path relative to the sandbox.
     """
 
+    capture: Capture
+    action_key: str
     digest: Digest
     prefix: str
 
 
 @dataclass(frozen=True)
-class SplitOutput:
-    """A result without its record, and the record.
-
-    Attributes:
-        rest: What the caller of the process sees.
-        record: The engine's directory with just the record, or with nothing.
-        outputs: Every file and symlink of `rest`, as the daemon's CHECK wants them.
-    """
+class Settled:
+    """What the caller of the process sees, and the judgement of its record."""
 
     rest: Digest
-    record: Digest
-    outputs: tuple[Output, ...]
+    admission: Admission
 
 
 @rule
-async def split_output(request: SplitRequest) -> SplitOutput:
-    """Take the record and the launcher's directory out of the output."""
+async def settle_result(request: SettleRequest) -> Settled:
+    """Take the record and the launcher's directory out of the output; have the record checked.
+
+    One rule for all of it: each further one costs a second when the rule graph is solved.
+    """
     record, rest = await MultiGet(
         Get(Digest, DigestSubset(request.digest, RECORD_GLOBS)),
         Get(Digest, DigestSubset(request.digest, REST_GLOBS)),
     )
+    contents = await Get(DigestContents, Digest, record)
     entries = await Get(DigestEntries, Digest, rest)
-    return SplitOutput(rest, record, outputs_of(entries, request.prefix))
-
-
-@dataclass(frozen=True)
-class AdmissionRequest:
-    """Asks whether the record that came with a result is to be believed."""
-
-    capture: Capture
-    action_key: str
-    record: Digest
-    outputs: tuple[Output, ...]
-
-
-@rule
-async def admit_record(request: AdmissionRequest) -> Admission:
-    """Have the daemon check a record, and keep it if it is good."""
-    contents = await Get(DigestContents, Digest, request.record)
-    return judge(request.capture, request.action_key, contents, request.outputs)
+    outputs = outputs_of(entries, request.prefix)
+    return Settled(rest, judge(request.capture, request.action_key, contents, outputs))
 
 
 @dataclass(frozen=True)
@@ -160,18 +144,18 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
     for salt in attempt_salts(capture.daemon):
         fields = wrapped_fields(process, key=key, capture=capture, salt=salt)
         result = await Get(FallibleProcessResult, NativeProcess, NativeProcess(**fields))
-        split = await Get(
-            SplitOutput,
-            SplitRequest(result.output_digest, output_prefix(process.working_directory)),
+        settled = await Get(
+            Settled,
+            SettleRequest(
+                capture, key, result.output_digest, output_prefix(process.working_directory)
+            ),
         )
-        admission = await Get(
-            Admission, AdmissionRequest(capture, key, split.record, split.outputs)
-        )
+        admission = settled.admission
         problem = "" if admission.record else no_record_problem(process, result)
         if admission.verdict.accepted or problem:
             evidence = evidence_of(process, key, result, admission, problem)
             await Get(ActionNoted, ActionNode(evidence))
-            return dataclasses.replace(result, output_digest=split.rest)
+            return dataclasses.replace(result, output_digest=settled.rest)
         if result.metadata._source == "ran":
             break
     reason = admission.verdict.reason
