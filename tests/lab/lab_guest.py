@@ -86,6 +86,7 @@ def run_row(row: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",  # so that the log shows where a test hangs
         "TMPDIR": str(temporary),
         "PYTHONPATH": f"{job['repo']}/pants-plugins",
         "MUST_RUN": "kernel",
