@@ -19,6 +19,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from rootseal import __version__, action, canonical, digest, files, hardening, keys, leaf_table
 from rootseal.cli_keys import add_signing, signer_from
 from rootseal.cli_output import printable
+from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
 from rootseal.daemon_peer import groups_of
 from rootseal.daemon_place import place_for
@@ -59,6 +60,7 @@ def register(subparsers: Any) -> None:
         help="processes that outlive the command: kill:SECONDS or wait (default: %(default)s)",
     )
     add_capture(parser)
+    add_toolchain(parser)
     add_signing(parser)
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     parser.set_defaults(handler=run)
@@ -93,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not argv:
         raise ConfigError("run needs a command after `--`")
     options = capture_options(arguments, os.environ)
+    tools = tools_from(arguments)
     place = place_for(os.environ, os.getuid(), arguments.socket, "")
     idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
     daemon = ensure(place, places_of(os.getuid(), arguments.socket), ("--idle-exit", str(idle)))
@@ -122,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=Path(arguments.out),
             targets_dir=None,
             artifacts_dir=Path(arguments.root),
+            tools=tools,
         )
     _report(verified, arguments.out)
     return code
@@ -219,12 +223,25 @@ def _launcher_command(
     command += [f"--output-dir={path}" for path in directories]
     command += [f"--option={name}={value}" for name, value in options.items()]
     command += [f"--option=inputs={Path(path).resolve()}" for path in arguments.input]
+    command += _toolchain_options(arguments)
     if arguments.helper:
         command.append(f"--helper={arguments.helper}")
     identity = drop_to(os.environ)
     if identity is not None:
         command.append(f"--drop-to={identity}")
     return command
+
+
+def _toolchain_options(arguments: argparse.Namespace) -> List[str]:
+    """What has the daemon fail the action; `seal` and `verify` repeat the judgement."""
+    if not arguments.toolchain:
+        return []
+    found = [f"--option=toolchain-scope={arguments.toolchain_scope}"]
+    for name in ("toolchain", "toolchain_key"):
+        option = name.replace("_", "-")
+        paths = (Path(path).resolve() for path in getattr(arguments, name))
+        found += [f"--option={option}={path}" for path in paths]
+    return found
 
 
 def _run_launcher(command: Sequence[str]) -> int:

@@ -107,14 +107,14 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def add_toolchain(parser: argparse.ArgumentParser) -> None:
-    """The options that require every tool of a build to be in a manifest."""
+    """The options that require every tool of a build (or of one action) to be in a manifest."""
     parser.add_argument(
         "--toolchain",
         metavar="MANIFEST",
         action="append",
         default=[],
-        help="refuse a build that executed a file outside its sandboxes which is in none of these "
-        "signed manifests (repeatable)",
+        help="refuse a file that is executed from outside the sandbox and is, by content, in none "
+        "of these signed manifests (repeatable)",
     )
     parser.add_argument(
         "--toolchain-key",
@@ -141,7 +141,7 @@ def tools_from(arguments: argparse.Namespace) -> Optional[TrustedTools]:
     if not arguments.toolchain_key:
         raise ConfigError("--toolchain needs the public key of its signer (--toolchain-key)")
     trusted = keys.load_public_keys(arguments.toolchain_key)
-    loaded = [load_toolchain(path, trusted) for path in arguments.toolchain]
+    loaded = [(path, load_toolchain(path, trusted)) for path in arguments.toolchain]
     return toolchain.trusted_tools(loaded, ToolScope(arguments.toolchain_scope))
 
 

@@ -25,6 +25,7 @@ from rootseal.daemon_check import answer_check
 from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
 from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Place, listen, prepare_directories
+from rootseal.daemon_tools import ToolCache
 from rootseal.errors import (
     BackendUnavailable,
     CaptureError,
@@ -33,6 +34,7 @@ from rootseal.errors import (
     EncodingError,
     Error,
     PostureError,
+    ToolchainError,
 )
 from rootseal.wire import Frame, FrameType, Tag
 
@@ -104,6 +106,7 @@ class Daemon:
         self._pulse = Pulse()
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
         self._counts = Counts()
+        self._known_tools = ToolCache()
         self._connections: Set[Connection] = set()
         self._running = 0
         self._lock = threading.Lock()
@@ -241,7 +244,11 @@ class Daemon:
             self._running += 1
         try:
             daemon_action.run_action(
-                connection, frame, backends=self._backends, signer=self._signer
+                connection,
+                frame,
+                backends=self._backends,
+                signer=self._signer,
+                known_tools=self._known_tools,
             )
             self._counts.add("recorded")
         finally:
@@ -341,6 +348,8 @@ def _error_frame(error: Exception) -> Tuple[str, Optional[Mapping[str, object]]]
         return "ZeroDropsError", daemon_action.loss_details(error.counters)
     if isinstance(error, PostureError):
         return "PostureError", {"requested": error.requested, "achieved": error.achieved}
+    if isinstance(error, ToolchainError):
+        return "ToolchainError", error.data
     if isinstance(error, BackendUnavailable):
         return "BackendUnavailable", {"backend": error.backend, "remedy": error.remedy}
     if isinstance(error, ConfigError):

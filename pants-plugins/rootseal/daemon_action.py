@@ -23,6 +23,7 @@ from rootseal.daemon_announce import Announcement, Decision, decide, read_announ
 from rootseal.daemon_backends import Backends, open_ima
 from rootseal.daemon_connection import FRAME_SECONDS, Connection
 from rootseal.daemon_peer import Peer, as_user, check_child, check_root
+from rootseal.daemon_tools import ToolCache, judge_tools, require_sight
 from rootseal.errors import CaptureError, EncodingError, PostureError, ZeroDropsError
 from rootseal.keys import Signer
 from rootseal.observation import Observation, Posture
@@ -50,7 +51,12 @@ class Exited:
 
 
 def run_action(
-    connection: Connection, announce: Frame, *, backends: Backends, signer: Signer
+    connection: Connection,
+    announce: Frame,
+    *,
+    backends: Backends,
+    signer: Signer,
+    known_tools: ToolCache,
 ) -> None:
     """Capture one action and send its signed record.
 
@@ -59,6 +65,7 @@ def run_action(
         announce: The frame that it sent.
         backends: What this daemon captures with.
         signer: The capture key.
+        known_tools: Toolchain manifests that other actions required.
 
     Raises:
         Error: Why there is no record; the connection's owner tells the launcher.
@@ -68,6 +75,10 @@ def run_action(
     announced = read_announcement(announce)
     decision = decide(announced, backends.missing)
     check_root(announced.root, connection.peer)
+    with connection.pulse(b"reading the toolchains"):
+        tools = known_tools.load(announced.tools, connection.peer)
+    if tools is not None and decision.backend in ("walk", "ima"):
+        require_sight(Posture.WALKED)  # before the action has run in vain
     with contextlib.ExitStack() as stack:
         with connection.pulse(b"waiting for a free place"):
             stack.enter_context(backends.place())
@@ -84,6 +95,7 @@ def run_action(
             observation = _finish(scope, announced, decision, connection.peer)
             observation = with_guard_counts(observation, exited)
             gate(announced, observation)
+            judge_tools(observation, tools)
             description = describe(announced, decision, exited, started_at)
             data = record.sign_record(observation, description, signer)
         connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, data),)))

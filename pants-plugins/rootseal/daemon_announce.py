@@ -7,16 +7,19 @@ out.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
 from rootseal.observation import Posture
 from rootseal.predicate import Fallback, Requested
+from rootseal.toolchain import ToolScope
 from rootseal.wire import Frame, Tag
 
 PATH_BYTES_MAX = 4096
 INPUTS_MAX = 4096
+TOOLCHAINS_MAX = 64
 NAMESPACE_WAYS = ("direct", "helper", "none")
 CAPTURE_MODES = ("auto", "walk", "trace", "trace:auto", "trace:ebpf", "trace:ptrace", "ima")
 EBPF_MODES = ("auto", "trace", "trace:auto", "trace:ebpf")
@@ -27,6 +30,26 @@ _LIMIT_OPTIONS = {
     "max-record-bytes": "max_record_bytes",
     "max-hashed-bytes": "max_hashed_bytes",
 }
+_PATH_OPTIONS = {  # repeatable, and how often
+    "inputs": INPUTS_MAX,
+    "toolchain": TOOLCHAINS_MAX,
+    "toolchain-key": TOOLCHAINS_MAX,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolDemand:
+    """What must list the tools of an action.
+
+    Attributes:
+        manifests: Absolute paths of signed toolchain manifests; empty if nothing is required.
+        keys: Absolute paths of the public keys that may have signed them.
+        scope: Which files must be in them.
+    """
+
+    manifests: Tuple[bytes, ...] = ()
+    keys: Tuple[bytes, ...] = ()
+    scope: ToolScope = ToolScope.EXECUTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +68,7 @@ class Announcement:
         requested: What was asked of the capture.
         limits: Caps of this action.
         inputs: Absolute paths to walk beside the root.
+        tools: What must list the tools that it uses.
     """
 
     action_key: bytes
@@ -58,6 +82,7 @@ class Announcement:
     requested: Requested
     limits: CaptureLimits
     inputs: Tuple[bytes, ...]
+    tools: ToolDemand
 
     @property
     def strict(self) -> bool:
@@ -104,19 +129,21 @@ def read_announcement(frame: Frame) -> Announcement:
     argv = frame.all(Tag.ARG)
     if not argv or any(b"\0" in argument for argument in argv):
         raise EncodingError("the action has no command, or a NUL in it")
-    options, inputs = _options(frame.all(Tag.OPTION))
+    options, paths = _options(frame.all(Tag.OPTION))
+    root = _absolute(frame.one(Tag.ROOT))
     return Announcement(
         action_key=key,
         argv=argv,
         environ=tuple(_variable(entry) for entry in frame.all(Tag.ENV)),
         cwd=_absolute(frame.one(Tag.CWD)),
-        root=_absolute(frame.one(Tag.ROOT)),
+        root=root,
         output_files=tuple(_relative(path) for path in frame.all(Tag.OUTPUT_FILE)),
         output_dirs=tuple(_relative(path) for path in frame.all(Tag.OUTPUT_DIR)),
         namespace=_one_of("namespace", frame.text(Tag.NAMESPACE), NAMESPACE_WAYS),
         requested=_requested(options),
         limits=_limits(options),
-        inputs=inputs,
+        inputs=tuple(_absolute(path) for path in paths["inputs"]),
+        tools=_tools(options, paths, root),
     )
 
 
@@ -239,24 +266,46 @@ def _limits(options: Mapping[str, str]) -> CaptureLimits:
     return CaptureLimits(**values)
 
 
-def _options(entries: Sequence[bytes]) -> Tuple[Dict[str, str], Tuple[bytes, ...]]:
+def _tools(
+    options: Mapping[str, str], paths: Mapping[str, Sequence[bytes]], root: bytes
+) -> ToolDemand:
+    """Paths are relative to the root, so that a build tool can bring the manifests along."""
+    scopes = [scope.value for scope in ToolScope]
+    scope = _one_of("toolchain-scope", options.get("toolchain-scope", scopes[0]), scopes)
+    manifests, keys = paths["toolchain"], paths["toolchain-key"]
+    if bool(manifests) != bool(keys):
+        raise ConfigError(
+            "a required toolchain needs both its manifest (--toolchain) and the public key of its "
+            "signer (--toolchain-key)"
+        )
+    return ToolDemand(
+        tuple(_absolute(os.path.join(root, path)) for path in manifests),
+        tuple(_absolute(os.path.join(root, path)) for path in keys),
+        ToolScope(scope),
+    )
+
+
+def _options(entries: Sequence[bytes]) -> Tuple[Dict[str, str], Dict[str, List[bytes]]]:
+    """Options that are given once, as text, and those of paths, which may be repeated."""
     known = {"capture-mode", "fanotify", "fsverity", "hardening", "require-zero-drops"}
     known.update(_LIMIT_OPTIONS)
+    known.add("toolchain-scope")
     known.add("attempt")  # has no effect: it only makes caches see another command
     options: Dict[str, str] = {}
-    inputs: List[bytes] = []
+    paths: Dict[str, List[bytes]] = {name: [] for name in _PATH_OPTIONS}
     for entry in entries:
         raw_name, separator, value = entry.partition(b"=")
         name = raw_name.decode("ascii", "replace")
-        if name == "inputs" and separator:
-            inputs.append(_absolute(value))
+        if name in paths and separator:
+            paths[name].append(value)
         elif name not in known or not separator or name in options:
             raise ConfigError(f"the option {name[:64]!r} is unknown, malformed or given twice")
         else:
             options[name] = value.decode("ascii", "replace")
-    if len(inputs) > INPUTS_MAX:
-        raise ConfigError(f"{len(inputs)} inputs are named; at most {INPUTS_MAX} can be")
-    return options, tuple(inputs)
+    for name, limit in _PATH_OPTIONS.items():
+        if len(paths[name]) > limit:
+            raise ConfigError(f"{len(paths[name])} {name} are named; at most {limit} can be")
+    return options, paths
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

@@ -67,6 +67,18 @@ class PostureError(CaptureError):
         self.achieved = achieved
 
 
+class ToolchainError(CaptureError):
+    """An action used a file from outside its sandbox that no required toolchain manifest lists.
+
+    Attributes:
+        data: `toolchain.UnknownTool.data`: path, content and manifests.
+    """
+
+    def __init__(self, message: str, data: Mapping[str, object]) -> None:
+        super().__init__(message)
+        self.data = dict(data)
+
+
 class NativeError(CaptureError):
     """A call into the C core failed.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Dict, FrozenSet, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from rootseal import __version__, canonical, envelope, leaf_table, schema, statement
 from rootseal.errors import ConfigError, EncodingError, PolicyError, VerificationError
@@ -102,10 +102,55 @@ class TrustedTools:
     Attributes:
         contents: SHA-256 digests.
         scope: Which files must be among them.
+        manifests: How messages name the manifests.
+        listed: SHA-256 and manifest of each path; only to say what is wrong.
     """
 
     contents: FrozenSet[bytes]
     scope: ToolScope
+    manifests: Tuple[str, ...]
+    listed: Mapping[bytes, Tuple[bytes, str]] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnknownTool:
+    """A file from outside the sandbox that no manifest lists with this content.
+
+    Attributes:
+        path: Where it is.
+        sha256: What it is.
+        used: `executed` or `read`.
+        manifests: Those that could have listed it.
+        listed: SHA-256 and manifest that lists its path, if one does: it was modified.
+    """
+
+    path: bytes
+    sha256: bytes
+    used: str
+    manifests: Tuple[str, ...]
+    listed: Optional[Tuple[bytes, str]]
+
+    def __str__(self) -> str:
+        """What the action did, why that is refused, and what to do; one line without a subject."""
+        text = f"{self.used} {canonical.path_text(self.path)} (sha256 {self.sha256.hex()}), which "
+        if self.listed is None:
+            text += f"is in no trusted toolchain ({', '.join(self.manifests)})"
+        else:
+            text += f"{self.listed[1]} lists with the content {self.listed[0].hex()}"
+        again = "if it belongs there, list it again with `rootseal toolchain seal`"
+        return f"{text}; {again}"
+
+    @property
+    def data(self) -> Dict[str, object]:
+        """The same for programs."""
+        return {
+            "path": canonical.path_text(self.path),
+            "sha256": self.sha256.hex(),
+            "used": self.used,
+            "manifests": list(self.manifests),
+            "listedIn": None if self.listed is None else self.listed[1],
+            "listedSha256": None if self.listed is None else self.listed[0].hex(),
+        }
 
 
 def sign_toolchain(toolchain: Toolchain, signer: Signer) -> bytes:
@@ -160,10 +205,32 @@ def read_toolchain(data: bytes, trusted: Sequence[PublicKey]) -> Toolchain:
     return toolchain
 
 
-def trusted_tools(toolchains: Iterable[Toolchain], scope: ToolScope) -> TrustedTools:
-    """What several manifests allow together."""
-    contents = frozenset(file.sha256 for item in toolchains for file in item.files)
-    return TrustedTools(contents, scope)
+def trusted_tools(toolchains: Sequence[Tuple[str, Toolchain]], scope: ToolScope) -> TrustedTools:
+    """What several manifests, each with its name for messages, allow together."""
+    listed = {
+        file.path: (file.sha256, name) for name, item in reversed(toolchains) for file in item.files
+    }
+    contents = frozenset(file.sha256 for _, item in toolchains for file in item.files)
+    return TrustedTools(contents, scope, tuple(name for name, _ in toolchains), listed)
+
+
+def find_unknown(materials: bytes, tools: TrustedTools) -> Optional[UnknownTool]:
+    """The first file that an action used from outside its sandbox and no manifest lists.
+
+    Args:
+        materials: The action's materials table, not compressed.
+        tools: What may be used.
+    """
+    for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
+        if not leaf.path.startswith(b"/") or leaf.kind == LeafKind.SYMLINK:
+            continue  # inside the sandbox: an input of the action, not a tool
+        if tools.scope is ToolScope.EXECUTED and leaf.kind != LeafKind.EXECUTABLE:
+            continue
+        if leaf.digest not in tools.contents:
+            used = "executed" if leaf.kind == LeafKind.EXECUTABLE else "read"
+            found = tools.listed.get(leaf.path)
+            return UnknownTool(leaf.path, leaf.digest, used, tools.manifests, found)
+    return None
 
 
 def require_tools(materials: bytes, tools: TrustedTools, *, about: str) -> None:
@@ -177,19 +244,9 @@ def require_tools(materials: bytes, tools: TrustedTools, *, about: str) -> None:
     Raises:
         PolicyError: Names the first such file by path and content.
     """
-    for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
-        if not leaf.path.startswith(b"/") or leaf.kind == LeafKind.SYMLINK:
-            continue  # inside the sandbox: an input of the action, not a tool
-        if tools.scope is ToolScope.EXECUTED and leaf.kind != LeafKind.EXECUTABLE:
-            continue
-        if leaf.digest not in tools.contents:
-            used = "executed" if leaf.kind == LeafKind.EXECUTABLE else "read"
-            path, found = canonical.path_text(leaf.path), leaf.digest.hex()
-            raise PolicyError(
-                f"{about} {used} {path} (sha256 {found}), which is in no trusted toolchain; if it "
-                "belongs there, list it again with `rootseal toolchain seal`",
-                data={"path": path, "sha256": found},
-            )
+    unknown = find_unknown(materials, tools)
+    if unknown is not None:
+        raise PolicyError(f"{about} {unknown}", data=unknown.data)
 
 
 def _subject(directories: Sequence[bytes], root: bytes) -> Subject:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pants.engine.fs import CreateDigest, Digest, FileContent
 from rootseal.errors import ConfigError
 
+from rootseal_pants.identity import LAUNCHER_DIRECTORY
 from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.subsystem import RootsealSubsystem
 
 KEY_BYTES_MAX = 64 * 1024
+TOOLCHAIN_BYTES_MAX = 64 * 1024 * 1024  # what the daemon accepts (envelope.ENVELOPE_BYTES_MAX)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Settings:
         hardening: off, standard or strict.
         require_zero_drops: Whether any loss fails its action.
         toolchain_arguments: Arguments of `rootseal seal` that require toolchain manifests.
+        toolchain_files: Absolute paths of those manifests and keys, by their path beside the
+            launcher: the launcher names them to the daemon, which fails the action.
         launcher_arguments: Arguments of the launcher that are the same for all actions.
     """
 
@@ -59,6 +63,7 @@ class Settings:
     hardening: str
     require_zero_drops: bool
     toolchain_arguments: tuple[str, ...]
+    toolchain_files: tuple[tuple[str, str], ...]
     launcher_arguments: tuple[str, ...]
 
 
@@ -70,6 +75,7 @@ class DaemonRequest:
     build_root: str
     socket: str
     trusted_capture_keys: tuple[str, ...]
+    toolchain_files: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class ReadyDaemon:
         launcher_sha256: Of the launcher's bytes.
         capture_key: PEM text of this machine's capture key.
         trusted_capture_keys: PEM text of the keys that are trusted beside it.
+        toolchain_files: Path beside the launcher, content: manifests and keys that are required.
     """
 
     info: DaemonInfo
@@ -89,6 +96,7 @@ class ReadyDaemon:
     launcher_sha256: str
     capture_key: str
     trusted_capture_keys: tuple[str, ...]
+    toolchain_files: tuple[tuple[str, bytes], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,7 @@ def resolve_settings(
         hardening=rootseal.hardening.value,
         require_zero_drops=rootseal.require_zero_drops,
         toolchain_arguments=_toolchain_arguments(rootseal, root),
+        toolchain_files=_toolchain_files(rootseal, root),
         launcher_arguments=_launcher_arguments(rootseal),
     )
 
@@ -181,17 +190,53 @@ def _read_key(path: str) -> str:
     return content.decode("ascii", errors="strict")
 
 
+def _read_tool(path: str) -> bytes:
+    """A manifest or key; the daemon judges its content."""
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(TOOLCHAIN_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}; correct [rootseal].toolchains or "
+            "[rootseal].toolchain_keys"
+        ) from error
+    if len(content) > TOOLCHAIN_BYTES_MAX:
+        raise ConfigError(
+            f"{path} is too large for a toolchain manifest; correct [rootseal].toolchains"
+        )
+    return content
+
+
 def _toolchain_arguments(rootseal: RootsealSubsystem, root: str) -> tuple[str, ...]:
     """Manifests, keys and scope for `rootseal seal`; nothing if no manifest is required."""
+    if bool(rootseal.toolchains) != bool(rootseal.toolchain_keys):
+        raise ConfigError(
+            "[rootseal].toolchains and [rootseal].toolchain_keys need each other: set both or none"
+        )
     if not rootseal.toolchains:
         return ()
-    found = [f"--toolchain-scope={rootseal.toolchain_scope}"]
-    for option, paths in (
-        ("toolchain", rootseal.toolchains),
-        ("toolchain-key", rootseal.toolchain_keys),
-    ):
-        found += [f"--{option}={Path(root, Path(path).expanduser())}" for path in paths]
-    return tuple(found)
+    paths = (f"--{option}={path}" for option, path in _toolchain_paths(rootseal, root))
+    return (f"--toolchain-scope={rootseal.toolchain_scope}", *paths)
+
+
+def _toolchain_paths(rootseal: RootsealSubsystem, root: str) -> list[tuple[str, str]]:
+    """Option and absolute path of each manifest and key."""
+    return [
+        (option, str(Path(root, Path(path).expanduser())))
+        for option, paths in (
+            ("toolchain", rootseal.toolchains),
+            ("toolchain-key", rootseal.toolchain_keys),
+        )
+        for path in paths
+    ]
+
+
+def _toolchain_files(rootseal: RootsealSubsystem, root: str) -> tuple[tuple[str, str], ...]:
+    """They travel with the launcher: another manifest makes other actions, on any machine."""
+    return tuple(
+        (f"{option}/{number}/{Path(path).name}", path)
+        for number, (option, path) in enumerate(_toolchain_paths(rootseal, root))
+    )
 
 
 def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:
@@ -205,8 +250,14 @@ def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:
         "max-record-bytes": str(rootseal.max_record_bytes),
         "max-hashed-bytes": str(rootseal.max_hashed_bytes),
     }
+    if rootseal.toolchains:
+        options["toolchain-scope"] = rootseal.toolchain_scope
     return (
         *(f"--option={name}={value}" for name, value in options.items()),
+        *(
+            f"--option={path.partition('/')[0]}={LAUNCHER_DIRECTORY}/{path}"
+            for path, _ in _toolchain_files(rootseal, "")
+        ),
         f"--descendants={rootseal.descendants}",
         "--stdio-only",  # pantsd's own store would be inherited open
         *((f"--socket={rootseal.daemon_socket}",) if rootseal.daemon_socket else ()),
@@ -223,6 +274,7 @@ def make_ready(request: DaemonRequest) -> ReadyDaemon:
         launcher_sha256=hashlib.sha256(Path(info.launcher).read_bytes()).hexdigest(),
         capture_key=_read_key(info.capture_key),
         trusted_capture_keys=tuple(_read_key(path) for path in request.trusted_capture_keys),
+        toolchain_files=tuple((name, _read_tool(path)) for name, path in request.toolchain_files),
     )
 
 
@@ -233,10 +285,12 @@ def daemon_request(settings: Settings) -> DaemonRequest:
         settings.build_root,
         settings.daemon_socket,
         settings.trusted_capture_keys,
+        settings.toolchain_files,
     )
 
 
 def launcher_files(request: LauncherRequest) -> CreateDigest:
     """The launcher as the engine's store is to hold it."""
     content = Path(request.daemon.info.launcher).read_bytes()
-    return CreateDigest([FileContent("exec", content, is_executable=True)])
+    tools = (FileContent(path, data) for path, data in request.daemon.toolchain_files)
+    return CreateDigest([FileContent("exec", content, is_executable=True), *tools])

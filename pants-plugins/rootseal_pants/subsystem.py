@@ -60,9 +60,9 @@ class RootsealSubsystem(Subsystem):
         "the filesystem cannot do it.",
     )
     toolchains = StrListOption(
-        help="Paths of signed toolchain manifests (`rootseal toolchain seal`). If any is given, a "
-        "build in which an action executed a file from outside its sandbox that is in none of "
-        "them, by content, is refused, naming the action and the file.",
+        help="Paths of signed toolchain manifests (`rootseal toolchain seal`). If any is given, an "
+        "action that executes a file from outside its sandbox that is in none of them, by "
+        "content, fails, naming the file; another manifest makes all actions run again.",
     )
     toolchain_keys = StrListOption(
         help="Paths of the public keys (PEM) that may have signed the manifests of `toolchains`.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,41 @@ def test_an_executable_that_cannot_start_a_daemon(tmp_path: Path) -> None:
 def test_an_executable_that_is_not_there(tmp_path: Path) -> None:
     engine = wrapping_engine(str(tmp_path / "missing"), str(tmp_path / "none"))
     assert "is not an executable file" in refusal(engine)
+
+
+@pytest.fixture
+def echo_toolchain(tmp_path: Path, executable: str) -> tuple[str, ...]:
+    """Options that require the tools of ECHO, and no others."""
+    tools, key, manifest = tmp_path / "tools", tmp_path / "a.key", tmp_path / "a.toolchain"
+    tools.mkdir()
+    for tool in ("/bin/echo", *(str(path) for path in Path("/lib64").glob("ld-linux*"))):
+        shutil.copy(tool, tools)
+    subprocess.run([executable, "keygen", str(key)], check=True)
+    seal = [executable, "toolchain", "seal", str(tools), "--out", str(manifest), "--key", str(key)]
+    subprocess.run(seal, check=True, env={**os.environ, "ROOTSEAL_FSVERITY": "off"})
+    public = key.with_suffix(".pub")
+    return (f"--rootseal-toolchains=['{manifest}']", f"--rootseal-toolchain-keys=['{public}']")
+
+
+def test_a_tool_that_is_not_in_the_toolchain_fails_its_action(
+    executable: str, daemon_socket: str, echo_toolchain: tuple[str, ...], tmp_path: Path
+) -> None:
+    engine = wrapping_engine(executable, daemon_socket, *echo_toolchain)
+    assert engine.request(FallibleProcessResult, [ECHO]).stdout == b"hi\n"
+    unknown = tmp_path / "unknown"
+    unknown.write_bytes(Path("/bin/echo").read_bytes() + b"patched")
+    unknown.chmod(0o755)
+    never = ProcessCacheScope.ALWAYS  # even so a failed capture is no result
+    message = refusal(engine, Process([str(unknown), "hi"], description="odd", cache_scope=never))
+    assert f"(odd) was not captured: the action executed {unknown} (sha256 " in message
+    assert "/a.toolchain)" in message
+
+
+def test_toolchains_without_keys_are_refused(
+    executable: str, daemon_socket: str, echo_toolchain: tuple[str, ...]
+) -> None:
+    engine = wrapping_engine(executable, daemon_socket, echo_toolchain[0])
+    assert "[rootseal].toolchain_keys need each other" in refusal(engine)
 
 
 def test_a_trusted_key_that_is_not_a_key(

@@ -9,9 +9,11 @@ from core_factory import counters, description, observation, signed_record
 from rootseal import daemon, daemon_action, diagnostics, keys
 from rootseal.daemon_action import Exited, with_guard_counts
 from rootseal.daemon_announce import Announcement, read_announcement
-from rootseal.errors import IncompleteError, PostureError, ZeroDropsError
+from rootseal.daemon_tools import judge_tools
+from rootseal.errors import IncompleteError, PostureError, ToolchainError, ZeroDropsError
 from rootseal.observation import Posture
 from rootseal.record_check import refuse_losses, verify_record
+from rootseal.toolchain import ToolScope, TrustedTools
 from rootseal.wire import Tag
 from test_daemon_announce import frame
 
@@ -39,6 +41,19 @@ def test_a_loss_is_refused_before_it_is_signed(name: str, option: str) -> None:
     assert json.loads(json.dumps(data)) == {
         name: {"value": 3, "meaning": known.meaning, "remedy": known.remedy}
     }
+
+
+def test_an_unknown_tool_is_refused_with_its_data_before_it_is_signed() -> None:
+    tools = TrustedTools(frozenset(), ToolScope.EXECUTED, ("a.toolchain",), {})
+    judge_tools(observation(), None)
+    with pytest.raises(ToolchainError) as caught:
+        judge_tools(observation(), tools)
+    code, data = daemon._error_frame(caught.value)
+    assert code == "ToolchainError" and data is not None
+    assert (data["used"], data["manifests"]) == ("executed", ["a.toolchain"])
+    assert json.loads(json.dumps(data)) == data
+    with pytest.raises(PostureError, match="does not see"):
+        judge_tools(observation(posture=Posture.WALKED), tools)
 
 
 @pytest.mark.parametrize("name", GATING)

@@ -152,7 +152,7 @@ def materials(*extra: leaf_table.Leaf) -> bytes:
 
 
 def test_tools_are_known_by_content_not_by_path(tools: Path) -> None:
-    allowed = toolchain.trusted_tools([sealed(tools)], ToolScope.EXECUTED)
+    allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
     toolchain.require_tools(materials(), allowed, about="it")
     other = core_factory.leaf(os.fsencode(tools / "cc"), b"patched", kind=1)
     with pytest.raises(PolicyError) as caught:
@@ -162,7 +162,7 @@ def test_tools_are_known_by_content_not_by_path(tools: Path) -> None:
 
 
 def test_scope_all_covers_mapped_libraries(tools: Path) -> None:
-    allowed = toolchain.trusted_tools([sealed(tools)], ToolScope.ALL)
+    allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.ALL)
     with pytest.raises(PolicyError, match="it read "):
         toolchain.require_tools(materials(), allowed, about="it")
 
@@ -176,7 +176,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def judge(bundle: Path, allowed: Toolchain) -> None:
-    policy = Policy(tools=toolchain.trusted_tools([allowed], ToolScope.EXECUTED))
+    policy = Policy(tools=toolchain.trusted_tools([("a.toolchain", allowed)], ToolScope.EXECUTED))
     with BundleReader(bundle) as reader:
         verify_bundle(reader, trusted=TRUSTED, capture_keys=None, artifacts=(), policy=policy)
 
