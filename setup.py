@@ -6,11 +6,12 @@ Everything else is in pyproject.toml.
 import importlib.util
 import pathlib
 import subprocess
+from types import ModuleType
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-BUILDERS = pathlib.Path("pants-plugins/rootseal")
+BUILDERS = pathlib.Path("pants-plugins/rootseal/_native_build.py")
 
 
 class BuildPrograms(build_py):
@@ -21,21 +22,20 @@ class BuildPrograms(build_py):
         super().run()
 
 
-def has_libbpf() -> bool:
-    """Whether the trace core can be built: it is optional, `rootseal doctor` says how to get it."""
-    path = BUILDERS / "_native_trace_build.py"
-    spec = importlib.util.spec_from_file_location("_native_trace_build", path)
+def native_build() -> ModuleType:
+    """The builders of the extensions; the package itself cannot be imported yet."""
+    spec = importlib.util.spec_from_file_location("_native_build", BUILDERS)
     if spec is None or spec.loader is None:
-        raise ImportError(str(path))
+        raise ImportError(str(BUILDERS))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return bool(module.has_libbpf())
+    return module
 
+
+# The trace core is optional; `rootseal doctor` says how to get it.
+extensions = ["core", *(["trace"] if native_build().has_libbpf() else [])]
 
 setup(
     cmdclass={"build_py": BuildPrograms},
-    cffi_modules=[
-        f"{BUILDERS}/_native_build.py:ffibuilder",
-        *([f"{BUILDERS}/_native_trace_build.py:ffibuilder"] if has_libbpf() else []),
-    ],
+    cffi_modules=[f"{BUILDERS}:{extension}" for extension in extensions],
 )

@@ -16,7 +16,7 @@ fi
 
 inputs() {
     git ls-files --cached --others --exclude-standard native bpf setup.py pyproject.toml \
-        'pants-plugins/rootseal/_native*_build.py' 2>/dev/null ||
+        pants-plugins/rootseal/_native_build.py 2>/dev/null ||
         find native bpf setup.py pyproject.toml -type f 2>/dev/null
 }
 

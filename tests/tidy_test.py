@@ -26,7 +26,6 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(
         (
             "_native_build",
-            "_native_trace_build",
             "process_trace",
             "action",
             "observation",
@@ -129,7 +128,6 @@ def test_only_native_imports_the_extension() -> None:
         "pants-plugins/rootseal/_native.py",
         "pants-plugins/rootseal/_native_build.py",
         "pants-plugins/rootseal/_native_trace.py",
-        "pants-plugins/rootseal/_native_trace_build.py",
         "setup.py",
     }
     found = {

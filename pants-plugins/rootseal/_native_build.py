@@ -1,28 +1,38 @@
-"""Builds the capture core (native/capture/*.c) as `rootseal._core`, through cffi in API mode.
+"""Builds the C cores through cffi in API mode: `rootseal._core` and `rootseal._trace`.
 
 Run by setup.py. `ROOTSEAL_SANITIZE=1` in the environment builds with ASan and UBSan (make asan).
+The trace core (native/trace) is an extension of its own, built where libbpf is installed, so that a
+host without libbpf loses the eBPF backend and nothing else.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import shutil
+import subprocess
+import tempfile
+from typing import Sequence
 
 from cffi import FFI
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_SOURCES = _ROOT / "native" / "capture"
-_API = _SOURCES / "api.h"
 
-_WARNINGS = [
+_COMPILE_FLAGS = [
+    "-std=gnu11",
+    "-O2",
+    "-g",
     "-Wall",
     "-Wextra",
     "-Werror",
     "-Wno-unused-parameter",
     "-Wno-missing-field-initializers",
+    "-fstack-protector-strong",
+    "-D_FORTIFY_SOURCE=2",
+    "-fno-strict-aliasing",
+    "-fPIC",
 ]
-_HARDENING = ["-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-fno-strict-aliasing", "-fPIC"]
-_LINK_HARDENING = ["-Wl,-z,relro", "-Wl,-z,now"]
+_LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now"]
 _SANITIZERS = [
     "-fsanitize=address,undefined",
     "-fno-omit-frame-pointer",
@@ -30,9 +40,30 @@ _SANITIZERS = [
 ]
 
 
-def _declarations() -> str:
+def has_libbpf() -> bool:
+    """Whether a program with libbpf >= 1.0 compiles and links here."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        return False
+    source = (
+        "#include <bpf/libbpf.h>\n"
+        "#if LIBBPF_MAJOR_VERSION < 1\n#error old\n#endif\n"
+        "int main(void) { return libbpf_major_version() < 1; }\n"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "probe.c"
+        path.write_text(source, encoding="ascii")
+        done = subprocess.run(
+            [*compiler.split(), str(path), "-o", str(path.with_suffix("")), "-lbpf"],
+            capture_output=True,
+            check=False,
+        )
+    return done.returncode == 0
+
+
+def _declarations(api: pathlib.Path) -> str:
     """api.h without its preprocessor lines, which cffi does not read."""
-    lines = _API.read_text(encoding="utf-8").splitlines()
+    lines = api.read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("#"))
 
 
@@ -41,29 +72,35 @@ def _relative(path: pathlib.Path) -> str:
     return os.path.relpath(path, _ROOT)
 
 
-_sanitize = os.environ.get("ROOTSEAL_SANITIZE") == "1"
+def _builder(
+    module: str, folder: str, libraries: Sequence[str], headers: Sequence[str] = ()
+) -> FFI:
+    """The builder of one extension.
 
-ffibuilder = FFI()
-ffibuilder.cdef(_declarations())
-ffibuilder.set_source(
-    "rootseal._core",
-    '#include "api.h"',
-    py_limited_api=True,
-    sources=[_relative(path) for path in sorted(_SOURCES.glob("*.c"))],
-    depends=[_relative(path) for path in sorted(_SOURCES.glob("*.h"))],
-    include_dirs=[_relative(_SOURCES)],
-    define_macros=[("_GNU_SOURCE", None)],
-    libraries=["crypto", "pthread"],
-    extra_compile_args=[
-        "-std=gnu11",
-        "-O2",
-        "-g",
-        *_WARNINGS,
-        *_HARDENING,
-        *(_SANITIZERS if _sanitize else []),
-    ],
-    extra_link_args=[*_LINK_HARDENING, *(_SANITIZERS if _sanitize else [])],
-)
+    Args:
+        module: Its full name.
+        folder: Of its sources and its api.h, relative to the repository.
+        libraries: That it is linked with.
+        headers: Outside of the folder that its sources include, relative to the repository.
+    """
+    sources = _ROOT / folder
+    sanitizers = _SANITIZERS if os.environ.get("ROOTSEAL_SANITIZE") == "1" else []
+    builder = FFI()
+    builder.cdef(_declarations(sources / "api.h"))
+    builder.set_source(
+        module,
+        '#include "api.h"',
+        py_limited_api=True,
+        sources=[_relative(path) for path in sorted(sources.glob("*.c"))],
+        depends=[*(_relative(path) for path in sorted(sources.glob("*.h"))), *headers],
+        include_dirs=[folder],
+        define_macros=[("_GNU_SOURCE", None)],
+        libraries=[*libraries, "pthread"],
+        extra_compile_args=[*_COMPILE_FLAGS, *sanitizers],
+        extra_link_args=[*_LINK_FLAGS, *sanitizers],
+    )
+    return builder
 
-if __name__ == "__main__":
-    ffibuilder.compile(verbose=True)
+
+core = _builder("rootseal._core", "native/capture", ["crypto"])
+trace = _builder("rootseal._trace", "native/trace", ["bpf"], ["bpf/event.h", "bpf/fields.h"])
