@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 mkdir -p build
+trap 'give_back build .venv pants-plugins/rootseal pants-plugins/rootseal.egg-info' EXIT
 
 [ ! -f native/Makefile ] || make -s -C native all
 # The trace programs are optional: `rootseal doctor` says what to install for them.

@@ -33,6 +33,7 @@ had_daemon=no
 finish() {
     local code=$?
     [ "$had_daemon" = yes ] || "$rootseal" daemon stop >/dev/null 2>&1 || true
+    give_back build dist .pants.d
     [ "$code" = 0 ] || say "demo: stopped with exit code $code" >&2
 }
 trap finish EXIT

@@ -19,3 +19,12 @@ as_root() {
         return 77
     fi
 }
+
+# give_back PATH...: under sudo, what was made in a user's checkout belongs to that user.
+give_back() {
+    local path
+    [ "$(id -u)" = 0 ] && [ -n "${SUDO_UID:-}" ] && [ "$(stat -c %u .)" = "$SUDO_UID" ] || return 0
+    for path; do
+        [ ! -e "$path" ] || chown -RhP "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$path"
+    done
+}

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 mkdir -p build
+trap 'give_back build .venv .venv-pants' EXIT
 
 PACKAGES=(gcc make pkg-config libc6-dev libssl-dev libcap2-bin musl-tools linux-libc-dev
     clang clang-format llvm libbpf-dev libelf-dev python3 python3-venv python3-dev git
