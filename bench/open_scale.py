@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--only-distinct", action="store_true")
+    parser.add_argument("--only", choices=("distinct", "repeated", "together"), default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as place:
         program = Path(place) / "open_many"
@@ -213,9 +213,11 @@ def main() -> None:
         files = Path(place) / "files"
         size_bytes = make_files(files, options.files)
         work = Work(program, files, options.files, processes=options.processes)
-        distinct(work, options.runs, size_bytes)
-        if not options.only_distinct:
+        if options.only in ("", "distinct"):
+            distinct(work, options.runs, size_bytes)
+        if options.only in ("", "repeated"):
             repeated(Work(program, files, options.files // 10, repeats=10), options.runs)
+        if options.only in ("", "together"):
             together(Work(program, files, options.files // 5), 8)
 
 

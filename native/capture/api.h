@@ -29,9 +29,10 @@ typedef struct {
 
 /* Every counter of one scope; the names are those of rootseal/diagnostics.py in snake case. */
 typedef struct {
-	uint64_t events;	/* all events read, not a diagnostics counter */
-	uint64_t remote_files;	/* materials on a filesystem that others serve: not held */
-	uint64_t special_files; /* events of other than regular files: allowed, nothing to hash */
+	uint64_t events;	  /* all events read, not a diagnostics counter */
+	uint64_t remote_files;	  /* materials on a filesystem that others serve: not held */
+	uint64_t hash_once_marks; /* files whose further opens are ignored: see once.c */
+	uint64_t special_files;	  /* events of other than regular files: allowed, nothing to hash */
 	uint64_t fanotify_events_hashed;
 	uint64_t digest_cache_hits;
 	uint64_t bytes_hashed;
@@ -81,6 +82,8 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 /* Aborts the scopes that are still open, waits for every thread. */
 void rs_engine_close(rs_engine *engine);
 uint64_t rs_engine_cache_entries(rs_engine *engine);
+/* Whether repeated opens are ignored (once.c); on from the start. */
+void rs_engine_set_hash_once(rs_engine *engine, int on);
 /*
  * Trust `count` sealed files: 72 bytes each, fs-verity digest, SHA-256, size as big-endian u64.
  * They are measured in place of being hashed. Once for an engine (-EBUSY afterwards).

@@ -43,6 +43,7 @@ struct rs_material {
 	bool young;	   /* born after the scope began: perhaps made by the action itself */
 	bool unstable;	   /* hashed while it changed */
 	bool was_unlinked; /* no name any more when it was opened */
+	bool ignored;	   /* later opens by its reader may have made no event: see once.c */
 	uint8_t source;
 	uint8_t digest[RS_SHA256_BYTES];
 };
@@ -64,6 +65,15 @@ struct rs_product {
 };
 
 struct rs_engine;
+struct rs_seen;
+
+/* See once.c. */
+struct rs_once {
+	_Atomic int pid;	   /* whose event was the last */
+	_Atomic uint32_t in_a_row; /* events of that process since another's */
+	_Atomic uint32_t turn;	   /* how often that changed */
+	_Atomic uint32_t marks;	   /* set since then */
+};
 
 struct rs_scope {
 	struct rs_engine *engine;
@@ -85,6 +95,7 @@ struct rs_scope {
 	_Atomic uint64_t bytes_hashed; /* moves while a file is being hashed */
 	_Atomic int64_t last_event_ns; /* engine.c: how densely events come */
 	_Atomic uint32_t dense;
+	struct rs_once once;
 
 	/* Guarded by mutex; never held across a system call. */
 	pthread_mutex_t mutex;
@@ -141,6 +152,8 @@ void rs_engine_wait_reaped(struct rs_engine *engine);
 bool rs_engine_multigrain(struct rs_engine *engine);
 const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: nothing trusted */
 bool rs_engine_may_linger(struct rs_engine *engine);
+bool rs_engine_hash_once(struct rs_engine *engine);
+void rs_engine_no_hash_once(struct rs_engine *engine); /* this kernel cannot */
 /* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
 int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake);
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
@@ -153,6 +166,14 @@ void rs_scope_destroy(struct rs_scope *scope);
 
 /* serve.c */
 void rs_serve(struct rs_worker *worker, struct rs_scope *scope);
+
+/* once.c */
+/* Before an event of an opener is answered: a change of process takes the marks away. */
+void rs_once_event(struct rs_scope *scope, const struct rs_event *event);
+/* Ignore further opens of the file, if that is safe and worth it; its opener is held. */
+void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
+		  const struct rs_seen *seen, uint32_t material);
+void rs_once_unmark(struct rs_scope *scope, int fd);
 
 /* handler.c */
 /* Read once and handle what came. Number of events, 0 when there are none, -errno. */
@@ -187,10 +208,16 @@ struct rs_seen {
 	int pid;
 	bool exec;
 	bool unstable;
+	bool trusted; /* an equal state later proves an equal content */
 	bool unlinked;
 	uint8_t source;
 };
-void rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
+/*
+ * The material's number if the same process opened it before in this very state, and nothing speaks
+ * against ignoring its further opens; else RS_INDEX_EMPTY.
+ */
+uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
+void rs_record_ignored(struct rs_scope *scope, uint32_t material);
 void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid, bool exec,
 		       const struct rs_stat *stat);
 /* The caller holds the mutex, or is the only one left. */

@@ -35,7 +35,8 @@ struct rs_engine {
 	bool multigrain;
 	struct rs_verity *_Atomic verity; /* owned; set at most once */
 	bool may_linger;		  /* more than one CPU: the opener need not wait for ours */
-	struct rs_worker *workers;	  /* shards, then as many heavy ones */
+	_Atomic bool hash_once;
+	struct rs_worker *workers; /* shards, then as many heavy ones */
 	pthread_t reaper;
 	bool reaper_started;
 
@@ -173,6 +174,21 @@ int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake)
 {
 	/* Switching on checks what is queued by then, so no event is forgotten. */
 	return watch(engine, scope, EPOLL_CTL_MOD, wake ? EPOLLIN | EPOLLET : 0);
+}
+
+bool rs_engine_hash_once(struct rs_engine *engine)
+{
+	return atomic_load_explicit(&engine->hash_once, memory_order_relaxed);
+}
+
+void rs_engine_no_hash_once(struct rs_engine *engine)
+{
+	atomic_store(&engine->hash_once, false);
+}
+
+void rs_engine_set_hash_once(rs_engine *engine, int on)
+{
+	atomic_store(&engine->hash_once, on != 0);
 }
 
 bool rs_engine_may_linger(struct rs_engine *engine)
@@ -414,6 +430,7 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	engine->shards = shards;
 	engine->multigrain = has_multigrain();
 	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
+	engine->hash_once = true;
 	engine->epoll_fd = engine->stop_fd = -1;
 	pthread_mutex_init(&engine->mutex, NULL);
 	pthread_cond_init(&engine->heavy_ready, NULL);

@@ -59,31 +59,57 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_material *ma
 	return material->young && rs_is_product(scope, &material->stat);
 }
 
-/* Changed in place since it was read, and not by this action? A replaced file is another file. */
-static void check_stability(struct rs_worker *worker, struct rs_scope *scope,
-			    const struct rs_material *material)
+/* Later opens of it made no event: may some have gone through another name? See once.c. */
+static bool names_unsure(const struct rs_material *material, const struct rs_stat *now)
+{
+	/* Touching sets the modification time, which renaming and linking leave as it is. */
+	return material->ignored && (now->nlink != 1 || now->mtime_ns == material->stat.mtime_ns);
+}
+
+/* Hash what the path leads to now, and compare. */
+static void check_content(struct rs_worker *worker, struct rs_scope *scope,
+			  const struct rs_material *material, const struct rs_stat *now)
 {
 	uint8_t digest[RS_SHA256_BYTES];
-	struct rs_stat now, opened;
+	struct rs_stat opened;
 	bool trusted;
 	int fd;
 
-	if (material->was_unlinked || material->path_length < 2 ||
-	    rs_stat_at(scope->ns_root_fd, (const char *)material->path + 1, &now) ||
-	    !rs_same_inode(&now, &material->stat) || rs_same_state(&now, &material->stat) ||
-	    now.btime_ns != material->stat.btime_ns || rs_is_product(scope, &now))
-		return;
 	fd = openat(scope->ns_root_fd, (const char *)material->path + 1,
 		    O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-	if (fd < 0 || rs_stat_fd(fd, &opened) || !rs_same_inode(&opened, &now)) {
+	if (fd < 0 || rs_stat_fd(fd, &opened) || !rs_same_inode(&opened, now)) {
 		RS_COUNT(scope, fallback_hash_failures);
 	} else if (rs_digest_of_fd(worker, scope, fd, &opened, true, digest, &trusted) !=
 		       RS_DIGEST_LEFT_OUT &&
 		   memcmp(digest, material->digest, RS_SHA256_BYTES)) {
 		RS_COUNT(scope, mutated_after_open);
+	} else if (names_unsure(material, now)) {
+		RS_COUNT(scope, unstable_files);
 	}
 	if (fd >= 0)
 		close(fd);
+}
+
+/* Changed in place since it was read, and not by this action? A replaced file is another file. */
+static void check_stability(struct rs_worker *worker, struct rs_scope *scope,
+			    const struct rs_material *material)
+{
+	struct rs_stat now;
+
+	if (material->was_unlinked || material->path_length < 2)
+		return;
+	if (rs_stat_at(scope->ns_root_fd, (const char *)material->path + 1, &now)) {
+		if (material->ignored) /* removed, or renamed and opened again */
+			RS_COUNT(scope, unstable_files);
+		return;
+	}
+	if (!rs_same_inode(&now, &material->stat) || rs_same_state(&now, &material->stat) ||
+	    now.btime_ns != material->stat.btime_ns)
+		return;
+	if (!rs_is_product(scope, &now))
+		check_content(worker, scope, material, &now);
+	else if (material->ignored && now.nlink != 1)
+		RS_COUNT(scope, unstable_files);
 }
 
 static uint64_t witness_key(uint64_t dev, uint64_t ino)

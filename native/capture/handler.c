@@ -175,9 +175,10 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 	};
 	uint8_t digest[RS_SHA256_BYTES];
 	enum rs_digest_outcome outcome;
-	bool trusted;
+	uint32_t again;
 	int length;
 
+	rs_once_event(scope, event);
 	length = rs_path_of_fd(worker, scope, event->fd);
 	if (length < 0) {
 		RS_COUNT(scope, unhashed_opens_total);
@@ -195,16 +196,18 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 		return false;
 	}
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, !worker->may_hand_off,
-				  digest, &trusted);
+				  digest, &seen.trusted);
 	if (outcome == RS_DIGEST_LONG) {
 		if (rs_engine_hand_off(worker->engine, scope, event))
 			return true;
-		outcome =
-		    rs_digest_of_fd(worker, scope, event->fd, &seen.stat, true, digest, &trusted);
+		outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, true, digest,
+					  &seen.trusted);
 	}
 	seen.unstable = outcome == RS_DIGEST_UNSTABLE;
 	seen.digest = outcome == RS_DIGEST_LEFT_OUT ? NULL : digest;
-	rs_record_open(scope, &seen);
+	again = rs_record_open(scope, &seen);
+	if (again != RS_INDEX_EMPTY)
+		rs_once_mark(worker, scope, event->fd, &seen, again);
 	return false;
 }
 
@@ -219,6 +222,7 @@ static bool handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	struct rs_stat now = *stat;
 	bool trusted, unlinked;
 
+	rs_once_unmark(scope, event->fd); /* stores through a mapping do not */
 	length = rs_path_of_fd(worker, scope, event->fd);
 	if (length < 0) {
 		RS_COUNT(scope, handler_errors);

@@ -98,11 +98,14 @@ int rs_mount_line_parse(char *line, struct rs_mount_line *ret_line)
 		return -EBADMSG;
 	rest = separator + 3;
 	parsed.fstype = strsep(&rest, " ");
+	parsed.device = field[2];
+	parsed.root = field[3];
 	parsed.point = field[4];
 	errno = 0;
 	parsed.id = strtoull(field[0], &end, 10);
 	if (errno || *end || end == field[0] || field[4][0] != '/' || !*parsed.fstype)
 		return -EBADMSG;
+	unescape(parsed.root);
 	unescape(parsed.point);
 	unescape(parsed.fstype);
 	*ret_line = parsed;
@@ -135,13 +138,16 @@ static struct rs_mount *add(struct rs_mounts *mounts, const struct rs_mount_line
 	*mount = (struct rs_mount){
 	    .id = line->id,
 	    .point = (const char *)rs_arena_copy(&mounts->arena, line->point, strlen(line->point)),
+	    .device =
+		(const char *)rs_arena_copy(&mounts->arena, line->device, strlen(line->device)),
+	    .root = (const char *)rs_arena_copy(&mounts->arena, line->root, strlen(line->root)),
 	    .fstype =
 		(const char *)rs_arena_copy(&mounts->arena, line->fstype, strlen(line->fstype)),
 	    .reason = "",
 	    .reliable_times = LISTED(line->fstype, reliable),
 	    .remote = is_remote(line->fstype),
 	};
-	if (!mount->point || !mount->fstype)
+	if (!mount->point || !mount->fstype || !mount->device || !mount->root)
 		return NULL;
 	mounts->count++;
 	return mount;
@@ -213,6 +219,56 @@ static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t
 		if (mount->remote)
 			mount->reason = "served by others: content can change after it was hashed";
 	}
+}
+
+void rs_mounts_ignore_devices(const struct rs_mounts *mounts, int group_fd, int root_fd)
+{
+	uint32_t i;
+
+	for (i = 0; i < mounts->count; i++)
+		if (mounts->items[i].state == RS_MOUNT_MARKED)
+			ignore_devices(&mounts->items[i], group_fd, root_fd);
+}
+
+/* The rest of the path below the directory, with its slash; NULL if it is not below. */
+static const char *below(const char *directory, const char *path)
+{
+	size_t length = strlen(directory);
+
+	if (length == 1)
+		return path;
+	return strncmp(path, directory, length) || path[length] != '/' ? NULL : path + length;
+}
+
+/* Is the file that is called `rest` below `root` also below (or equal to) `other`? */
+static bool covers(const char *other, const char *root, const char *rest)
+{
+	size_t root_length = root[1] ? strlen(root) : 0, length = strlen(other), tail;
+
+	if (length == 1)
+		return true;
+	if (length <= root_length)
+		return !strncmp(root, other, length) && (root[length] == '/' || !root[length]);
+	tail = length - root_length;
+	return !strncmp(other, root, root_length) && !strncmp(other + root_length, rest, tail) &&
+	       (rest[tail] == '/' || !rest[tail]);
+}
+
+bool rs_mounts_aliased(const struct rs_mounts *mounts, uint64_t mount_id, const char *path)
+{
+	const struct rs_mount *mount = rs_mounts_by_id(mounts, mount_id), *other;
+	const char *rest = mount ? below(mount->point, path) : NULL;
+	uint32_t i;
+
+	if (!rest) /* a file may be a mount by itself */
+		return true;
+	for (i = 0; i < mounts->count; i++) {
+		other = &mounts->items[i];
+		if (other != mount && !strcmp(other->device, mount->device) &&
+		    covers(other->root, mount->root, rest))
+			return true;
+	}
+	return false;
 }
 
 /* All of mountinfo, NUL-terminated; the caller frees. */

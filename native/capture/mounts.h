@@ -16,7 +16,9 @@ enum rs_mount_state {
 
 struct rs_mount {
 	uint64_t id;
-	const char *point; /* in the namespace, absolute */
+	const char *device; /* major:minor */
+	const char *root;   /* which part of the filesystem is mounted */
+	const char *point;  /* in the namespace, absolute */
 	const char *fstype;
 	const char *reason; /* why not marked, else "" */
 	enum rs_mount_state state;
@@ -33,6 +35,8 @@ struct rs_mounts {
 /* One line of mountinfo, decoded in place. Pure. 0, or -EBADMSG. */
 struct rs_mount_line {
 	uint64_t id;
+	char *device; /* major:minor */
+	char *root;   /* of the filesystem, what is mounted */
 	char *point;
 	char *fstype;
 };
@@ -42,6 +46,10 @@ int rs_mount_line_parse(char *line, struct rs_mount_line *ret_line);
  */
 int rs_mounts_mark(struct rs_mounts *mounts, int group_fd, int root_fd, int mountinfo_fd,
 		   uint64_t mask);
+/* Could the file at this path of the mount be opened through another mount too? */
+bool rs_mounts_aliased(const struct rs_mounts *mounts, uint64_t mount_id, const char *path);
+/* Switch off events of device nodes, again: after the marks of inodes were dropped. */
+void rs_mounts_ignore_devices(const struct rs_mounts *mounts, int group_fd, int root_fd);
 /* Read mountinfo again: mounts that appeared since are added as RS_MOUNT_LATE. */
 int rs_mounts_recheck(struct rs_mounts *mounts, int root_fd, int mountinfo_fd);
 const struct rs_mount *rs_mounts_by_id(const struct rs_mounts *mounts, uint64_t id);

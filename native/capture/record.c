@@ -154,9 +154,38 @@ static void note_exec(struct rs_scope *scope, struct rs_proc *proc, const struct
 	set_comm(proc, seen);
 }
 
-void rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
+void rs_record_ignored(struct rs_scope *scope, uint32_t material)
+{
+	pthread_mutex_lock(&scope->mutex);
+	scope->materials[material].ignored = true;
+	pthread_mutex_unlock(&scope->mutex);
+}
+
+static bool may_be_ignored(struct rs_scope *scope, const struct rs_seen *seen, uint32_t number)
+{
+	const struct rs_material *material = &scope->materials[number];
+
+	return seen->trusted && !seen->exec && !seen->unlinked && seen->stat.nlink == 1 &&
+	       !material->young && !material->unstable &&
+	       rs_same_state(&material->stat, &seen->stat) && !rs_is_product(scope, &seen->stat);
+}
+
+/* The mutex is held. True if this process had opened this material before. */
+static bool note_opener(struct rs_scope *scope, uint32_t process, uint32_t material)
+{
+	int added = -ENOMEM;
+
+	if (scope->opens.count < RS_OPENS_MAX)
+		added = rs_set_add(&scope->opens, (uint64_t)process << 32 | material);
+	if (added < 0)
+		RS_COUNT(scope, record_bytes_cap_hit);
+	return added == 0;
+}
+
+uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
 {
 	uint32_t material = RS_INDEX_EMPTY, process;
+	bool again = false;
 	struct rs_proc *proc;
 	uint64_t key;
 
@@ -176,11 +205,12 @@ void rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
 			scope->materials[material].unstable = true;
 		if (seen->exec)
 			note_exec_file(scope, material);
-		if (proc && (scope->opens.count >= RS_OPENS_MAX ||
-			     rs_set_add(&scope->opens, (uint64_t)process << 32 | material) < 0))
-			RS_COUNT(scope, record_bytes_cap_hit);
+		if (proc)
+			again = note_opener(scope, process, material) &&
+				may_be_ignored(scope, seen, material);
 	}
 	pthread_mutex_unlock(&scope->mutex);
+	return again ? material : RS_INDEX_EMPTY;
 }
 
 enum need { NEED_NOTHING, NEED_IDENTITY, NEED_ALL };

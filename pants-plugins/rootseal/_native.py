@@ -242,6 +242,12 @@ class Engine:
         if code:
             raise NativeError("trust_sealed", -code, f"trust_sealed: {os.strerror(-code)}")
 
+    def set_hash_once(self, on: bool) -> None:
+        """Whether a file that one process opens again and again is passed without events."""
+        with self._lock:
+            if self._handle is not None:
+                _lib.rs_engine_set_hash_once(self._handle, int(on))
+
     def cache_entries(self) -> int:
         """Digests in the cache."""
         with self._lock:

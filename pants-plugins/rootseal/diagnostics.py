@@ -162,7 +162,11 @@ COUNTERS: Tuple[Counter, ...] = (
         "Build again.",
     ),
     Counter(
-        "unstableFiles", True, "Files that kept changing while they were hashed.", "Build again."
+        "unstableFiles",
+        True,
+        "Files that kept changing while they were hashed, or got other names while opens of them "
+        "were passed.",
+        "Build again.",
     ),
     Counter(
         "namespaceEscapes", True, "Times a process left the captured mount namespace.", _REPORT

@@ -72,6 +72,7 @@ static void test_mount_lines(void)
 	CHECK(!parse_mount("36 35 98:0 /a /mnt/b rw,noatime master:1 shared:2 - ext3 /dev/r rw",
 			   &line, copy));
 	CHECK(line.id == 36 && !strcmp(line.point, "/mnt/b") && !strcmp(line.fstype, "ext3"));
+	CHECK(!strcmp(line.device, "98:0") && !strcmp(line.root, "/a"));
 	CHECK(
 	    !parse_mount("1 0 0:1 / /a\\040b\\011c\\012d\\134e\\400 rw - tmpfs t rw", &line, copy));
 	CHECK(!strcmp(line.point, "/a b\tc\nd\\e\\400"));
@@ -81,6 +82,36 @@ static void test_mount_lines(void)
 	CHECK(!strcmp(line.point, "/") && !strcmp(line.fstype, "fuse.x y"));
 	for (i = 0; i < sizeof(bad) / sizeof(*bad); i++)
 		CHECK(parse_mount(bad[i], &line, copy) == -EBADMSG);
+}
+
+/* Whether a file of the first mount, at `path`, is seen through the second mount too. */
+static int aliased(const char *root, const char *point, const char *path, const char *device,
+		   const char *other_root)
+{
+	struct rs_mount items[2] = {
+	    {.id = 1, .device = "8:1", .root = root, .point = point},
+	    {.id = 2, .device = device, .root = other_root, .point = "/other"},
+	};
+	struct rs_mounts mounts = {.items = items, .count = 2};
+
+	return rs_mounts_aliased(&mounts, 1, path);
+}
+
+static void test_aliases_of_mounts(void)
+{
+	CHECK(!aliased("/", "/", "/usr/x", "8:2", "/"));
+	CHECK(aliased("/", "/", "/usr/x", "8:1", "/"));
+	CHECK(aliased("/", "/", "/usr/x", "8:1", "/usr"));
+	CHECK(aliased("/", "/", "/usr/x", "8:1", "/usr/x"));
+	CHECK(!aliased("/", "/", "/usr/x", "8:1", "/us"));
+	CHECK(!aliased("/", "/", "/usr/x", "8:1", "/usr/x/y"));
+	CHECK(aliased("/a", "/m", "/m/b/c", "8:1", "/"));
+	CHECK(aliased("/a", "/m", "/m/b/c", "8:1", "/a"));
+	CHECK(aliased("/a", "/m", "/m/b/c", "8:1", "/a/b"));
+	CHECK(!aliased("/a", "/m", "/m/b/c", "8:1", "/b"));
+	CHECK(!aliased("/a", "/m", "/m/b/c", "8:1", "/aa"));
+	CHECK(!aliased("/aa", "/m", "/m/b/c", "8:1", "/a"));
+	CHECK(aliased("/a/f", "/m/f", "/m/f", "8:2", "/")); /* a file is the mount */
 }
 
 static void test_proc_stat(void)
@@ -134,6 +165,7 @@ int main(void)
 {
 	test_events();
 	test_mount_lines();
+	test_aliases_of_mounts();
 	test_proc_stat();
 	test_leaf_tables();
 	return 0;

@@ -215,12 +215,15 @@ class FanotifyEngine:
         *,
         shards: Optional[int] = None,
         digest_cache_entries: int = DIGEST_CACHE_ENTRIES_DEFAULT,
+        hash_once: bool = True,
     ) -> None:
         """Start the threads.
 
         Args:
             shards: Threads that handle events; None: one per CPU this process may use.
             digest_cache_entries: Bound of the digest cache (80 bytes each, used as it fills).
+            hash_once: Let the kernel pass a file that one process opens again and again
+                (docs/decisions/0008-hash-once.md).
 
         Raises:
             BackendUnavailable: This host or user cannot use permission events.
@@ -229,6 +232,7 @@ class FanotifyEngine:
         self.probe()
         count = shards if shards is not None else min(len(os.sched_getaffinity(0)), 256)
         self._engine = _native.Engine(shards=count, digest_cache_entries=digest_cache_entries)
+        self._engine.set_hash_once(hash_once)
 
     @classmethod
     def probe(cls) -> None:
