@@ -1,17 +1,19 @@
 """The daemon: one per host or per user, many actions at once (docs/protocol.md).
 
-A thread per connection, at most `CONNECTIONS_MAX`; `daemon_action` has the life of one action.
+A thread per connection (daemon_workers), at most `CONNECTIONS_MAX` of them; `daemon_action` has the
+life of one action.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
 import resource
-import selectors
+import select
 import signal
 import socket
 import threading
@@ -26,6 +28,7 @@ from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
 from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Place, listen, prepare_directories
 from rootseal.daemon_tools import ToolCache
+from rootseal.daemon_workers import Workers
 from rootseal.errors import (
     BackendUnavailable,
     CaptureError,
@@ -42,6 +45,8 @@ CONNECTIONS_MAX = 1024
 LARGE_PAYLOADS_MAX = 4
 STOP_SECONDS = 10.0
 LAUNCHER = Path(__file__).resolve().parent / "bin" / "rootseal-exec"
+_GC_THRESHOLD = 20_000  # some actions' objects; nearly all are gone without a collection
+_STOPPED = "the Rootseal daemon was stopped; build again."
 _log = logging.getLogger("rootseal.daemon")
 
 
@@ -122,21 +127,27 @@ class Daemon:
 
     def serve(self, listener: socket.socket) -> None:
         """Serve until `stop` is called, or nobody came for the idle time."""
-        listener.setblocking(False)
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(self._wake_read, selectors.EVENT_READ)
+        workers = Workers(listener, self._own)
+        idle_seconds: float = self._options.idle_exit_seconds
+        wait = idle_seconds or None
+        try:
             while not self._stopping:
-                selector.select(self._options.idle_exit_seconds or None)
-                if self._stopping or not (self._accept(listener) or self._busy()):
+                if select.select([self._wake_read], [], [], wait)[0]:
                     break
+                left = workers.came + idle_seconds - time.monotonic()
+                if left <= 0 and not self._busy():
+                    break
+                wait = left if left > 0 else idle_seconds
+        finally:
+            self._stopping = True
+            workers.stop()
 
     def close(self) -> None:
         """Tell the running actions, wait for their threads a little, end the backends."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            connection.send_error("Stopping", "the Rootseal daemon was stopped; build again.", None)
+            connection.send_error("Stopping", _STOPPED, None)
             connection.cut()
         with self._changed:
             self._changed.wait_for(lambda: not self._connections, STOP_SECONDS)
@@ -147,39 +158,24 @@ class Daemon:
         with self._lock:
             return bool(self._connections)
 
-    def _accept(self, listener: socket.socket) -> bool:
-        """Take every client that waits; False if there was none (the idle time has passed)."""
-        came = False
-        while not self._stopping:
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                return came
-            except OSError as error:
-                _log.error("cannot accept a client: %s", error)
-                time.sleep(0.1)  # out of descriptors: some will come free
-                return True
-            came = True
-            self._start(sock)
-        return came
-
-    def _start(self, sock: socket.socket) -> None:
-        sock.setblocking(True)
+    def _own(self, sock: socket.socket) -> None:
+        """All that a thread does for one client."""
         connection = Connection(sock, self._pulse, self._large)
         with self._lock:
+            stopping = self._stopping
             full = len(self._connections) >= self._options.clients
-            if not full:
+            if not full and not stopping:
                 self._connections.add(connection)
+        if stopping:
+            connection.send_error("Stopping", _STOPPED, None)
+            connection.close()
+            return
         if full:
             limit = self._options.clients
             text = f"the Rootseal daemon serves {limit} clients already; try again later."
             connection.send_error("Busy", text, None)
             connection.close()
             return
-        threading.Thread(target=self._own, args=(connection,), daemon=True).start()
-
-    def _own(self, connection: Connection) -> None:
-        """A thread's whole work: one connection."""
         try:
             self._serve_one(connection)
         finally:
@@ -317,6 +313,8 @@ def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None
         daemon = Daemon(options, signer)
         with _stopped_by_signals(daemon):
             _log.info("listening at %s with %s", options.place.socket, daemon.status()["backend"])
+            gc.freeze()  # what is there by now stays: no collection need look at it again
+            gc.set_threshold(_GC_THRESHOLD)
             if ready is not None:
                 ready(daemon)
             daemon.serve(listener)

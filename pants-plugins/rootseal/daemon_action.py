@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import select
 import time
-from typing import Dict, Iterator
+from typing import Any, Callable, Dict, Iterator
 
 from rootseal import __version__, diagnostics, digest, record
 from rootseal.capture.ptrace import PtraceScope, mode_text
@@ -83,6 +84,7 @@ def run_action(
         with connection.pulse(b"waiting for a free place"):
             stack.enter_context(backends.place())
         connection.send(Frame(FrameType.PREPARED, ((Tag.MODE, _mode(announced, decision)),)))
+        described = describe(announced, decision)  # while the launcher makes its child
         scope = _open_scope(connection, announced, decision, backends)
         stack.callback(scope.abort)
         started_at = now_text()
@@ -96,7 +98,7 @@ def run_action(
             observation = with_guard_counts(observation, exited)
             gate(announced, observation)
             judge_tools(observation, tools)
-            description = describe(announced, decision, exited, started_at)
+            description = described(**_ending(exited), started_at=started_at)
             data = record.sign_record(observation, description, signer)
         connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, data),)))
 
@@ -181,6 +183,8 @@ def _count(value: bytes) -> int:
 
 def with_guard_counts(observation: Observation, exited: Exited) -> Observation:
     """Add what the launcher's guard counted: calls that lead away from the marked mounts."""
+    if not (exited.escapes or exited.mounts or exited.unseen):
+        return observation
     guarded = {
         "namespaceEscapes": exited.escapes,
         "unmarkedMounts": exited.mounts,
@@ -225,16 +229,12 @@ def gate(announced: Announcement, observation: Observation) -> None:
         raise ZeroDropsError(f"the capture of this action lost something: {text}. {remedy}", losses)
 
 
-def describe(
-    announced: Announcement, decision: Decision, exited: Exited, started_at: str
-) -> ActionDescription:
-    """What is known of an action beside what was observed."""
-    exit_code, signal = exit_of_wait_status(exited.wait_status)
-    return ActionDescription(
+def describe(announced: Announcement, decision: Decision) -> Callable[..., ActionDescription]:
+    """What is known of an action before it starts: all but when it ran and how it ended."""
+    return functools.partial(
+        ActionDescription,
         action_key=announced.action_key,
         cmd=announced.argv,
-        exit_code=exit_code,
-        signal=signal,
         environ=tuple((name, digest.sha256(value)) for name, value in announced.environ),
         root=announced.root,
         working_directory=_below(announced.root, announced.cwd),
@@ -242,12 +242,19 @@ def describe(
         requested_posture=decision.requested_posture,
         fallbacks=decision.fallbacks,
         host=_host(),
-        started_at=started_at,
-        finished_at=now_text(),
         output_files=announced.output_files,
         output_directories=announced.output_dirs,
-        descendants_killed=exited.descendants_killed,
     )
+
+
+def _ending(exited: Exited) -> Dict[str, Any]:
+    exit_code, signal = exit_of_wait_status(exited.wait_status)
+    return {
+        "exit_code": exit_code,
+        "signal": signal,
+        "finished_at": now_text(),
+        "descendants_killed": exited.descendants_killed,
+    }
 
 
 def loss_details(counters: Dict[str, int]) -> Dict[str, object]:
@@ -270,10 +277,13 @@ def now_text() -> str:
 
 def _below(root: bytes, path: bytes) -> bytes:
     """`path` relative to the root, or as it is where it lies outside."""
+    if path == root:
+        return b"."
     relative = os.path.relpath(path, root)
     return path if relative == b".." or relative.startswith(b"../") else relative
 
 
+@functools.lru_cache(maxsize=1)
 def _host() -> Host:
     system = os.uname()
     return Host(system.release, system.machine, __version__)

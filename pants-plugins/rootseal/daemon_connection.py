@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from typing import Dict, Iterator, Mapping, Optional, Tuple
 
 from rootseal import canonical, wire
-from rootseal.daemon_peer import Peer, peer_of, receive_credentials
+from rootseal.daemon_peer import Peer, peer_of, receive_credentials, receive_some
 from rootseal.errors import EncodingError
 from rootseal.wire import Frame, FrameType, Tag
 
@@ -18,6 +19,7 @@ PULSE_SECONDS = 5.0
 SEND_SECONDS = 60
 MESSAGE_BYTES_MAX = 2048
 _LARGE_BYTES = 1 << 20
+_TIMEVAL = struct.Struct("ll")
 
 
 class Pulse:
@@ -69,7 +71,7 @@ class Connection:
         self._pulse = pulse
         self._large = large
         self._send_lock = threading.Lock()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._wait_seconds = 0.0
         self.peer: Peer = peer_of(sock)
 
     def receive(self, begin_seconds: Optional[float]) -> Frame:
@@ -83,23 +85,42 @@ class Connection:
             EOFError: The client closed.
             TimeoutError: It did not begin, or did not end, in time.
         """
-        first = wire.read_exactly(self._sock, 1, _in(begin_seconds))
+        self._wait_at_most(begin_seconds or 0.0)
+        first = receive_some(self._sock, wire.HEADER_BYTES)
         deadline = time.monotonic() + FRAME_SECONDS
-        header = first + wire.read_exactly(self._sock, wire.HEADER_BYTES - 1, deadline)
+        header = self._rest(first, wire.HEADER_BYTES, deadline)
         kind, length = wire.decode_header(header)
+        if length > _limit(kind):
+            raise EncodingError(f"a {kind.name} frame of {length} bytes is too large")
+        if length <= _LARGE_BYTES:
+            return wire.decode_payload(kind, self._rest(b"", length, deadline))
+        with self._large:
+            deadline = time.monotonic() + FRAME_SECONDS + length / 2**23
+            return wire.decode_payload(kind, self._rest(b"", length, deadline))
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """How long the kernel lets a read wait; 0: for ever."""
+        if seconds != self._wait_seconds:
+            limit = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 10**6))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._wait_seconds = seconds
+
+    def _rest(self, first: bytes, count: int, deadline: float) -> bytes:
+        """The other bytes of what `first` begins: nearly always there already, in one read."""
+        missing = count - len(first)
+        if missing:
+            with contextlib.suppress(BlockingIOError):
+                first += self._sock.recv(min(missing, _LARGE_BYTES), socket.MSG_DONTWAIT)
+        if len(first) == count:
+            return first
         try:
-            if length > _limit(kind):
-                raise EncodingError(f"a {kind.name} frame of {length} bytes is too large")
-            if length <= _LARGE_BYTES:
-                return wire.decode_payload(kind, wire.read_exactly(self._sock, length, deadline))
-            with self._large:
-                deadline = time.monotonic() + FRAME_SECONDS + length / 2**23
-                return wire.decode_payload(kind, wire.read_exactly(self._sock, length, deadline))
+            return first + wire.read_exactly(self._sock, count - len(first), deadline)
         finally:
             self._sock.settimeout(None)
 
     def receive_ready(self, deadline: float) -> Tuple[FrameType, Peer]:
         """Read READY and who sent it; see `receive_credentials`."""
+        self._wait_at_most(FRAME_SECONDS)
         return receive_credentials(self._sock, deadline)
 
     def send(self, frame: Frame) -> None:
@@ -110,9 +131,14 @@ class Connection:
         """
         data = wire.encode(frame)
         with self._send_lock:
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                sent = self._sock.send(data, socket.MSG_DONTWAIT)
+            if sent == len(data):
+                return
             self._sock.settimeout(SEND_SECONDS)
             try:
-                self._sock.sendall(data)
+                self._sock.sendall(memoryview(data)[sent:])
             except socket.timeout:
                 raise TimeoutError("the client does not read") from None
             finally:
@@ -150,10 +176,6 @@ class Connection:
     def close(self) -> None:
         """Close the socket; what was sent before still arrives."""
         self._sock.close()
-
-
-def _in(seconds: Optional[float]) -> Optional[float]:
-    return None if seconds is None else time.monotonic() + seconds
 
 
 def _limit(kind: FrameType) -> int:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import os
 import platform
 import pwd
 import socket
 import struct
+import threading
 import time
-from pathlib import Path
-from typing import FrozenSet, Iterator, List, Tuple
+from typing import FrozenSet, Iterator, List, Optional, Tuple
 
 from rootseal import wire
 from rootseal.errors import CaptureError, ConfigError
 
 _CREDENTIALS = struct.Struct("iII")
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 # setfsuid, setfsgid, setgroups: raw, because the C library would change all threads.
 _NUMBERS = {"x86_64": (122, 123, 116), "aarch64": (151, 152, 159)}
 _GROUPS_MAX = 65536
+_thread = threading.local()  # .foreign: this thread took a client's identity
+_STAT_BYTES = 4096  # a line of 52 numbers and a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +81,18 @@ def as_user(peer: Peer) -> Iterator[None]:
         yield
         return
     own_groups = os.getgroups()
-    _become(peer.uid, peer.gid, groups_of(peer.uid, peer.gid))
+    _thread.foreign = True
     try:
+        _become(peer.uid, peer.gid, groups_of(peer.uid, peer.gid))
         yield
     finally:
         _become(0, 0, own_groups)
+        _thread.foreign = False
+
+
+def identity_is_own() -> bool:
+    """Whether this thread has the daemon's identity; else it must not serve anybody else."""
+    return not getattr(_thread, "foreign", False)
 
 
 def _become(uid: int, gid: int, groups: List[int]) -> None:
@@ -103,30 +114,54 @@ def _become(uid: int, gid: int, groups: List[int]) -> None:
         raise CaptureError(f"cannot take the identity of uid {uid}")
 
 
+def receive_some(connection: socket.socket, count: int) -> bytes:
+    """Read up to `count` bytes as soon as there are any.
+
+    Raises:
+        EOFError: The peer closed.
+        TimeoutError: Nothing came within the socket's SO_RCVTIMEO.
+    """
+    try:
+        data = connection.recv(count)
+    except BlockingIOError:
+        raise TimeoutError("the peer is too slow") from None
+    if not data:
+        raise EOFError(0)
+    return data
+
+
 def receive_credentials(connection: socket.socket, deadline: float) -> Tuple[wire.FrameType, Peer]:
     """Read one frame without payload, and who sent it by the kernel's word (SCM_CREDENTIALS).
 
     Raises:
         EncodingError: Garbage.
         EOFError: The peer closed.
-        TimeoutError: The deadline passed.
+        TimeoutError: The deadline passed, or nothing came within the socket's SO_RCVTIMEO.
         CaptureError: The kernel named no sender.
     """
-    data, sender = b"", None
-    space = socket.CMSG_SPACE(_CREDENTIALS.size)
-    with _deadline(connection, deadline):
-        while len(data) < wire.HEADER_BYTES:
-            part, ancillary, _, _ = connection.recvmsg(wire.HEADER_BYTES - len(data), space)
-            if not part:
-                raise EOFError(len(data))
-            data += part
-            for level, kind, value in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                    sender = Peer(*_CREDENTIALS.unpack(value[: _CREDENTIALS.size]))
+    data, sender = _receive_with_sender(connection, wire.HEADER_BYTES)
+    if len(data) < wire.HEADER_BYTES:
+        with _deadline(connection, deadline):
+            while len(data) < wire.HEADER_BYTES:
+                part, found = _receive_with_sender(connection, wire.HEADER_BYTES - len(data))
+                data, sender = data + part, found or sender
     frame_type, length = wire.decode_header(data)
     if length != 0 or sender is None:
         raise CaptureError("the action's process did not identify itself")
     return frame_type, sender
+
+
+def _receive_with_sender(connection: socket.socket, count: int) -> Tuple[bytes, Optional[Peer]]:
+    try:
+        part, ancillary, _, _ = connection.recvmsg(count, _CREDENTIALS_SPACE)
+    except BlockingIOError:
+        raise TimeoutError("the peer is too slow") from None
+    if not part:
+        raise EOFError(0)
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return part, Peer(*_CREDENTIALS.unpack(value[: _CREDENTIALS.size]))
+    return part, None
 
 
 @contextlib.contextmanager
@@ -155,6 +190,11 @@ def mount_namespace(pid: int) -> Tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+@functools.lru_cache(maxsize=1)  # the daemon stays where it is
+def _own_namespace() -> Tuple[int, int]:
+    return mount_namespace(os.getpid())
+
+
 def check_child(sender: Peer, launcher: Peer, *, private_namespace: bool) -> None:
     """The process that said READY is the launcher's own child, where it must be.
 
@@ -173,14 +213,18 @@ def check_child(sender: Peer, launcher: Peer, *, private_namespace: bool) -> Non
     if not private_namespace:
         return
     own = mount_namespace(sender.pid)
-    if own in (mount_namespace(launcher.pid), mount_namespace(os.getpid())):
+    if own in (mount_namespace(launcher.pid), _own_namespace()):
         raise CaptureError("the action's process is not in a private mount namespace")
 
 
 def _parent_of(pid: int) -> int:
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-        return int(text[text.rindex(b")") + 2 :].split()[1])
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, _STAT_BYTES)
+        finally:
+            os.close(descriptor)
+        return int(text[text.rindex(b")") + 2 :].split(None, 2)[1])
     except (OSError, ValueError, IndexError):
         raise CaptureError(f"the action's process {pid} is gone, or not in sight") from None
 

@@ -182,6 +182,7 @@ COUNTERS: Tuple[Counter, ...] = (
 
 NAMES: Tuple[str, ...] = tuple(counter.name for counter in COUNTERS)
 BY_NAME: Mapping[str, Counter] = {counter.name: counter for counter in COUNTERS}
+_GATING = tuple(counter.name for counter in COUNTERS if counter.gating)
 COUNTER_VALUE_MAX = 2**53 - 1  # the largest integer every JSON reader keeps exact
 
 
@@ -197,7 +198,7 @@ def losses(counters: Mapping[str, int]) -> dict[str, int]:
         counters: Every counter of `NAMES`; a missing one is an `EncodingError`.
     """
     checked = diagnostics_from_json(counters)
-    return {name: value for name, value in checked.items() if BY_NAME[name].gating and value != 0}
+    return {name: checked[name] for name in _GATING if checked[name]}
 
 
 def add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:

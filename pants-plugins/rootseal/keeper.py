@@ -2,16 +2,17 @@
 
 When the last descriptor of a group is closed, the kernel lets all waiting openers go on, unseen.
 The daemon's death would do that before the launchers have killed their actions. The keeper has a
-copy of each group: it gives it back when the daemon says that the action has ended (RELEASE), or
-else, when the daemon gave the action up (ORPHAN) or is gone itself, once the action's launcher has
-ended, and its action with it.
+copy of each group, from the moment the daemon has sent it (HOLD): in its queue, then as a
+descriptor. It gives it back when the daemon says that the action has ended (RELEASE), or else, when
+the daemon gave the action up (ORPHAN) or is gone itself, once the action's launcher has ended, and
+its action with it. It needs two descriptors per action; the daemon, with the same limit, needs
+more, so an action too many fails there.
 
 Run as a file of its own, without the package: standard library only, and it opens nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -65,8 +66,6 @@ class _Keeper:
         kind, token = message[:1], message[1:]
         if kind == HOLD and len(descriptors) == DESCRIPTORS:
             self._held[token] = (descriptors[0], descriptors[1])
-            with contextlib.suppress(OSError):
-                self._daemon.send(message)  # the daemon waits for it before the action may start
         elif kind == RELEASE:
             _close(self._held.pop(token, ()))
         elif kind == ORPHAN and token in self._held:

@@ -69,7 +69,7 @@ class PublicKey:
 
     spki: bytes
 
-    @property
+    @functools.cached_property
     def keyid(self) -> str:
         """SHA-256 of the DER form, hex."""
         return digest.sha256_hex(self.spki)

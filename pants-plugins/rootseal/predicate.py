@@ -6,6 +6,7 @@ Pure: no clock, no files. docs/predicate.md describes every field.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from rootseal import (
@@ -151,47 +152,53 @@ _TABLE_SHAPE = schema.object_of(
     }
 )
 _POSTURE_SHAPE = schema.one_of(POSTURES)
-_CAPTURE_SHAPE = schema.object_of(
-    {
-        "requested": schema.object_of(
-            {
-                "captureMode": schema.text(64),
-                "fanotify": schema.text(64),
-                "fsverity": schema.text(64),
-                "hardening": schema.text(64),
-                "requireZeroDrops": schema.boolean,
-            }
-        ),
-        "backend": schema.text(256),
-        "posture": schema.object_of({"requested": _POSTURE_SHAPE, "achieved": _POSTURE_SHAPE}),
-        "fallbacks": schema.list_of(
-            schema.object_of(
-                {"from": schema.text(256), "to": schema.text(256), "reason": schema.text(4096)}
-            ),
-            64,
-        ),
-        "mounts": schema.list_of(
-            schema.object_of(
+_MOUNTS_SHAPE = schema.list_of(
+    schema.object_of(
+        {
+            "mountPoint": schema.path_text,
+            "filesystem": schema.text(256),
+            "marked": schema.boolean,
+            "reason": schema.text(4096),
+        }
+    ),
+    1 << 16,
+)
+
+
+def _capture_shape(mounts: schema.Shape) -> schema.Shape:
+    return schema.object_of(
+        {
+            "requested": schema.object_of(
                 {
-                    "mountPoint": schema.path_text,
-                    "filesystem": schema.text(256),
-                    "marked": schema.boolean,
-                    "reason": schema.text(4096),
+                    "captureMode": schema.text(64),
+                    "fanotify": schema.text(64),
+                    "fsverity": schema.text(64),
+                    "hardening": schema.text(64),
+                    "requireZeroDrops": schema.boolean,
                 }
             ),
-            1 << 16,
-        ),
-        "host": schema.object_of(
-            {
-                "kernel": schema.text(256),
-                "machine": schema.text(256),
-                "rootsealVersion": schema.text(256),
-            }
-        ),
-        "startedAt": schema.time_text,
-        "finishedAt": schema.time_text,
-    }
-)
+            "backend": schema.text(256),
+            "posture": schema.object_of({"requested": _POSTURE_SHAPE, "achieved": _POSTURE_SHAPE}),
+            "fallbacks": schema.list_of(
+                schema.object_of(
+                    {"from": schema.text(256), "to": schema.text(256), "reason": schema.text(4096)}
+                ),
+                64,
+            ),
+            "mounts": mounts,
+            "host": schema.object_of(
+                {
+                    "kernel": schema.text(256),
+                    "machine": schema.text(256),
+                    "rootsealVersion": schema.text(256),
+                }
+            ),
+            "startedAt": schema.time_text,
+            "finishedAt": schema.time_text,
+        }
+    )
+
+
 _PROCESS_SHAPE = schema.object_of(
     {
         "program": schema.path_text,
@@ -213,37 +220,44 @@ SUMMARY_FIELDS: Mapping[str, schema.Shape] = {
     "diagnostics": schema.map_of(schema.anything, 1024),  # judged by a check of its own
     "fanotifyOnlyDigests": schema.integer(),
 }
-_ACTION_SHAPE = schema.object_of(
-    {
-        "summary": schema.object_of(SUMMARY_FIELDS),
-        "actionKey": schema.digest_text,
-        "cmd": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
-        "exitcode": schema.integer(255),
-        "signal": schema.nullable(schema.integer(127, 1)),
-        "environ": schema.list_of(
-            schema.object_of({"name": schema.path_text, "valueDigest": schema.digest_text}),
-            LIST_ITEMS_MAX,
-        ),
-        "sandbox": schema.object_of(
-            {"root": schema.path_text, "workingDirectory": schema.path_text}
-        ),
-        "capture": _CAPTURE_SHAPE,
-        "declaredOutputs": schema.object_of(
-            {
-                "files": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
-                "directories": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
-            }
-        ),
-        "materials": _TABLE_SHAPE,
-        "products": _TABLE_SHAPE,
-        "opens": schema.object_of(
-            {"sha256": schema.digest_text, "size": schema.integer(leaf_table.STORED_BYTES_MAX)}
-        ),
-        "processes": schema.list_of(_PROCESS_SHAPE, LIST_ITEMS_MAX),
-        "ledger": predicate_ledger.LEDGER_SHAPE,
-        "descendantsKilled": schema.integer(),
-    }
-)
+
+
+def _action_shape(mounts: schema.Shape) -> schema.Shape:
+    return schema.object_of(
+        {
+            "summary": schema.object_of(SUMMARY_FIELDS),
+            "actionKey": schema.digest_text,
+            "cmd": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
+            "exitcode": schema.integer(255),
+            "signal": schema.nullable(schema.integer(127, 1)),
+            "environ": schema.list_of(
+                schema.object_of({"name": schema.path_text, "valueDigest": schema.digest_text}),
+                LIST_ITEMS_MAX,
+            ),
+            "sandbox": schema.object_of(
+                {"root": schema.path_text, "workingDirectory": schema.path_text}
+            ),
+            "capture": _capture_shape(mounts),
+            "declaredOutputs": schema.object_of(
+                {
+                    "files": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
+                    "directories": schema.list_of(schema.path_text, LIST_ITEMS_MAX),
+                }
+            ),
+            "materials": _TABLE_SHAPE,
+            "products": _TABLE_SHAPE,
+            "opens": schema.object_of(
+                {"sha256": schema.digest_text, "size": schema.integer(leaf_table.STORED_BYTES_MAX)}
+            ),
+            "processes": schema.list_of(_PROCESS_SHAPE, LIST_ITEMS_MAX),
+            "ledger": predicate_ledger.LEDGER_SHAPE,
+            "descendantsKilled": schema.integer(),
+        }
+    )
+
+
+_ACTION_SHAPE = _action_shape(_MOUNTS_SHAPE)
+_BUILT_SHAPE = _action_shape(schema.anything)  # its mounts were checked when they came to be
 
 
 def store_tables(observation: Observation) -> StoredTables:
@@ -271,7 +285,19 @@ def build_action_predicate(
     Raises:
         EncodingError: Something contradicts itself or does not fit, so no reader would accept it.
     """
-    document = {
+    try:
+        document = _document(observation, action, tables)
+        diagnostics.diagnostics_from_json(observation.counters)
+        _read(schema.check(document, _BUILT_SHAPE, "predicate"))
+    except StatementError as error:
+        raise EncodingError(f"the action cannot be described: {error}") from None
+    return document
+
+
+def _document(
+    observation: Observation, action: ActionDescription, tables: StoredTables
+) -> Dict[str, object]:
+    return {
         "summary": _summary(observation, action),
         "actionKey": action.action_key.hex(),
         "cmd": [canonical.path_text(argument) for argument in action.cmd],
@@ -297,12 +323,6 @@ def build_action_predicate(
         "ledger": predicate_ledger.ledger_document(observation.ledger),
         "descendantsKilled": action.descendants_killed,
     }
-    try:
-        diagnostics.diagnostics_from_json(observation.counters)
-        read_action_predicate(document)
-    except StatementError as error:
-        raise EncodingError(f"the action cannot be described: {error}") from None
-    return document
 
 
 def table_reference(table: LeafTable, stored: bytes) -> Dict[str, object]:
@@ -335,7 +355,10 @@ def read_action_predicate(value: object) -> ActionPredicate:
     Raises:
         StatementError: Names the field.
     """
-    document = schema.check(value, _ACTION_SHAPE, "predicate")
+    return _read(schema.check(value, _ACTION_SHAPE, "predicate"))
+
+
+def _read(document: Dict[str, object]) -> ActionPredicate:
     summary = schema.as_object(document["summary"])
     capture = schema.as_object(document["capture"])
     opens = schema.as_object(document["opens"])
@@ -429,7 +452,7 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
             {"from": item.wanted, "to": item.used, "reason": item.reason}
             for item in action.fallbacks
         ],
-        "mounts": [_mount(mount) for mount in observation.mounts],
+        "mounts": _mounts_document(observation.mounts),
         "host": {
             "kernel": action.host.kernel,
             "machine": action.host.machine,
@@ -438,6 +461,14 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
         "startedAt": action.started_at,
         "finishedAt": action.finished_at,
     }
+
+
+@functools.lru_cache(maxsize=64)  # actions of one host have the same mounts again and again
+def _mounts_document(mounts: Tuple[MountMark, ...]) -> List[Dict[str, object]]:
+    """Checked already; nobody changes it."""
+    document = [_mount(mount) for mount in mounts]
+    _MOUNTS_SHAPE(document, "predicate.capture.mounts")
+    return document
 
 
 def _mount(mount: MountMark) -> Dict[str, object]:

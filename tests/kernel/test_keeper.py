@@ -86,6 +86,28 @@ def test_an_open_that_waits_when_the_daemon_is_killed_never_goes_on(
     until(lambda: not is_alive(keeper), "the keeper has ended")
 
 
+def test_a_keeper_that_has_read_nothing_yet_holds_all_the_same(
+    tmp_path: Path, sandbox: Path
+) -> None:
+    with running_daemon(tmp_path) as daemon:
+        keeper = keeper_of(daemon)
+        stop(keeper)  # the slowest keeper that there can be: the group is in its queue only
+        process, action = start_reader(daemon, sandbox)
+        stop(daemon.process.pid)
+        command(process)
+        until(lambda: is_opening(action), "the action waits in open")
+        stop(process.pid)
+        daemon.kill()
+        for _ in range(100):
+            assert is_opening(action) and not (sandbox / "went-on").exists()
+            os.sched_yield()
+        os.kill(process.pid, signal.SIGCONT)
+        done = daemon.end(process, sandbox / "the-record")
+        os.kill(keeper, signal.SIGCONT)
+    assert done.returncode == 125 and not (sandbox / "went-on").exists()
+    until(lambda: not is_alive(keeper), "the keeper has ended")
+
+
 def test_without_a_keeper_the_kernel_would_let_it_go_on(tmp_path: Path, sandbox: Path) -> None:
     """Shows that the test above tests something: with the keeper killed too, the action goes on."""
     with running_daemon(tmp_path) as daemon:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from rootseal import envelope, keys
+from rootseal import canonical, envelope, keys
 from rootseal.errors import ConfigError, EnvelopeError, SignatureError
 from securesystemslib.dsse import Envelope as LibraryEnvelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
@@ -145,7 +145,9 @@ def test_a_file_uri_signs_through_securesystemslib(algorithm: str, tmp_path: Pat
 @pytest.mark.parametrize("algorithm", keys.ALGORITHMS)
 def test_our_envelopes_verify_with_securesystemslib(algorithm: str) -> None:
     signer = keys.generate(algorithm)
-    document = json.loads(envelope.sign(STATEMENT, signer))
+    data = envelope.sign(STATEMENT, signer)
+    document = json.loads(data)
+    assert canonical.encode(document) == data
     document["signatures"][0]["sig"] = base64.b64encode(
         base64.b64decode(document["signatures"][0]["sig"])
     ).decode()

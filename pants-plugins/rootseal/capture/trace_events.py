@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import struct
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from rootseal import digest
 from rootseal.capture import trace_names, trace_payload
@@ -158,8 +158,7 @@ class _Process:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Event:
+class _Event(NamedTuple):
     type: int
     time_ns: int
     tgid: int
