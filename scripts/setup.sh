@@ -10,7 +10,7 @@ trap 'give_back build .venv .venv-pants' EXIT
 
 PACKAGES=(gcc make pkg-config libc6-dev libssl-dev libcap2-bin musl-tools linux-libc-dev
     clang clang-format llvm libbpf-dev libelf-dev python3 python3-venv python3-dev git
-    ca-certificates util-linux)
+    ca-certificates util-linux strace e2fsprogs)
 
 missing_packages() {
     local package

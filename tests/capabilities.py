@@ -161,6 +161,13 @@ def _users() -> tuple[bool, str]:
     return True, "useradd works on a checkout that every user can read"
 
 
+def _loop() -> tuple[bool, str]:
+    done = subprocess.run(
+        ["losetup", "--find"], capture_output=True, text=True, timeout=PROBE_TIMEOUT_SECONDS
+    )
+    return done.returncode == 0, (done.stdout or done.stderr).strip()
+
+
 _BIN = REPO / "pants-plugins" / "rootseal" / "bin"
 PROBES: Mapping[str, Callable[[], tuple[bool, str]]] = {
     "root": _root,
@@ -173,6 +180,8 @@ PROBES: Mapping[str, Callable[[], tuple[bool, str]]] = {
     "gcc": _command("gcc", "gcc"),
     "clang": _command("clang", "clang"),
     "setcap": _command("setcap", "libcap2-bin"),
+    "strace": _command("strace", "strace"),
+    "loop": _loop,
     "core": _core,
     "launcher": _file(_BIN / "rootseal-exec", "run `make build`"),
     "pants": _pants,

@@ -87,6 +87,7 @@ struct rs_scope {
 	 * may bear a time from started_tick_ns on, one made before it at most started_ns.
 	 */
 	int64_t started_ns, started_tick_ns;
+	int64_t young_ns; /* started_ns, or later if the clock was set back since the last scope */
 	rs_limits limits;
 	char ns_prefix[PATH_MAX]; /* path of ns_root as seen from here, "" for / */
 	char root[PATH_MAX];	  /* canonical, in the namespace */

@@ -234,9 +234,10 @@ static void *shard_main(void *context)
 
 	for (;;) {
 		got = epoll_wait(worker->engine->epoll_fd, &ready, 1, -1);
+		/* Cannot happen with a valid instance. A thread fewer would leave openers waiting
+		 * in silence; the end of the daemon is something that its launchers see. */
 		if (got < 0 && errno != EINTR)
-			break; /* cannot happen with a valid instance; rs_engine_close still joins
-				  us */
+			abort();
 		if (got <= 0)
 			continue;
 		if (ready.data.u64 == STOP_TOKEN)

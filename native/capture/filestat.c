@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -21,6 +22,8 @@
 #ifndef STATX_MNT_ID
 #define STATX_MNT_ID 0x00001000U
 #endif
+
+static _Atomic int64_t latest_ns; /* of this process: the clock is everybody's */
 
 static int64_t timestamp_ns(const struct statx_timestamp *ts)
 {
@@ -74,7 +77,17 @@ int64_t rs_coarse_now_ns(void)
 
 int64_t rs_now_ns(void)
 {
-	return clock_ns(CLOCK_REALTIME);
+	int64_t now = clock_ns(CLOCK_REALTIME);
+	int64_t latest = atomic_load_explicit(&latest_ns, memory_order_relaxed);
+
+	while (latest < now && !atomic_compare_exchange_weak(&latest_ns, &latest, now))
+		;
+	return now;
+}
+
+int64_t rs_latest_ns(void)
+{
+	return atomic_load(&latest_ns);
 }
 
 int rs_hasher_open(struct rs_hasher *hasher)

@@ -40,6 +40,8 @@ static inline bool rs_same_state(const struct rs_stat *a, const struct rs_stat *
 
 int64_t rs_coarse_now_ns(void); /* the tick that file timestamps are taken from */
 int64_t rs_now_ns(void);
+/* The latest time that it told in this process: never goes back, as the clock may. */
+int64_t rs_latest_ns(void);
 
 /* What hashing needs, one per thread. */
 struct rs_hasher {

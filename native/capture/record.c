@@ -35,7 +35,9 @@ bool rs_is_young(const struct rs_scope *scope, const struct rs_stat *stat)
 {
 	int64_t born = stat->btime_ns ? stat->btime_ns : stat->ctime_ns;
 
-	if (stat->btime_ns && born > scope->started_ns)
+	/* A clock that was set back leaves files that seem to be born after the start, or to be
+	 * born still: those were there before. */
+	if (stat->btime_ns && born > scope->young_ns && born <= rs_now_ns())
 		return true;
 	/* In the tick of the start, or without birth times: the snapshot tells before from after.
 	 */

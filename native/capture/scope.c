@@ -185,6 +185,7 @@ static int open_parts(struct rs_scope *scope, int pid, const char *root, rs_erro
 		return result;
 	scope->started_tick_ns = rs_coarse_now_ns();
 	scope->started_ns = rs_now_ns();
+	scope->young_ns = rs_latest_ns();
 	result = rs_walk_snapshot(scope);
 	if (result)
 		return rs_fail(error, -result, "snapshot of", root);

@@ -50,25 +50,44 @@ int record_place_open(const char *path, struct record_place *ret_place)
 	return 0;
 }
 
-static int create_temporary(int dir_fd, char name[64], int *ret_fd)
+static int create_named(int dir_fd, const char *name, int *fd)
 {
-	for (unsigned int i = 0; i < NAME_TRIES; i++) {
+	*fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+	return *fd < 0 ? -errno : 0;
+}
+
+static int link_named(int dir_fd, const char *name, int *fd)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", *fd);
+	return linkat(AT_FDCWD, path, dir_fd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+}
+
+/* A name that nothing had: made with the file, or given to the one that *fd is. */
+static int give_name(int dir_fd, char name[64], int *fd)
+{
+	int r = -EEXIST;
+
+	for (unsigned int i = 0; i < NAME_TRIES && r == -EEXIST; i++) {
 		uint64_t random;
-		int fd;
 
 		if (getrandom(&random, sizeof(random), 0) != sizeof(random))
 			return -errno;
 		snprintf(name, 64, ".rootseal-%016llx.tmp", (unsigned long long)random);
-		fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-			    0644);
-		if (fd >= 0) {
-			*ret_fd = fd;
-			return 0;
-		}
-		if (errno != EEXIST)
-			return -errno;
+		r = *fd < 0 ? create_named(dir_fd, name, fd) : link_named(dir_fd, name, fd);
 	}
-	return -EEXIST;
+	return r;
+}
+
+/* Without a name at first, where the filesystem can: a launcher that is killed leaves nothing. */
+static int create_temporary(int dir_fd, char name[64], int *ret_fd)
+{
+	name[0] = 0;
+	*ret_fd = -1;
+	if (faccessat(AT_FDCWD, "/proc/self/fd", F_OK, 0) == 0)
+		*ret_fd = openat(dir_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0644);
+	return *ret_fd < 0 ? give_name(dir_fd, name, ret_fd) : 0;
 }
 
 static int write_all(int fd, const uint8_t *data, size_t length)
@@ -140,9 +159,11 @@ static int store(int conn_fd, size_t length, const struct record_place *place)
 
 	if (r >= 0) {
 		r = copy_record(conn_fd, fd, length);
+		if (r >= 0 && !temporary[0])
+			r = give_name(place->dir_fd, temporary, &fd);
 		if (r >= 0)
 			r = replace(place->dir_fd, temporary, place->name);
-		if (r < 0)
+		if (r < 0 && temporary[0])
 			unlinkat(place->dir_fd, temporary, 0);
 	}
 	if (r == -ENOENT)

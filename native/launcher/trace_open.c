@@ -74,12 +74,15 @@ static enum rs_trace_loss loss_of(int error)
 /* Made or written since the action began, by what we saw or by the time of its birth. */
 uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st)
 {
+	int64_t born_ns;
+
 	if (rs_inode_written(t, rs_device(st), st->stx_ino))
 		return RS_TRACE_FILE_BORN;
-	if (st->stx_mask & STATX_BTIME &&
-	    st->stx_btime.tv_sec * INT64_C(1000000000) + st->stx_btime.tv_nsec > t->start_ns)
-		return RS_TRACE_FILE_BORN;
-	return 0;
+	if (!(st->stx_mask & STATX_BTIME))
+		return 0;
+	born_ns = st->stx_btime.tv_sec * INT64_C(1000000000) + st->stx_btime.tv_nsec;
+	/* A file that is born still was made before the clock was set back. */
+	return born_ns > t->start_ns && born_ns <= (int64_t)rs_now_ns() ? RS_TRACE_FILE_BORN : 0;
 }
 
 /* What a held task has just opened, in the launcher's hands. */

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import select
@@ -26,7 +27,7 @@ from rootseal.daemon_backends import Backends
 from rootseal.daemon_check import answer_check
 from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
 from rootseal.daemon_peer import Allowed
-from rootseal.daemon_place import Place, listen, prepare_directories
+from rootseal.daemon_place import Listener, Place, listen, prepare_directories
 from rootseal.daemon_tools import ToolCache
 from rootseal.daemon_workers import Workers
 from rootseal.errors import (
@@ -44,6 +45,7 @@ from rootseal.wire import Frame, FrameType, Tag
 CONNECTIONS_MAX = 1024
 LARGE_PAYLOADS_MAX = 4
 STOP_SECONDS = 10.0
+SOCKET_CHECK_SECONDS = 2.0  # so long may clients miss a socket whose file was removed
 LAUNCHER = Path(__file__).resolve().parent / "bin" / "rootseal-exec"
 _GC_THRESHOLD = 20_000  # some actions' objects; nearly all are gone without a collection
 _STOPPED = "the Rootseal daemon was stopped; build again."
@@ -125,22 +127,32 @@ class Daemon:
         with contextlib.suppress(OSError):
             self._wake_write.send(b"x", socket.MSG_DONTWAIT)
 
-    def serve(self, listener: socket.socket) -> None:
-        """Serve until `stop` is called, or nobody came for the idle time."""
-        workers = Workers(listener, self._own)
-        idle_seconds: float = self._options.idle_exit_seconds
-        wait = idle_seconds or None
+    def serve(self, listener: Listener) -> bool:
+        """Serve until `stop` is called, or nobody came for the idle time: then False.
+
+        True if clients cannot find the socket any more: it must be made again.
+        """
+        workers = Workers(listener.socket, self._own)
+        idle_seconds: float = self._options.idle_exit_seconds or math.inf
+        lost = False
         try:
-            while not self._stopping:
-                if select.select([self._wake_read], [], [], wait)[0]:
-                    break
+            while not (self._stopping or lost):
                 left = workers.came + idle_seconds - time.monotonic()
                 if left <= 0 and not self._busy():
                     break
-                wait = left if left > 0 else idle_seconds
+                wait = min(SOCKET_CHECK_SECONDS, left if left > 0 else idle_seconds)
+                if select.select([self._wake_read], [], [], wait)[0]:
+                    break
+                lost = listener.is_lost()
         finally:
-            self._stopping = True
+            self._stopping = self._stopping or not lost
             workers.stop()
+        return lost and not self._stopping
+
+    def drain(self) -> None:
+        """Wait for the clients that there are, or for `stop`."""
+        while not self._stopping and self._busy():
+            select.select([self._wake_read], [], [], SOCKET_CHECK_SECONDS)
 
     def close(self) -> None:
         """Tell the running actions, wait for their threads a little, end the backends."""
@@ -307,8 +319,8 @@ def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None
         ConfigError: It cannot start; says why.
     """
     _raise_descriptor_limit()
-    prepare_directories(options.place, os.getuid())
-    with listen(options.place, shared=options.shared) as listener:
+    with contextlib.ExitStack() as place:
+        listener: Optional[Listener] = place.enter_context(_listen(options))
         signer = keys.load_or_create_capture_key(options.place.capture_key)
         daemon = Daemon(options, signer)
         with _stopped_by_signals(daemon):
@@ -317,10 +329,31 @@ def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None
             gc.set_threshold(_GC_THRESHOLD)
             if ready is not None:
                 ready(daemon)
-            daemon.serve(listener)
-            listener.close()  # who comes now looks elsewhere, and does not wait for us
+            while listener is not None and daemon.serve(listener):
+                listener = _listen_again(daemon, options, place)
+            if listener is not None:
+                listener.socket.close()  # who comes now looks elsewhere, and does not wait for us
             daemon.close()
     _log.info("ended: %s", daemon.counts())
+
+
+def _listen(options: DaemonOptions) -> contextlib.AbstractContextManager[Listener]:
+    prepare_directories(options.place, os.getuid())
+    return listen(options.place, shared=options.shared)
+
+
+def _listen_again(
+    daemon: Daemon, options: DaemonOptions, place: contextlib.ExitStack
+) -> Optional[Listener]:
+    """The socket's file was removed: make it again, or end with the actions that still run."""
+    _log.warning("%s was removed: it is made again", options.place.socket)
+    place.close()
+    try:
+        return place.enter_context(_listen(options))
+    except ConfigError as error:  # another daemon was quicker, or there is no place for it
+        _log.warning("this daemon ends after the actions that it has: %s", error)
+        daemon.drain()
+        return None
 
 
 @contextlib.contextmanager

@@ -84,8 +84,30 @@ def _own_directory(path: Path, uid: int, mode: int) -> None:
         raise ConfigError(f"{path} may be written by others; run `chmod go-w {path}`")
 
 
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """A listening socket, and how to see that clients can still find it.
+
+    Attributes:
+        socket: It.
+        path: Where it was bound.
+        inode: What was there then.
+    """
+
+    socket: socket.socket
+    path: Path
+    inode: int
+
+    def is_lost(self) -> bool:
+        """Whether somebody removed or replaced the socket's file."""
+        try:
+            return self.path.lstat().st_ino != self.inode
+        except OSError:
+            return True
+
+
 @contextlib.contextmanager
-def listen(place: Place, *, shared: bool) -> Iterator[socket.socket]:
+def listen(place: Place, *, shared: bool) -> Iterator[Listener]:
     """The listening socket, with the lock that makes this the only daemon there.
 
     A stale socket (its daemon was killed) is replaced; the socket appears by rename, so a client
@@ -103,7 +125,7 @@ def listen(place: Place, *, shared: bool) -> Iterator[socket.socket]:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         inode = _bind(listener, place.socket, 0o666 if shared else 0o600)
-        yield listener
+        yield Listener(listener, place.socket, inode)
         _remove_own(place.socket, inode)
     finally:
         listener.close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
-from typing import BinaryIO, Iterator, Union
+from typing import BinaryIO, Iterator, Tuple, Union
 
 from rootseal.errors import ConfigError, Error
 
@@ -15,9 +16,10 @@ from rootseal.errors import ConfigError, Error
 def complete_file(path: Union[str, Path], *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file `path` when the block ends without an error.
 
-    The bytes go to a temporary name in the same directory, are synced, and are renamed. Whatever
-    goes wrong (disk full, an exception in the block), nothing half-written is left and an older
-    file of that name stays as it was.
+    The bytes go to a file without a name (where the filesystem has that; else to a temporary name
+    in the same directory), are synced, and only then get theirs. Whatever goes wrong (disk full, an
+    exception in the block, kill -9), nothing half-written is left and an older file of that name
+    stays as it was.
 
     Raises:
         Error: The file cannot be written; says why.
@@ -26,8 +28,7 @@ def complete_file(path: Union[str, Path], *, mode: int = 0o644) -> Iterator[Bina
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
+        descriptor, named = _create(temporary)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}") from None
     try:
@@ -36,12 +37,32 @@ def complete_file(path: Union[str, Path], *, mode: int = 0o644) -> Iterator[Bina
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
+            if not named:
+                _give_name(stream.fileno(), temporary)
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(temporary: Path) -> Tuple[int, bool]:
+    """A new file to write, and whether it has the temporary name already."""
+    try:
+        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+        if Path("/proc/self/fd").exists():
+            return os.open(temporary.parent, flags, 0o600), False
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return os.open(temporary, flags, 0o600), True
+
+
+def _give_name(descriptor: int, name: Path) -> None:
+    # With a descriptor os.link calls linkat(2) and follows the link; without, it would not.
+    os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor)
 
 
 def sync_directory(path: Path) -> None:
