@@ -7,7 +7,7 @@
  */
 #pragma once
 
-#define RS_TRACE_ABI 1
+#define RS_TRACE_ABI 2
 
 #define RS_SCOPE_SLOTS 1024 /* scope id modulo this: its place in the loss array */
 #define RS_LOSS_SLOTS  16   /* loss counters per scope, enum rs_loss */
@@ -101,6 +101,8 @@ enum rs_call {
 	RS_CALL_FCHMOD = 43,
 	RS_CALL_TRUNCATE = 44,
 	RS_CALL_FTRUNCATE = 45,
+	RS_CALL_MKNOD = 46,
+	RS_CALL_MKNODAT = 47,
 	/* The rest: recorded with their arguments. */
 	RS_CALL_MEMFD_CREATE = 50,
 	RS_CALL_PTRACE = 51,
@@ -130,6 +132,7 @@ enum rs_call {
 	RS_CALL_PROCESS_VM_WRITEV = 75,
 	RS_CALL_IO_URING_OPEN = 76, /* an open that a ring asked for: no system call of its own */
 	RS_CALL_FOREIGN_ABI = 77,   /* a call of an ABI that the tables do not cover (x32) */
+	RS_CALL_FSCONFIG = 78,
 };
 
 /* Every event begins with this. */
@@ -250,14 +253,18 @@ struct rs_payload_event {
 	__u32 len;
 };
 
-/* Tail: text of name_len bytes (memfd_create, mount, prctl PR_SET_NAME). */
+/*
+ * Tail: paths of the two files (walked) where they have one, then the call's texts, each with its
+ * NUL (memfd_create, mount, prctl PR_SET_NAME).
+ */
 struct rs_call_event {
 	struct rs_event head;
 	__u64 args[6];
 	__s64 result;
 	struct rs_file file[2]; /* source and destination, where the call has them */
+	__u32 walk_len[2];
 	__u32 call;
-	__u32 name_len;
+	__u32 text_len;
 	__u32 cut;
 	__u32 repeats; /* user space: how many more of the same kind came */
 };

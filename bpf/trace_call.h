@@ -4,87 +4,126 @@
  */
 #pragma once
 
-/* Is this call worth an event? Fills the descriptors and the string that go with it. */
-RS_FN int rs_call_details(struct rs_regs *regs, s32 *source, s32 *target, u64 *name)
+#define RS_TEXTS 3 /* texts of one call */
+
+/* What goes with a call: descriptors of its source and target, and its texts (0: an empty one). */
+struct rs_call_parts {
+	u64 text[RS_TEXTS];
+	u32 texts;
+	s32 fd[2];
+};
+
+/* Is this call worth an event? Fills its parts. */
+RS_FN int rs_call_parts(struct rs_regs *regs, struct rs_call_parts *parts)
 {
 	struct rs_file described;
 
-	if (!regs || !source || !target || !name)
+	if (!regs || !parts)
 		return 0;
 	switch (regs->id) {
 	case RS_CALL_CLONE:
 		return regs->result != 0 && (regs->a[0] & RS_NAMESPACE_FLAGS & ~0x80ULL);
-	case RS_CALL_CLONE3:
-		if (RS_READ_USER(&regs->a[5], sizeof(u64), (void *)regs->a[0])) {
+	case RS_CALL_CLONE3: /* struct clone_args begins with the flags */
+		if (RS_READ_USER(&regs->a[0], sizeof(u64), (void *)regs->a[0])) {
 			rs_count(regs->scope, RS_LOSS_UNREADABLE);
 			return 0;
 		}
-		return regs->result != 0 && (regs->a[5] & RS_NAMESPACE_FLAGS);
+		return regs->result != 0 && (regs->a[0] & RS_NAMESPACE_FLAGS);
 	case RS_CALL_DUP2:
 	case RS_CALL_DUP3:
 		if (regs->result < 0 || regs->a[1] > 2 ||
 		    rs_describe(rs_file_of((s32)regs->a[1]), &described))
 			return 0;
-		*target = (s32)regs->a[1];
 		return (described.mode & RS_S_IFMT) == RS_S_IFSOCK;
 	case RS_CALL_MPROTECT:
 		return regs->result == 0 && (regs->a[2] & RS_PROT_EXEC);
 	case RS_CALL_MMAP:
 		if ((regs->result < 0 && regs->result > -4096) || !(regs->a[2] & RS_PROT_EXEC))
 			return 0;
-		if (!(regs->a[3] & RS_MAP_ANONYMOUS))
-			*source = (s32)regs->a[4];
 		return 1;
 	case RS_CALL_PRCTL:
-		if (regs->a[0] == 15) /* PR_SET_NAME */
-			*name = regs->a[1];
+		if (regs->a[0] == 15) { /* PR_SET_NAME */
+			parts->texts = 1;
+			parts->text[0] = regs->a[1];
+		}
 		return regs->a[0] == 15 || regs->a[0] == 4 ||
 		       regs->a[0] == 38; /* PR_SET_DUMPABLE, NO_NEW_PRIVS */
 	case RS_CALL_MEMFD_CREATE:
-		*target = (s32)regs->result;
-		*name = regs->a[0];
-		return 1;
 	case RS_CALL_CHROOT:
-	case RS_CALL_PIVOT_ROOT:
 	case RS_CALL_UMOUNT2:
 	case RS_CALL_FSOPEN:
-		*name = regs->a[0];
+		parts->texts = 1;
+		parts->text[0] = regs->a[0];
+		return 1;
+	case RS_CALL_PIVOT_ROOT:
+		parts->texts = 2;
+		parts->text[0] = regs->a[0];
+		parts->text[1] = regs->a[1];
 		return 1;
 	case RS_CALL_MOUNT:
+		parts->texts = 3;
+		parts->text[0] = regs->a[0];
+		parts->text[1] = regs->a[1];
+		parts->text[2] = regs->a[2];
+		return 1;
 	case RS_CALL_OPEN_TREE:
 	case RS_CALL_FSPICK:
 	case RS_CALL_MOUNT_SETATTR:
-		*name = regs->a[1];
+		parts->texts = 1;
+		parts->text[0] = regs->a[1];
 		return 1;
 	case RS_CALL_MOVE_MOUNT:
-		*name = regs->a[3];
+		parts->texts = 2;
+		parts->text[0] = regs->a[1];
+		parts->text[1] = regs->a[3];
 		return 1;
-	case RS_CALL_SETNS:
 	case RS_CALL_FINIT_MODULE:
-		*source = (s32)regs->a[0];
+		parts->fd[0] = (s32)regs->a[0];
 		return 1;
 	case RS_CALL_SENDFILE:
-		*target = (s32)regs->a[0];
-		*source = (s32)regs->a[1];
+		parts->fd[0] = (s32)regs->a[1];
+		parts->fd[1] = (s32)regs->a[0];
 		return regs->result > 0;
 	case RS_CALL_COPY_FILE_RANGE:
 	case RS_CALL_SPLICE:
-		*source = (s32)regs->a[0];
-		*target = (s32)regs->a[2];
+		parts->fd[0] = (s32)regs->a[0];
+		parts->fd[1] = (s32)regs->a[2];
 		return regs->result > 0;
 	default:
 		return 1;
 	}
 }
 
+/* Describe the file of a descriptor and append its path, if it is a file that has one. */
+RS_FN u32 rs_call_file(struct rs_scratch *scratch, s32 fd, struct rs_file *out)
+{
+	void *file = rs_file_of(fd);
+
+	if (!scratch || !out || rs_describe(file, out))
+		return 0;
+	return (out->mode & RS_S_IFMT) == RS_S_IFREG ? rs_walk_file(scratch, file) : 0;
+}
+
+/* Append a text and its NUL; nothing but the NUL for a null pointer. */
+RS_FN int rs_call_text(struct rs_scratch *scratch, u64 address)
+{
+	if (!scratch)
+		return 0;
+	if (address)
+		rs_string(scratch, address, 0);
+	scratch->data[RS_HEAD_BYTES + (scratch->tail & RS_TAIL_MASK)] = 0;
+	scratch->tail++;
+	return 0;
+}
+
 RS_FN int rs_on_call(struct rs_regs *regs)
 {
+	struct rs_call_parts parts = {.fd = {-1, -1}};
 	struct rs_scratch *scratch;
 	struct rs_call_event *event;
-	s32 source = -1, target = -1;
-	u64 name = 0;
+	u32 before;
 
-	if (!regs || !rs_call_details(regs, &source, &target, &name))
+	if (!regs || !rs_call_parts(regs, &parts))
 		return 0;
 	scratch = rs_scratch_get(RS_PROGRAM_CALL, regs->scope, RS_LOSS_CALL);
 	if (!scratch)
@@ -99,12 +138,18 @@ RS_FN int rs_on_call(struct rs_regs *regs)
 	event->args[3] = regs->a[3];
 	event->args[4] = regs->a[4];
 	event->args[5] = regs->a[5];
-	if (source >= 0)
-		rs_describe(rs_file_of(source), &event->file[0]);
-	if (target >= 0)
-		rs_describe(rs_file_of(target), &event->file[1]);
-	if (name)
-		event->name_len = rs_string(scratch, name, 0);
+	if (parts.fd[0] >= 0)
+		event->walk_len[0] = rs_call_file(scratch, parts.fd[0], &event->file[0]);
+	if (parts.fd[1] >= 0)
+		event->walk_len[1] = rs_call_file(scratch, parts.fd[1], &event->file[1]);
+	before = scratch->tail;
+	if (parts.texts > 0)
+		rs_call_text(scratch, parts.text[0]);
+	if (parts.texts > 1)
+		rs_call_text(scratch, parts.text[1]);
+	if (parts.texts > 2)
+		rs_call_text(scratch, parts.text[2]);
+	event->text_len = scratch->tail - before;
 	event->cut = scratch->cut;
 	rs_emit_tail(scratch, regs->scope, RS_LOSS_CALL);
 	return 0;

@@ -210,9 +210,12 @@ RS_FN u32 rs_string(struct rs_scratch *scratch, u64 address, int kernel)
 	if (!scratch)
 		return 0;
 	tail = scratch->tail;
-	if (tail > RS_TAIL_MASK)
-		n = -1;
-	else if (kernel)
+	if (tail > RS_TAIL_MASK) {
+		scratch->cut |= RS_CUT_NAME;
+		return 0;
+	}
+	RS_OPAQUE(tail); /* or the compiler drops the masks, which the verifier wants */
+	if (kernel)
 		n = RS_READ_KERNEL_STR(&scratch->data[RS_HEAD_BYTES + (tail & RS_TAIL_MASK)],
 				       RS_PATH_BYTES, (void *)address);
 	else

@@ -136,11 +136,13 @@ RS_FN int rs_on_fileop(struct rs_regs *regs)
 		name[0] = regs->a[0];
 		break;
 	case RS_CALL_CHMOD:
+	case RS_CALL_MKNOD:
 	case RS_CALL_TRUNCATE:
 		name[0] = regs->a[0];
 		value = regs->a[1];
 		break;
 	case RS_CALL_FCHMODAT:
+	case RS_CALL_MKNODAT:
 	case RS_CALL_FCHMODAT2:
 		dir[0] = (s32)regs->a[0];
 		name[0] = regs->a[1];

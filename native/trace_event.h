@@ -33,9 +33,9 @@ enum rs_trace_record {
 	RS_TRACE_PRODUCTS = 6,
 	/* u32 count, count times: u16 name length, name, SHA-256 of the value 32 */
 	RS_TRACE_ENVIRONMENT = 7,
-	/* u32 process, u8 call (rs_trace_net), u8 zero, u16 family, u32 type, u32 protocol, i32 fd,
-	 * i32 result (0 or -errno), u64 time, u16 address length, u16 server name length, then the
-	 * sockaddr and the TLS server name */
+	/* u32 process, u8 call (rs_trace_net), u8 payload (rs_trace_payload), u16 family, u32 type,
+	 * u32 protocol, i32 fd, i32 result (0 or -errno), u64 time, u16 address length, u16 payload
+	 * length, then the sockaddr and the first bytes that were sent */
 	RS_TRACE_NETWORK = 8,
 	/* u32 process, u8 operation (rs_trace_op), u8 zero, u16 mode, u64 bytes, u64 time,
 	 * u16 path length, u16 second path length, paths (rename and link: from, to) */
@@ -68,9 +68,19 @@ enum rs_trace_net {
 	RS_TRACE_NET_CONNECT = 2,
 	RS_TRACE_NET_BIND = 3,
 	RS_TRACE_NET_SENDTO = 4,
-	RS_TRACE_NET_SERVER_NAME =
-	    5, /* fd and server name only: the first ClientHello on a socket */
+	RS_TRACE_NET_SENDMSG = 5,
+	RS_TRACE_NET_SENDMMSG = 6,
+	RS_TRACE_NET_WRITE = 7,
+	RS_TRACE_NET_WRITEV = 8,
 };
+
+/* What the first bytes of a NETWORK record may say. */
+enum rs_trace_payload {
+	RS_TRACE_PAYLOAD_NONE = 0,
+	RS_TRACE_PAYLOAD_STREAM = 1, /* a TLS ClientHello has a server name */
+	RS_TRACE_PAYLOAD_DNS = 2,    /* a question */
+};
+#define RS_TRACE_PAYLOAD_MAX 2048
 
 enum rs_trace_op {
 	RS_TRACE_OP_WRITE = 1, /* opened for writing; bytes: size when the action ended */

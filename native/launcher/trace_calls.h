@@ -3,9 +3,9 @@
  * Every system call that the seccomp filter stops, with its number on each architecture.
  *
  * RS_CALL(name, when, x86-64, i386, aarch64); -1: does not exist there. `when` is the condition in
- * the filter, so that a call which cannot matter runs at full speed. execve and execveat are not
- * here: PTRACE_EVENT_EXEC tells of them. tests/native compares the numbers with the system's
- * headers.
+ * the filter, so that a call which cannot matter runs at full speed; WATCHED calls are never
+ * stopped by it, only while a process is watched (trace_watch.c). execve and execveat are not here:
+ * PTRACE_EVENT_EXEC tells of them. tests/native compares the numbers with the system's headers.
  */
 
 /* Return a file descriptor. */
@@ -41,7 +41,12 @@ RS_CALL(socket, ALWAYS, 41, 359, 198)
 RS_CALL(connect, ALWAYS, 42, 362, 203)
 RS_CALL(bind, ALWAYS, 49, 361, 200)
 RS_CALL(sendto, ARG4_SET, 44, 369, 206)
+RS_CALL(sendmsg, ALWAYS, 46, 370, 211)
+RS_CALL(sendmmsg, ALWAYS, 307, 345, 269)
 RS_CALL(socketcall, ALWAYS, -1, 102, -1)
+RS_CALL(write, WATCHED, 1, 4, 64)
+RS_CALL(writev, WATCHED, 20, 146, 66)
+RS_CALL(close, WATCHED, 3, 6, 57)
 /* Refused: an open through a ring cannot be held. */
 RS_CALL(io_uring_setup, ALWAYS, 425, 425, 425)
 RS_CALL(io_uring_enter, ALWAYS, 426, 426, 426)

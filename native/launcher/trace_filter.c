@@ -29,8 +29,18 @@
 	(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER |             \
 	 CLONE_NEWPID | CLONE_NEWNET)
 
-enum when { ALWAYS, ARG4_SET, ARG1_STDIO, PROT_EXEC_SET, MMAP_EXEC_SET, PRCTL_SET, CLONE_SET };
+enum when {
+	ALWAYS,
+	ARG4_SET,
+	ARG1_STDIO,
+	PROT_EXEC_SET,
+	MMAP_EXEC_SET,
+	PRCTL_SET,
+	CLONE_SET,
+	NEVER,
+};
 #define WHEN_ALWAYS	     ALWAYS
+#define WHEN_WATCHED	     NEVER
 #define WHEN_ARG4_SET	     ARG4_SET
 #define WHEN_ARG1_STDIO	     ARG1_STDIO
 #define WHEN_PROT_EXEC	     PROT_EXEC_SET
@@ -136,6 +146,7 @@ static void add_condition(struct program *p, enum when when)
 
 	switch (when) {
 	case ALWAYS:
+	case NEVER: /* not in the filter: see add_call */
 		break;
 	case ARG4_SET:
 		load(p, argument(4, 0));
@@ -178,7 +189,7 @@ static void add_call(struct program *p, const struct arch *arch, const struct ca
 	enum when when = row->when;
 	unsigned short jump = p->length;
 
-	if (number < 0)
+	if (number < 0 || when == NEVER)
 		return;
 	if (when == MMAP_EXEC_SET && arch->column == 1)
 		when = ALWAYS;

@@ -77,12 +77,23 @@ struct rs_candidate {
 	uint64_t device, inode;	   /* of the file that was written; 0 if only named */
 };
 
+/* A socket whose first bytes are waited for. */
+struct rs_watch {
+	int fd;
+	uint8_t kind; /* enum rs_trace_payload */
+	uint8_t left; /* sends that are still looked at */
+};
+#define RS_WATCHES_MAX 8
+
 struct rs_process {
 	pid_t pid;
 	uint32_t number; /* as sent */
 	uint32_t threads;
 	int pidfd; /* owned; -1 until it is needed, or if it cannot be had */
 	uint8_t foreign_namespace;
+	uint8_t watch_count;  /* above 0: every call of its tasks stops */
+	uint32_t watch_stops; /* since the last watch began */
+	struct rs_watch watches[RS_WATCHES_MAX];
 };
 
 struct rs_task {
@@ -95,6 +106,7 @@ struct rs_task {
 };
 
 struct rs_syscall_note; /* trace_note.c */
+struct rs_peer;		/* trace_net.c */
 
 struct rs_buffer {
 	uint8_t *data;
@@ -154,6 +166,12 @@ struct rs_tracer {
 	struct rs_syscall_note *notes;
 	uint32_t note_count, note_capacity;
 	struct rs_index note_index;
+	struct rs_buffer note_text;
+
+	/* trace_net.c */
+	struct rs_peer *peers;
+	uint32_t peer_count, peer_capacity;
+	struct rs_index peer_index;
 
 	struct rs_buffer out;	  /* records that wait to be emitted */
 	struct rs_buffer scratch; /* one body while it is being built */
@@ -229,8 +247,16 @@ void rs_name_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_file_op(struct rs_tracer *t, uint32_t process, enum rs_trace_op op, const char *path,
 		const char *second, uint32_t mode, uint64_t bytes);
 void rs_net_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
+void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_note(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t flags);
 void rs_notes_flush(struct rs_tracer *t);
+
+/* trace_watch.c */
+void rs_watch_add(struct rs_process *process, int fd, uint8_t kind);
+/* Whether the task's call, which begins now, must be looked at when it ends. */
+int rs_watch_entry(struct rs_tracer *t, struct rs_task *task);
+/* What is waited for on a descriptor (enum rs_trace_payload, 0: nothing); counts this send. */
+uint8_t rs_watch_take(struct rs_process *process, int fd);
 
 /* trace_product.c */
 void rs_product_written(struct rs_tracer *t, const struct rs_task *task, const char *path,

@@ -68,6 +68,14 @@ static void resume(struct rs_tracer *t, struct rs_task *task, int request, int s
 		rs_lost(t, RS_TRACE_LOSS_TRACER, rs_process_of(t, task)->number, "");
 }
 
+/* The next stop is the next call of the filter, or of any kind while the process is watched. */
+static void go_on(struct rs_tracer *t, struct rs_task *task, int signal)
+{
+	int every = task->awaiting_exit || rs_process_of(t, task)->watch_count > 0;
+
+	resume(t, task, every ? PTRACE_SYSCALL : PTRACE_CONT, signal);
+}
+
 static int get_info(struct rs_tracer *t, struct rs_task *task,
 		    struct __ptrace_syscall_info *ret_info)
 {
@@ -175,6 +183,16 @@ static int note_at_entry(struct rs_tracer *t, struct rs_task *task)
 	return 1;
 }
 
+static void set_call(struct rs_task *task, uint32_t arch, uint64_t number, const uint64_t args[6])
+{
+	task->arch = arch;
+	task->number = number;
+	task->call = rs_trace_call_lookup(arch, number);
+	for (int i = 0; i < 6; i++)
+		task->args[i] = args[i];
+	task->awaiting_exit = 0;
+}
+
 static void on_seccomp(struct rs_tracer *t, struct rs_task *task)
 {
 	struct __ptrace_syscall_info info;
@@ -185,18 +203,10 @@ static void on_seccomp(struct rs_tracer *t, struct rs_task *task)
 		refuse(t, task);
 		return;
 	}
-	task->arch = info.arch;
-	task->number = info.seccomp.nr;
-	task->call = rs_trace_call_lookup(info.arch, info.seccomp.nr);
-	for (int i = 0; i < 6; i++)
-		task->args[i] = info.seccomp.args[i];
-	task->awaiting_exit = 0;
-	if (task->call == RS_CALL_OTHER || deny(t, task) || note_at_entry(t, task)) {
-		resume(t, task, PTRACE_CONT, 0);
-		return;
-	}
-	task->awaiting_exit = 1;
-	resume(t, task, PTRACE_SYSCALL, 0);
+	set_call(task, info.arch, info.seccomp.nr, info.seccomp.args);
+	if (task->call != RS_CALL_OTHER && !deny(t, task) && !note_at_entry(t, task))
+		task->awaiting_exit = 1;
+	go_on(t, task, 0);
 }
 
 static void entered_namespace(struct rs_tracer *t, struct rs_task *task, int64_t result)
@@ -223,9 +233,14 @@ static void on_exit_of_call(struct rs_tracer *t, struct rs_task *task, int64_t r
 	case RS_CALL_socket:
 	case RS_CALL_connect:
 	case RS_CALL_bind:
-	case RS_CALL_sendto:
 	case RS_CALL_socketcall:
 		return rs_net_done(t, task, result);
+	case RS_CALL_write:
+	case RS_CALL_writev:
+	case RS_CALL_sendto:
+	case RS_CALL_sendmsg:
+	case RS_CALL_sendmmsg:
+		return rs_send_done(t, task, result);
 	default:
 		break;
 	}
@@ -241,11 +256,14 @@ static void on_syscall(struct rs_tracer *t, struct rs_task *task)
 
 	if (!get_info(t, task, &info))
 		return;
-	if (task->awaiting_exit && info.op == PTRACE_SYSCALL_INFO_EXIT) {
+	if (info.op == PTRACE_SYSCALL_INFO_ENTRY) {
+		set_call(task, info.arch, info.entry.nr, info.entry.args);
+		task->awaiting_exit = (uint8_t)rs_watch_entry(t, task);
+	} else if (task->awaiting_exit && info.op == PTRACE_SYSCALL_INFO_EXIT) {
 		task->awaiting_exit = 0;
 		on_exit_of_call(t, task, info.exit.rval);
 	}
-	resume(t, task, PTRACE_CONT, 0);
+	go_on(t, task, 0);
 }
 
 /* The new task is ours already (PTRACE_O_TRACE*); its own first stop may come before or after. */
@@ -266,7 +284,7 @@ static void on_new_task(struct rs_tracer *t, struct rs_task *task)
 	}
 	task = rs_task_find(t, parent); /* the table may have moved */
 	task->call = RS_CALL_OTHER;
-	resume(t, task, PTRACE_CONT, 0);
+	go_on(t, task, 0);
 }
 
 static void on_exec(struct rs_tracer *t, struct rs_task *task)
@@ -278,7 +296,7 @@ static void on_exec(struct rs_tracer *t, struct rs_task *task)
 	rs_task_exec(t, task, (pid_t)former);
 	task = rs_task_find(t, tid);
 	rs_exec_done(t, task);
-	resume(t, task, PTRACE_CONT, 0);
+	go_on(t, task, 0);
 }
 
 /* SIGSTOP and its like stop the task; anything else in an event stop was our attaching. */
@@ -289,7 +307,10 @@ static void on_event_stop(struct rs_tracer *t, struct rs_task *task, int signal)
 
 	if (group_stop && task->tid == t->child && t->config->hooks.child_stopped)
 		t->config->hooks.child_stopped(t->config->hooks.context, signal);
-	resume(t, task, group_stop ? PTRACE_LISTEN : PTRACE_CONT, 0);
+	if (group_stop)
+		resume(t, task, PTRACE_LISTEN, 0);
+	else
+		go_on(t, task, 0);
 }
 
 static void on_stop(struct rs_tracer *t, struct rs_task *task, int status)
@@ -311,12 +332,12 @@ static void on_stop(struct rs_tracer *t, struct rs_task *task, int status)
 	case 0:
 		break;
 	default:
-		return resume(t, task, PTRACE_CONT, 0);
+		return go_on(t, task, 0);
 	}
 	if (signal == SYSCALL_STOP)
 		return on_syscall(t, task);
 	/* A signal on its way to the task: it gets it, and an awaited exit stop stays awaited. */
-	resume(t, task, task->awaiting_exit ? PTRACE_SYSCALL : PTRACE_CONT, signal);
+	go_on(t, task, signal);
 }
 
 static void on_wait(struct rs_tracer *t, pid_t tid, int status)
@@ -413,12 +434,14 @@ static void send_counters(struct rs_tracer *t)
 
 static void free_all(struct rs_tracer *t)
 {
-	void *all[] = {t->tasks, t->processes,	 t->arena,	 t->files,   t->opens,
-		       t->cache, t->read_buffer, t->candidates,	 t->written, t->environments,
-		       t->notes, t->out.data,	 t->scratch.data};
+	void *all[] = {t->tasks,	t->processes,	   t->arena,	   t->files,
+		       t->opens,	t->cache,	   t->read_buffer, t->candidates,
+		       t->written,	t->environments,   t->notes,	   t->out.data,
+		       t->scratch.data, t->note_text.data, t->peers};
 	struct rs_index *indexes[] = {&t->task_index,	 &t->process_index,	&t->file_index,
 				      &t->open_index,	 &t->cache_index,	&t->candidate_index,
-				      &t->written_index, &t->environment_index, &t->note_index};
+				      &t->written_index, &t->environment_index, &t->note_index,
+				      &t->peer_index};
 
 	for (uint32_t i = 0; i < t->process_slots; i++)
 		if (t->processes[i].pidfd >= 0)

@@ -44,9 +44,12 @@ int rs_event_valid(const struct rs_event *head, size_t length)
 	}
 	case RS_EVENT_PAYLOAD:
 		return tail_fits(length, ((const struct rs_payload_event *)head)->len);
-	case RS_EVENT_CALL:
-		return tail_fits(length, ((const struct rs_call_event *)head)->name_len) &&
-		       ((const struct rs_call_event *)head)->call;
+	case RS_EVENT_CALL: {
+		const struct rs_call_event *event = (const void *)head;
+
+		return event->call && tail_fits(length, (uint64_t)event->walk_len[0] +
+							    event->walk_len[1] + event->text_len);
+	}
 	case RS_EVENT_ADDRESS:
 		return length == sizeof(struct rs_address_event) &&
 		       ((const struct rs_address_event *)head)->address_len <= RS_ADDR_BYTES &&

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rootseal import diagnostics, leaf_table
 from rootseal.capture import ptrace_stream
-from rootseal.capture.ptrace import LOSS_COUNTERS, PtraceScope, mode_text, relative_to
+from rootseal.capture.paths import relative_to
+from rootseal.capture.ptrace import LOSS_COUNTERS, PtraceScope, mode_text
 from rootseal.capture.ptrace_stream import COUNTER_COUNT, NONE, Loss, Record, TraceStream
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import CaptureError, EncodingError

@@ -7,8 +7,10 @@ import ssl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rootseal import _native_trace
-from rootseal.capture import trace_events, trace_payload
+from rootseal import _native_trace, canonical
+from rootseal.capture import network_log, trace_events, trace_payload
+from rootseal.capture.call_details import call_details, call_name
+from rootseal.capture.paths import relative_as_given
 from rootseal.errors import NativeError
 
 
@@ -50,7 +52,7 @@ def test_names_are_total(data: bytes) -> None:
 
 @given(st.binary(max_size=140))
 def test_addresses_are_total(raw: bytes) -> None:
-    family, _address, port = trace_events.socket_address(raw)
+    family, _address, port = network_log.socket_address(raw)
     assert family and 0 <= port <= 65535
 
 
@@ -58,9 +60,9 @@ def test_paths() -> None:
     assert trace_events.kernel_path(b"c\0b\0a\0", b"x/./y") == b"/a/b/c/x/y"
     assert trace_events.kernel_path(b"c\0", b"/abs") == b"/abs"
     assert trace_events.kernel_path(b"", b"") == b"/"
-    assert trace_events.relative_to(b"/r", b"/r/a") == b"a"
-    assert trace_events.relative_to(b"/r", b"/rx/a") == b"/rx/a"
-    assert trace_events.relative_to(b"/r", b"/r/../x") == b"/r/../x"
+    assert relative_as_given(b"/r", b"/r/a") == b"a"
+    assert relative_as_given(b"/r", b"/rx/a") == b"/rx/a"
+    assert relative_as_given(b"/r", b"/r/../x") == b"/r/../x"
 
 
 def test_exit_codes() -> None:
@@ -80,3 +82,20 @@ def test_the_aggregator_takes_any_bytes(events: list[bytes]) -> None:
         head = (number % 14).to_bytes(4, "little") + size.to_bytes(4, "little") + bytes(24)
         data += size.to_bytes(2, "big") + head + body
     assert _native_trace.feed_bytes(data) >= len(events)
+
+
+def test_details_have_the_same_words_for_every_backend() -> None:
+    namespaces = (("namespaces", "CLONE_NEWNS|CLONE_NEWUSER"),)
+    assert call_details("unshare", (0x10020000, 0, 0, 0), ()) == namespaces
+    assert call_details("clone", (0x10020011, 0, 0, 0), ()) == namespaces
+    mount = call_details("mount", (0, 0, 0, 4096), (b"", b"d", b"tmpfs"))
+    assert dict(mount) == {"flags": 4096, "source": "", "target": "d", "type": "tmpfs"}
+    assert call_name("mmap2") == "mmap"
+
+
+def test_hostile_texts_become_path_text() -> None:
+    (flags, name) = call_details("memfd_create", (0, 2**63, 0, 0), (b"a\xff",))
+    assert flags == ("flags", hex(2**63))
+    assert name == ("name", canonical.path_text(b"a\xff"))
+    _, address, _ = network_log.socket_address(b"\x01\x00/\xfe\x00garbage")
+    assert address == canonical.path_text(b"/\xfe")

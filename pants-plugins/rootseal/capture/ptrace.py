@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Sequence, Tuple
 
 from rootseal import diagnostics, leaf_table, opens_table
+from rootseal.capture.paths import relative_to
 from rootseal.capture.ptrace_process import process_table
 from rootseal.capture.ptrace_stream import (
     FILE_ANONYMOUS,
@@ -181,7 +182,7 @@ class PtraceScope:
             materials=leaf_table.encode(Domain.MATERIAL, materials),
             products=leaf_table.encode(Domain.PRODUCT, products),
             opens=self._opens(numbers),
-            processes=process_table(stream),
+            processes=process_table(stream, self._root),
             mounts=(),
             counters=counters,
         )
@@ -222,9 +223,3 @@ class PtraceScope:
             counters[name] += counted[count]
         counters["recordBytesCapHit"] += self._stream.events_dropped
         return {name: min(value, diagnostics.COUNTER_VALUE_MAX) for name, value in counters.items()}
-
-
-def relative_to(root: bytes, path: bytes) -> bytes:
-    """A path below the root relative to it; any other as it is (docs/formats.md, Paths)."""
-    prefix = root.rstrip(b"/") + b"/"
-    return path[len(prefix) :] if path.startswith(prefix) and len(path) > len(prefix) else path

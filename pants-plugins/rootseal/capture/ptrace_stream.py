@@ -129,7 +129,8 @@ class NetEvent:
     result: int
     time_ns: int
     address: bytes
-    hostname: bytes
+    payload: int
+    data: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,16 +310,16 @@ class TraceStream:
         return kept < EVENTS_MAX
 
     def _network(self, body: bytes) -> None:
-        number, call, _, family, kind, protocol, fd, result, time_ns, size, name_size = (
+        number, call, payload, family, kind, protocol, fd, result, time_ns, size, data_size = (
             _NET.unpack_from(body)
         )
         at = _NET.size
-        if len(body) != at + size + name_size:
+        if len(body) != at + size + data_size:
             raise EncodingError("a NETWORK record has another length than its parts")
         if not self._attributed(number) or not self._room():
             return
-        address, hostname = body[at : at + size], body[at + size :]
-        event = (number, call, family, kind, protocol, fd, result, time_ns, address, hostname)
+        address, data = body[at : at + size], body[at + size :]
+        event = (number, call, family, kind, protocol, fd, result, time_ns, address, payload, data)
         self.net_events.append(NetEvent(*event))
 
     def _attributed(self, number: int) -> bool:

@@ -7,26 +7,23 @@ not per open: opens never get here.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import struct
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from rootseal import digest
-from rootseal.capture import trace_names, trace_payload
+from rootseal import canonical, digest
+from rootseal.capture import trace_names
+from rootseal.capture.call_details import FILE_CALLS, call_details
+from rootseal.capture.network_log import NetworkLog
+from rootseal.capture.paths import relative_as_given
 from rootseal.observation import ProcessRecord
 from rootseal.process_trace import (
-    Bind,
-    Connection,
     Delete,
-    DnsLookup,
     FileOps,
     FileWrite,
     Link,
-    Network,
     PermChange,
     ProcessTrace,
     Rename,
-    Socket,
     SyscallEvent,
     Truncation,
 )
@@ -45,11 +42,11 @@ LAYOUTS: Mapping[int, struct.Struct] = {
     9: struct.Struct("=32xiIII"),
     10: struct.Struct("=32xIiiIII128s"),
     11: struct.Struct("=32xIiII"),
-    12: struct.Struct("=32x6Qq" + FILE + FILE + "IIII"),
+    12: struct.Struct("=32x6Qq" + FILE + FILE + "IIIIII"),
 }
 TAIL = 256  # RS_HEAD_BYTES
-_DNS_PORT = 53
 _CONN_DNS = 2
+_MODE_KINDS = {0o140000: b"socket", 0o010000: b"pipe"}
 _CUT_AREA = 4 | 8
 
 
@@ -60,24 +57,6 @@ def kernel_path(walk: bytes, name: bytes) -> bytes:
     parts = [part for part in reversed(walk.split(b"\0")) if part]
     parts += [part for part in name.split(b"/") if part not in (b"", b".")]
     return b"/" + b"/".join(parts)
-
-
-def plain_text(raw: bytes) -> str:
-    """Bytes as text; what is not UTF-8 becomes surrogates, which the predicate escapes."""
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def relative_to(root: bytes, path: bytes) -> bytes:
-    """A path as docs/formats.md wants it: relative inside the root, else absolute.
-
-    A path with `..` stays as it was given: what a `..` after a symbolic link meant is not known.
-    """
-    if b".." in path.split(b"/"):
-        return path
-    if path == root:
-        return b"."
-    prefix = root.rstrip(b"/") + b"/"
-    return path[len(prefix) :] if path.startswith(prefix) and len(path) > len(prefix) else path
 
 
 def exit_code(status: int) -> int:
@@ -110,10 +89,7 @@ class _Process:
     exitcode: Optional[int] = None
     ended: bool = False
     cut: bool = False
-    sockets: List[Socket] = dataclasses.field(default_factory=list)
-    connections: List[Connection] = dataclasses.field(default_factory=list)
-    binds: List[Bind] = dataclasses.field(default_factory=list)
-    dns: List[DnsLookup] = dataclasses.field(default_factory=list)
+    network: NetworkLog = dataclasses.field(default_factory=NetworkLog)
     writes: List[FileWrite] = dataclasses.field(default_factory=list)
     renames: List[Rename] = dataclasses.field(default_factory=list)
     deletes: List[Delete] = dataclasses.field(default_factory=list)
@@ -139,12 +115,7 @@ class _Process:
                 environ=environ_digests(self.environ),
                 specbypassisvuln=specbypassisvuln,
                 truncated=self.cut or short,
-                network=Network(
-                    tuple(self.sockets),
-                    tuple(self.connections),
-                    tuple(self.binds),
-                    tuple(self.dns),
-                ),
+                network=self.network.record(),
                 file_ops=FileOps(
                     tuple(self.writes),
                     tuple(self.renames),
@@ -228,7 +199,7 @@ class Reader:
         return tuple(process.record(self._vulnerable) for process in self._all)
 
     def _path(self, walk: bytes, name: bytes) -> bytes:
-        return relative_to(self._root, kernel_path(walk, name))
+        return relative_as_given(self._root, kernel_path(walk, name))
 
     # -- processes --
 
@@ -279,7 +250,10 @@ class Reader:
         second = self._path(event.tail(at, walk1), event.tail(at + walk1, name1))
         time_ns = event.time_ns
         process.cut |= bool(cut)
-        if name.startswith("rename"):
+        if name.startswith("mknod"):
+            details = (("mode", value & 0o177777), ("path", canonical.path_text(first)))
+            process.calls.append(SyscallEvent("mknod", 0, details, time_ns))
+        elif name.startswith("rename"):
             process.renames.append(Rename(first, second, time_ns))
         elif name.startswith("symlink"):
             process.links.append(Link(first_name, second, True, time_ns))
@@ -297,101 +271,37 @@ class Reader:
 
     def _socket(self, process: _Process, event: _Event) -> None:
         _fd, family, kind, protocol = event.fields
-        made = Socket(trace_names.family(family), trace_names.socket_type(kind), protocol)
-        if made not in process.sockets:
-            process.sockets.append(made)
+        process.network.socket(family, kind, protocol)
 
     def _address(self, process: _Process, event: _Event) -> None:
         call, fd, result, _kind, _protocol, length, raw = event.fields
-        family, address, port = socket_address(bytes(raw)[:length])
-        name, time_ns = trace_names.CALLS[call], event.time_ns
-        if name == "bind":
-            process.binds.append(Bind(family, address, port, fd, result, time_ns))
-            return
-        process.connections.append(Connection(name, family, address, port, fd, result, time_ns))
-        if port == _DNS_PORT:
-            process.dns.append(DnsLookup(name, address, "", time_ns))
+        address = bytes(raw)[:length]
+        name = trace_names.CALLS[call]
+        process.network.address(name, address, fd, min(result, 0), event.time_ns)
 
     def _payload(self, process: _Process, event: _Event) -> None:
         call, fd, kind, length = event.fields
-        data = event.tail(0, length)
-        peer = next((item for item in reversed(process.connections) if item.fd == fd), None)
-        if kind == _CONN_DNS:
-            name = trace_payload.dns_question(data, stream=False)
-            name = name or trace_payload.dns_question(data, stream=True)
-            server = peer.address if peer else ""
-            if name:
-                lookup = DnsLookup(trace_names.CALLS[call], server, name, event.time_ns)
-                process.dns.append(lookup)
-            return
-        hostname = trace_payload.tls_server_name(data)
-        if hostname and peer is not None:
-            index = len(process.connections) - 1 - process.connections[::-1].index(peer)
-            process.connections[index] = dataclasses.replace(peer, hostname=hostname)
+        name, data = trace_names.CALLS[call], event.tail(0, length)
+        process.network.payload(name, data, fd, event.time_ns, dns=kind == _CONN_DNS)
 
     # -- other calls --
 
     def _call(self, process: _Process, event: _Event) -> None:
-        args, result = event.fields[:6], event.fields[6]
-        call, name_length, cut, repeats = event.fields[19:23]
+        walk0, walk1, call, text_length, cut, repeats = event.fields[19:25]
         name = trace_names.CALLS[call]
-        details = _details(name, args)
-        text = event.tail(0, name_length)
-        if text:
-            key = "name" if name in ("memfd_create", "prctl", "fsopen") else "path"
-            details[key] = plain_text(text)
-        for label, at in (("source", 7), ("destination", 13)):
-            ino, dev = event.fields[at], event.fields[at + 1]
-            if ino and name not in ("dup2", "dup3", "memfd_create"):
-                details[f"{label}Inode"], details[f"{label}Device"] = ino, dev
         process.cut |= bool(cut)
-        ordered = tuple(sorted(details.items()))
-        process.calls.append(SyscallEvent(name, result, ordered, event.time_ns, count=1 + repeats))
+        texts = event.tail(walk0 + walk1, text_length).split(b"\0")[:-1]
+        if name in FILE_CALLS:
+            texts = self._files(event, walk0, walk1)
+        details = call_details(name, event.fields[:6], texts)
+        result = None if name == "io_uring_open" else event.fields[6]
+        process.calls.append(SyscallEvent(name, result, details, event.time_ns, 1 + repeats))
 
-
-def _details(name: str, args: Tuple[int, ...]) -> Dict[str, Union[int, str]]:
-    """The arguments worth keeping, by name."""
-    if name in ("clone", "unshare", "clone3", "setns"):
-        value = args[{"clone": 0, "unshare": 0, "clone3": 5, "setns": 1}[name]]
-        if name == "clone":
-            value &= ~0xFF  # the low byte is a signal
-        return {"namespaces": trace_names.flags(value, trace_names.NAMESPACES)}
-    if name == "ptrace":
-        request = args[0]
-        return {"request": trace_names.PTRACE.get(request, str(request)), "pid": args[1]}
-    if name == "prctl":
-        option = trace_names.PRCTL.get(args[0], str(args[0]))
-        return {"option": option} if args[0] == 15 else {"option": option, "value": args[1]}
-    if name in ("dup2", "dup3"):
-        return {"from": args[0], "to": args[1]}
-    if name in ("mmap", "mprotect"):
-        writable = "yes" if args[2] & 2 else "no"
-        anonymous = "yes" if name == "mprotect" or args[3] & 0x20 else "no"
-        return {"writable": writable, "anonymous": anonymous}
-    if name == "process_vm_writev":
-        return {"pid": args[0]}
-    if name == "memfd_create":
-        return {"flags": args[1]}
-    if name == "io_uring_setup":
-        return {"entries": args[0]}
-    if name in ("mount", "umount2"):
-        return {"flags": args[3 if name == "mount" else 1]}
-    return {}
-
-
-def socket_address(raw: bytes) -> Tuple[str, str, int]:
-    """Family, address and port of a sockaddr; empty and 0 where it has none."""
-    if len(raw) < 2:
-        return "AF_UNSPEC", "", 0
-    number = int.from_bytes(raw[:2], "little")
-    family = trace_names.family(number)
-    if family == "AF_INET" and len(raw) >= 8:
-        return family, str(ipaddress.IPv4Address(raw[4:8])), int.from_bytes(raw[2:4], "big")
-    if family == "AF_INET6" and len(raw) >= 24:
-        return family, str(ipaddress.IPv6Address(raw[8:24])), int.from_bytes(raw[2:4], "big")
-    if family == "AF_UNIX":
-        path = raw[2:]
-        if path.startswith(b"\0"):  # abstract: the name is all the bytes after the NUL
-            return family, "@" + plain_text(path[1:]), 0
-        return family, plain_text(path.split(b"\0", 1)[0]), 0
-    return family, "", 0
+    def _files(self, event: _Event, walk0: int, walk1: int) -> List[bytes]:
+        """Paths of the files of a call; of what has none its kind."""
+        found = []
+        for start, length, mode in ((0, walk0, event.fields[9]), (walk0, walk1, event.fields[15])):
+            walk = event.tail(start, length)
+            kind = _MODE_KINDS.get(mode & 0o170000, b"?")
+            found.append(self._path(walk, b"") if walk else kind)
+        return found

@@ -44,6 +44,8 @@ CALLS: Mapping[int, str] = {
     43: "fchmod",
     44: "truncate",
     45: "ftruncate",
+    46: "mknod",
+    47: "mknodat",
     50: "memfd_create",
     51: "ptrace",
     52: "mount",
@@ -72,9 +74,15 @@ CALLS: Mapping[int, str] = {
     75: "process_vm_writev",
     76: "io_uring_open",
     77: "foreign_abi",
+    78: "fsconfig",
 }
 
-PRCTL: Mapping[int, str] = {4: "PR_SET_DUMPABLE", 15: "PR_SET_NAME", 38: "PR_SET_NO_NEW_PRIVS"}
+PRCTL: Mapping[int, str] = {
+    4: "PR_SET_DUMPABLE",
+    15: "PR_SET_NAME",
+    22: "PR_SET_SECCOMP",
+    38: "PR_SET_NO_NEW_PRIVS",
+}
 
 NAMESPACES: Mapping[int, str] = {
     0x00000080: "CLONE_NEWTIME",
