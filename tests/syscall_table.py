@@ -1,0 +1,387 @@
+"""What each subcommand of the fixture `syscalls` must show, for every capture backend: one table.
+
+A row says what is wanted; where a backend shows something else, `Unlike` says what and why, and
+docs/backends.md lists it (a test compares them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple, Union
+
+from rootseal.observation import LeafKind, ProcessRecord
+from rootseal.predicate_trace import trace_document
+
+FANOTIFY, PTRACE, EBPF, BOTH = "fanotify", "ptrace", "ebpf", "fanotify+ebpf"
+BACKENDS = (FANOTIFY, PTRACE, EBPF, BOTH)
+BURST = 200
+IN = "input\n"
+Fields = Dict[str, Union[int, str, bool]]
+Expected = Tuple[Tuple[str, Fields], ...]
+Content = Union[str, Tuple[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlike:
+    """How a row differs under some backends.
+
+    Attributes:
+        backends: Which.
+        why: One line, as in docs/backends.md.
+        changes: Fields of `Wanted` with other values.
+    """
+
+    backends: Tuple[str, ...]
+    why: str
+    changes: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What must be seen of a subcommand, beside the fixture's own start.
+
+    Attributes:
+        materials: Paths relative to the root and the content that was opened; no others there.
+        products: Paths and the content left behind; a tuple is a symlink's target. None: any.
+        ops: Kind of file operation (docs/predicate.md, fileOps) and fields of it.
+        calls: Names of calls with details that must be there.
+        network: Kind (docs/predicate.md, network) and fields of it.
+        code: Exit status; None: any, because the call may be refused.
+        processes: How many.
+        losses: Counters that must not be zero; all others are.
+        unlike: Differences by backend.
+    """
+
+    materials: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    products: Optional[Mapping[str, Content]] = dataclasses.field(default_factory=dict)
+    ops: Expected = ()
+    calls: Expected = ()
+    network: Expected = ()
+    code: Optional[int] = 0
+    processes: int = 1
+    losses: Tuple[str, ...] = ()
+    unlike: Tuple[Unlike, ...] = ()
+
+
+def some(kind: str, /, **fields: Union[int, str, bool]) -> Expected:
+    """One thing that must be there, with these fields."""
+    return ((kind, fields),)
+
+
+def wrote(path: str, size: int) -> Expected:
+    return some("writes", path=path, bytes=size)
+
+
+def burst_text(number: int) -> str:
+    return f"burst file number {number} with about fifty bytes in it\n"
+
+
+def like(row: Wanted, **changes: Any) -> Wanted:
+    return dataclasses.replace(row, **changes)
+
+
+FANOTIFIED = (FANOTIFY, BOTH)
+READS = Wanted(materials={"in": IN})
+MADE = {"out": "made\n"}
+D_MADE = {"d/out": "made\n"}
+WROTE = wrote("out", 5)
+GUARDED = "counted as a loss: it leads away from the marked mounts"
+LEFT = Unlike(FANOTIFIED, GUARDED, {"losses": ("namespaceEscapes",)})
+MOUNTED = Unlike(FANOTIFIED, GUARDED, {"losses": ("namespaceEscapes", "unmarkedMounts")})
+NO_CLONE3 = Unlike(
+    FANOTIFIED, "clone3 fails with ENOSYS, so that C libraries use clone", {"code": 77}
+)
+NO_RINGS = Unlike(
+    (PTRACE,),
+    "io_uring_setup is refused (deniedIoUringCalls), so that programs use ordinary calls",
+    {"code": 77, "calls": some("io_uring_setup", entries=4, verdict="denied")},
+)
+OPEN = {"in": IN}
+DNS = some("dnsLookups", server="127.0.0.1", name="example.org")
+TLS = some("connections", address="127.0.0.1", hostname="packages.example.org", result=0)
+
+
+TABLE: Mapping[str, Wanted] = {
+    "open": READS,
+    "creat": Wanted(products=MADE, ops=WROTE),
+    "openat": READS,
+    "openat2": READS,
+    "openat2_write": Wanted(products=MADE, ops=WROTE),
+    "open_rdwr": Wanted(
+        materials={"in": IN},
+        products={"in": "Input\n"},
+        ops=wrote("in", 1),
+        unlike=(
+            Unlike((PTRACE,), "bytes: the file's size at the end", {"ops": wrote("in", len(IN))}),
+        ),
+    ),
+    "open_append_read": Wanted(products=MADE, ops=WROTE),  # an intermediate is no material
+    "open_by_handle_at": Wanted(materials={"in": IN}, calls=some("open_by_handle_at"), code=None),
+    "o_path": Wanted(
+        unlike=(
+            Unlike((EBPF,), "told as opened; the ledger has it as noContent", {"materials": OPEN}),
+        )
+    ),
+    "o_path_reopen": READS,
+    "o_tmpfile": Wanted(products=MADE),
+    "fifo": Wanted(calls=some("mknod", path="fifo")),
+    "proc_file": Wanted(),
+    "write_at_exit": Wanted(products=MADE, ops=WROTE),
+    "mmap_write": Wanted(products=MADE, ops=some("truncations", path="out", bytes=5)),
+    "io_uring_setup": Wanted(calls=some("io_uring_setup", entries=4), unlike=(NO_RINGS,)),
+    "io_uring_openat": Wanted(
+        materials={"in": IN},
+        calls=some("io_uring_open"),
+        unlike=(
+            NO_RINGS,
+            Unlike((EBPF,), "an open by a ring is told, but not of which file", {"materials": {}}),
+        ),
+    ),
+    "memfd_create": Wanted(calls=some("memfd_create", name="secret")),
+    "execve": READS,
+    "execveat": READS,
+    "exec_script": Wanted(
+        materials={"in": IN},
+        products={"script": "#!{self} openat\n"},
+        ops=some("writes", path="script"),
+    ),
+    "exec_memfd": Wanted(materials={"in": IN}, calls=some("memfd_create", name="program")),
+    "fork": like(READS, processes=2),
+    "vfork_exec": like(READS, processes=2),
+    "clone3": like(READS, processes=2, unlike=(NO_CLONE3,)),
+    "double_fork": like(READS, processes=3, calls=some("setsid")),
+    "thread": READS,
+    "thread_exec": READS,
+    "setsid": Wanted(calls=some("setsid"), processes=2),
+    "signal_death": Wanted(code=143),
+    "stop_continue": like(READS, processes=2),
+    "rename": Wanted(products=MADE, ops=some("renames", **{"from": "tmp", "to": "out"})),
+    "renameat": Wanted(products=D_MADE, ops=some("renames", **{"from": "tmp", "to": "d/out"})),
+    "renameat2": Wanted(products=MADE, ops=some("renames", **{"from": "tmp", "to": "out"})),
+    "rename_exchange": Wanted(
+        products={"a": "second\n", "b": "first\n"},
+        ops=some("renames", **{"from": "a", "to": "b"}),
+    ),
+    "rename_directory": Wanted(
+        products={"e/out": "made\n"}, ops=some("renames", **{"from": "d", "to": "e"})
+    ),
+    "link": Wanted(
+        products={"tmp": "made\n", **MADE},
+        ops=some("links", target="tmp", path="out", symbolic=False),
+    ),
+    "linkat": Wanted(
+        products={"d/out": IN}, ops=some("links", target="in", path="d/out", symbolic=False)
+    ),
+    "symlink": Wanted(
+        products={"out": ("in",)}, ops=some("links", target="in", path="out", symbolic=True)
+    ),
+    "symlinkat": Wanted(
+        products={"d/out": ("../in",)},
+        ops=some("links", target="../in", path="d/out", symbolic=True),
+    ),
+    "unlink": Wanted(
+        ops=(*WROTE, ("deletes", {"path": "out"})),
+        unlike=(
+            Unlike(
+                (PTRACE,),
+                "bytes: 0 where the file was gone at the end",
+                {"ops": (*wrote("out", 0), ("deletes", {"path": "out"}))},
+            ),
+        ),
+    ),
+    "unlinkat": Wanted(ops=some("deletes", path="d/out")),
+    "rmdir": Wanted(ops=some("deletes", path="d")),
+    "truncate": Wanted(
+        products={"in": "in"},
+        ops=some("truncations", path="in", bytes=2),
+        unlike=(
+            Unlike(
+                FANOTIFIED,
+                "by name within the clock tick in which the action began: not always a product",
+                {"products": None},
+            ),
+        ),
+    ),
+    "ftruncate": Wanted(products={"out": "\0\0\0"}, ops=some("truncations", path="out", bytes=3)),
+    "chmod": Wanted(products=MADE, ops=some("permChanges", path="out", mode=0o755, setExec=True)),
+    "fchmod": Wanted(products={"out": ""}, ops=some("permChanges", path="out", mode=0o755)),
+    "fchmodat": Wanted(products=D_MADE, ops=some("permChanges", path="d/out", mode=0o755)),
+    "fchmodat2": Wanted(products=D_MADE, ops=some("permChanges", path="d/out", mode=0o750)),
+    "mknod": Wanted(products={"out": ""}, calls=some("mknod", path="out")),
+    "mknodat": Wanted(products={"d/out": ""}, calls=some("mknod", path="d/out")),
+    "socket": Wanted(network=some("sockets", family="AF_INET6", type="SOCK_STREAM")),
+    "connect": Wanted(network=some("connections", address="127.0.0.1", port=1, result=-111)),
+    "connect_unix": Wanted(
+        network=some("connections", family="AF_UNIX", address="no-such-socket", result=-2)
+    ),
+    "connect_dns": Wanted(network=some("dnsLookups", syscall="connect", server="127.0.0.1")),
+    "bind": Wanted(network=some("binds", family="AF_INET6", address="::1", result=0)),
+    "sendto_dns": Wanted(network=DNS),
+    "send_dns": Wanted(network=DNS),
+    "sendmmsg_dns": Wanted(network=DNS),
+    "sendmsg_dns": Wanted(network=DNS),
+    "tls_write": Wanted(network=TLS),
+    "tls_writev": Wanted(network=TLS),
+    "tls_send": Wanted(network=TLS),
+    "tls_sendmsg": Wanted(network=TLS),
+    "tls_thread": Wanted(network=TLS),
+    "plain_send": Wanted(network=some("connections", address="127.0.0.1", hostname="")),
+    "dup2_socket": Wanted(calls=some("dup2", to=0)),
+    "dup3_socket": Wanted(calls=some("dup3", to=1)),
+    "ptrace": Wanted(
+        calls=some("ptrace", request="PTRACE_TRACEME"),
+        processes=2,
+        unlike=(Unlike((PTRACE,), "refused: a process has one tracer", {"code": 77}),),
+    ),
+    "unshare": Wanted(
+        calls=some("unshare", namespaces="CLONE_NEWNS|CLONE_NEWUSER"), code=None, unlike=(LEFT,)
+    ),
+    "mount": Wanted(
+        calls=some("mount", target="d", type="tmpfs", source="none"), code=None, unlike=(MOUNTED,)
+    ),
+    "umount2": Wanted(calls=some("umount2", target="d", flags=2), code=None, unlike=(LEFT,)),
+    "fsopen": Wanted(calls=some("fsopen", type="tmpfs"), code=None, unlike=(LEFT,)),
+    "fsmount": Wanted(
+        calls=(
+            ("fsopen", {"type": "tmpfs"}),
+            ("fsconfig", {"command": 6}),
+            ("fsmount", {}),
+            ("move_mount", {"target": "d"}),
+        ),
+        code=None,
+        unlike=(MOUNTED,),
+    ),
+    "open_tree": Wanted(calls=some("open_tree", path="d"), code=None, unlike=(MOUNTED,)),
+    "fspick": Wanted(calls=some("fspick", path="/"), code=None, unlike=(LEFT,)),
+    "mount_setattr": Wanted(calls=some("mount_setattr", path="d"), code=None, unlike=(LEFT,)),
+    "pivot_root": Wanted(calls=some("pivot_root", new="d", old="d"), code=None, unlike=(LEFT,)),
+    "chroot": Wanted(calls=some("chroot", path="d"), code=None, unlike=(LEFT,)),
+    "setns": Wanted(calls=some("setns", namespaces="CLONE_NEWUSER")),
+    "clone_namespace": Wanted(
+        calls=some("clone", namespaces="CLONE_NEWUSER"), code=None, processes=2
+    ),
+    "clone3_namespace": Wanted(
+        calls=some("clone3", namespaces="CLONE_NEWUSER"), code=None, processes=2
+    ),
+    "mprotect": Wanted(calls=some("mprotect", writable="no")),
+    "mmap_exec": Wanted(calls=some("mmap", writable="no", anonymous="yes")),
+    "prctl_name": Wanted(calls=some("prctl", option="PR_SET_NAME", name="renamed")),
+    "prctl_dumpable": Wanted(
+        materials={"in": IN}, calls=some("prctl", option="PR_SET_DUMPABLE", value=0)
+    ),
+    "prctl_no_new_privs": Wanted(calls=some("prctl", option="PR_SET_NO_NEW_PRIVS", value=1)),
+    "init_module": Wanted(calls=some("init_module")),
+    "finit_module": Wanted(materials={"in": IN}, calls=some("finit_module", path="in")),
+    "copy_file_range": Wanted(
+        materials={"in": IN},
+        products={"out": IN},
+        ops=wrote("out", len(IN)),
+        calls=some("copy_file_range", source="in", destination="out"),
+    ),
+    "splice": Wanted(materials={"in": IN}, calls=some("splice", source="in", destination="pipe")),
+    "sendfile": Wanted(
+        materials={"in": IN},
+        products={"out": IN},
+        ops=wrote("out", len(IN)),
+        calls=some("sendfile", source="in", destination="out"),
+    ),
+    "process_vm_writev": Wanted(calls=some("process_vm_writev")),
+    "burst": Wanted(materials={f"burst/{i}": burst_text(i) for i in range(BURST)}),
+    "int80_open": like(READS, code=None),
+}
+X32 = "x32_open"  # a row of its own in docs/backends.md: most kernels have no x32
+
+
+def wanted(name: str, backend: str) -> Wanted:
+    """A row as one backend must show it."""
+    row = TABLE[name]
+    for unlike in row.unlike:
+        if backend in unlike.backends:
+            row = dataclasses.replace(row, **unlike.changes)
+    return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a backend saw of one run.
+
+    Attributes:
+        code: The action's exit status.
+        stderr: For messages.
+        processes: As in the predicate.
+        losses: Gating counters that are not zero.
+        materials: Path and hex digests of what was opened in the root; None: not told.
+        products: Path to hex digest, size and kind; None: not told.
+    """
+
+    code: int
+    stderr: str
+    processes: List[Dict[str, Any]]
+    losses: Mapping[str, int]
+    materials: Optional[Mapping[str, Set[str]]]
+    products: Optional[Mapping[str, Tuple[str, int, int]]]
+
+
+def document_of(process: ProcessRecord) -> Dict[str, Any]:
+    """A process of a backend as the predicate has it, as far as the table looks."""
+    assert process.trace is not None
+    return {"comm": process.comm.decode(), **trace_document(process.trace)}
+
+
+def check(seen: Seen, row: Wanted, program: str, sha256: Any) -> None:
+    """Compare a run with its row.
+
+    Args:
+        seen: The run.
+        row: `wanted` of its name and backend.
+        program: Path of the fixture.
+        sha256: Hex digest of a text.
+    """
+    assert row.code is None or seen.code == row.code, (seen.code, seen.stderr)
+    assert set(seen.losses) == set(row.losses) or seen.code == 77, seen.losses
+    if seen.code != 77:
+        check_materials(seen, row, sha256)
+        check_products(seen, row, program, sha256)
+    if seen.processes and "fileOps" in seen.processes[0]:
+        check_deeds(seen, row)
+
+
+def check_materials(seen: Seen, row: Wanted, sha256: Any) -> None:
+    if seen.materials is None:
+        return
+    assert set(seen.materials) == set(row.materials)
+    for path, content in row.materials.items():
+        assert seen.materials[path] == {sha256(content)}, path
+
+
+def check_products(seen: Seen, row: Wanted, program: str, sha256: Any) -> None:
+    if seen.products is None or row.products is None:
+        return
+    assert set(seen.products) == set(row.products)
+    for path, content in row.products.items():
+        digest, size, kind = seen.products[path]
+        assert (kind == LeafKind.SYMLINK) == isinstance(content, tuple)
+        text = content[0] if isinstance(content, tuple) else content.replace("{self}", program)
+        assert (digest, size) == (sha256(text), len(text)), path
+
+
+def check_deeds(seen: Seen, row: Wanted) -> None:
+    possible = seen.code != 77
+    if possible:
+        assert len(seen.processes) == row.processes, [p["comm"] for p in seen.processes]
+    for kind, fields in row.ops if possible else ():
+        assert_some(fields, [op for p in seen.processes for op in p["fileOps"][kind]], kind)
+    for kind, fields in row.network:
+        assert_some(fields, [one for p in seen.processes for one in p["network"][kind]], kind)
+    for name, fields in row.calls:
+        events = [event for p in seen.processes for event in p["syscallEvents"]]
+        same = [
+            {**event["details"], "verdict": event["verdict"]}
+            for event in events
+            if event["syscall"] == name
+        ]
+        assert_some(fields, same, name)
+
+
+def assert_some(fields: Fields, found: List[Dict[str, Any]], what: str) -> None:
+    assert any(fields.items() <= one.items() for one in found), (what, fields, found)
