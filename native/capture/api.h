@@ -82,6 +82,12 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 /* Aborts the scopes that are still open, waits for every thread. */
 void rs_engine_close(rs_engine *engine);
 uint64_t rs_engine_cache_entries(rs_engine *engine);
+uint64_t rs_engine_cache_learned(rs_engine *engine); /* entries made by this engine, ever */
+/* The entries of the digest cache (dcache.h); the caller frees with rs_free. */
+int rs_engine_cache_export(rs_engine *engine, uint8_t **ret_bytes, size_t *ret_length);
+/* Take what was exported, of these devices (st_dev) only. How many, or -EINVAL. */
+int64_t rs_engine_cache_import(rs_engine *engine, const uint8_t *bytes, size_t length,
+			       const uint64_t *devices, size_t device_count);
 /* Whether repeated opens are ignored (once.c); on from the start. */
 void rs_engine_set_hash_once(rs_engine *engine, int on);
 /*

@@ -41,10 +41,12 @@ struct entry {
 	uint8_t digest[RS_SHA256_BYTES];
 };
 
+_Static_assert(sizeof(struct entry) == RS_DCACHE_ENTRY_BYTES, "what is exported has no gaps");
+
 struct rs_dcache {
 	struct entry *entries;
 	uint64_t set_mask;
-	_Atomic uint64_t count;
+	_Atomic uint64_t count, learned;
 	pthread_mutex_t locks[STRIPES];
 	uint8_t victim[STRIPES];
 };
@@ -90,6 +92,11 @@ void rs_dcache_close(struct rs_dcache *cache)
 uint64_t rs_dcache_count(struct rs_dcache *cache)
 {
 	return atomic_load(&cache->count);
+}
+
+uint64_t rs_dcache_learned(struct rs_dcache *cache)
+{
+	return atomic_load(&cache->learned);
 }
 
 static uint64_t set_of(const struct rs_dcache *cache, const struct rs_stat *stat)
@@ -152,7 +159,73 @@ void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat, const
 	    .btime_ns = stat->btime_ns,
 	};
 	memcpy(same->digest, digest32, RS_SHA256_BYTES);
+	atomic_fetch_add_explicit(&cache->learned, 1, memory_order_relaxed);
 	pthread_mutex_unlock(&cache->locks[stripe]);
+}
+
+int rs_dcache_export(struct rs_dcache *cache, uint8_t **ret_bytes, size_t *ret_length)
+{
+	uint64_t set, sets = cache->set_mask + 1, limit = rs_dcache_count(cache), count = 0;
+	struct entry *out = malloc((limit + 1) * sizeof(*out));
+	int i;
+
+	if (!out)
+		return -ENOMEM;
+	for (set = 0; set < sets && count < limit; set++) {
+		struct entry *way = &cache->entries[set * WAYS];
+
+		pthread_mutex_lock(&cache->locks[set % STRIPES]);
+		for (i = 0; i < WAYS && count < limit; i++)
+			if (way[i].ctime_ns)
+				out[count++] = way[i];
+		pthread_mutex_unlock(&cache->locks[set % STRIPES]);
+	}
+	*ret_bytes = (uint8_t *)out;
+	*ret_length = count * sizeof(*out);
+	return 0;
+}
+
+/* True if there was a free place; what is newer than the imported stays. */
+static bool import_one(struct rs_dcache *cache, const struct entry *entry)
+{
+	struct rs_stat stat = {.dev = entry->dev, .ino = entry->ino};
+	uint64_t set = set_of(cache, &stat);
+	struct entry *way = &cache->entries[set * WAYS], *place = NULL;
+	bool known = false;
+	int i;
+
+	pthread_mutex_lock(&cache->locks[set % STRIPES]);
+	for (i = 0; i < WAYS; i++) {
+		if (!way[i].ctime_ns)
+			place = place ? place : &way[i];
+		else if (way[i].ino == entry->ino && way[i].dev == entry->dev)
+			known = true;
+	}
+	if (place && !known) {
+		*place = *entry;
+		atomic_fetch_add_explicit(&cache->count, 1, memory_order_relaxed);
+	}
+	pthread_mutex_unlock(&cache->locks[set % STRIPES]);
+	return place && !known;
+}
+
+int64_t rs_dcache_import(struct rs_dcache *cache, const uint8_t *bytes, size_t length,
+			 const uint64_t *devices, size_t device_count)
+{
+	struct entry entry;
+	int64_t taken = 0;
+	size_t at, device;
+
+	if (length % sizeof(entry))
+		return -EINVAL;
+	for (at = 0; at < length; at += sizeof(entry)) {
+		memcpy(&entry, bytes + at, sizeof(entry));
+		for (device = 0; device < device_count && devices[device] != entry.dev; device++)
+			;
+		if (device < device_count && entry.ctime_ns)
+			taken += import_one(cache, &entry);
+	}
+	return taken;
 }
 
 bool rs_no_writer(int fd)

@@ -11,9 +11,20 @@ struct rs_dcache;
 int rs_dcache_open(uint64_t entries, struct rs_dcache **ret_cache);
 void rs_dcache_close(struct rs_dcache *cache);
 uint64_t rs_dcache_count(struct rs_dcache *cache);
+uint64_t rs_dcache_learned(struct rs_dcache *cache); /* entries made since it was opened */
 /* True with *ret_digest32 written if the file is in exactly the state that was hashed. */
 bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat, uint8_t *ret_digest32);
 void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat, const uint8_t *digest32);
+
+/*
+ * All entries as they are in memory, RS_DCACHE_ENTRY_BYTES each, for a later daemon of this boot.
+ * The caller frees.
+ */
+#define RS_DCACHE_ENTRY_BYTES 80
+int rs_dcache_export(struct rs_dcache *cache, uint8_t **ret_bytes, size_t *ret_length);
+/* Takes entries of the given devices where a place is free; how many. -EINVAL: not such bytes. */
+int64_t rs_dcache_import(struct rs_dcache *cache, const uint8_t *bytes, size_t length,
+			 const uint64_t *devices, size_t device_count);
 
 /* True if nobody has the file open for writing, or mapped writable, at this moment. */
 bool rs_no_writer(int fd);

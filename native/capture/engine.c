@@ -103,11 +103,6 @@ int rs_engine_trust_sealed(rs_engine *engine, const uint8_t *entries, uint64_t c
 	return -EBUSY;
 }
 
-uint64_t rs_engine_cache_entries(rs_engine *engine)
-{
-	return rs_dcache_count(engine->cache);
-}
-
 void rs_scope_enter(struct rs_scope *scope)
 {
 	pthread_mutex_lock(&scope->mutex);

@@ -22,8 +22,9 @@
 
 #include <errno.h>
 
-#define ALONE_EVENTS 16 /* so many events of one process in a row: now repetition is worth marks   \
-			 */
+#define ALONE_EVENTS                                                                               \
+	16 /* so many events of one process in a row: now repetition is worth marks                \
+	    */
 
 #ifndef FAN_MARK_EVICTABLE
 #define FAN_MARK_EVICTABLE 0x00000200

@@ -17,6 +17,7 @@ _ffi: Any = _core.ffi
 _lib: Any = _core.lib
 
 LEAF_TABLE_BYTES_MAX = 2**30
+CACHE_ENTRY_BYTES = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +253,41 @@ class Engine:
         """Digests in the cache."""
         with self._lock:
             return 0 if self._handle is None else int(_lib.rs_engine_cache_entries(self._handle))
+
+    def cache_learned(self) -> int:
+        """Digests that were entered since the engine was opened, also those displaced since."""
+        with self._lock:
+            return 0 if self._handle is None else int(_lib.rs_engine_cache_learned(self._handle))
+
+    def cache_export(self) -> bytes:
+        """The entries of the digest cache, `CACHE_ENTRY_BYTES` each, in native order."""
+        data, length = _ffi.new("uint8_t **"), _ffi.new("size_t *")
+        with self._lock:
+            if self._handle is None:
+                return b""
+            code = _lib.rs_engine_cache_export(self._handle, data, length)
+        if code:
+            raise NativeError("cache_export", -code, f"cache_export: {os.strerror(-code)}")
+        try:
+            return bytes(_ffi.buffer(data[0], length[0]))
+        finally:
+            _lib.rs_free(data[0])
+
+    def cache_import(self, entries: bytes, devices: Sequence[int]) -> int:
+        """Take entries of these devices (st_dev) only; how many were taken.
+
+        Raises:
+            NativeError: The engine is closed, or these are not entries.
+        """
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("cache_import", 9, "the capture engine is closed")
+            taken = _lib.rs_engine_cache_import(
+                self._handle, entries, len(entries), _ffi.new("uint64_t[]", devices), len(devices)
+            )
+        if taken < 0:
+            raise NativeError("cache_import", int(-taken), "cache_import: not cache entries")
+        return int(taken)
 
     def close(self) -> None:
         """Abort open scopes, wait for those being finished, and stop the threads."""

@@ -108,7 +108,12 @@ class Daemon:
         """Start the backends; raises what they raise."""
         self._options = options
         self._signer = signer
-        self._backends = Backends(launcher=LAUNCHER, fanotify=options.fanotify, slots=options.slots)
+        self._backends = Backends(
+            launcher=LAUNCHER,
+            fanotify=options.fanotify,
+            slots=options.slots,
+            cache_file=options.place.digest_cache,
+        )
         self._backends.trust_sealed(options.sealed)
         self._pulse = Pulse()
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
@@ -259,6 +264,7 @@ class Daemon:
                 known_tools=self._known_tools,
             )
             self._counts.add("recorded")
+            self._backends.cache.save_if_grown()
         finally:
             with self._lock:
                 self._running -= 1
@@ -303,6 +309,7 @@ class Daemon:
             "captureKeyId": self._signer.public_key.keyid,
             "stateDirectory": str(place.state),
             "slots": self._backends.slots,
+            "digestCache": self._backends.cache.status(),
             "actions": {"running": running, "queued": self._backends.queued},
             "counts": self._counts.all(),
         }

@@ -19,6 +19,7 @@ from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.scope import Scope
 from rootseal.capture.walk import WalkEngine, WalkInputs
 from rootseal.daemon_announce import Announcement, Missing
+from rootseal.daemon_cache import CacheKeeper
 from rootseal.daemon_keeper import Keeper
 from rootseal.errors import BackendUnavailable, CaptureError
 from rootseal.observation import Posture
@@ -30,13 +31,14 @@ GROUPS_RESERVED = 8  # left to other programs of this user
 class Backends:
     """The engines of one daemon."""
 
-    def __init__(self, *, launcher: Path, fanotify: bool, slots: int) -> None:
+    def __init__(self, *, launcher: Path, fanotify: bool, slots: int, cache_file: Path) -> None:
         """Start what this host allows.
 
         Args:
             launcher: The launcher, which traces where there is no fanotify.
             fanotify: Whether fanotify may be used at all.
             slots: How many actions may run at once; 0: as many as the kernel has groups.
+            cache_file: Where the digest cache outlives this daemon.
         """
         self._walk = WalkEngine()
         self._fanotify: Any = None
@@ -45,6 +47,7 @@ class Backends:
             self._fanotify = _start_fanotify(fanotify)
         except BackendUnavailable as error:
             self.unavailable = error
+        self.cache = CacheKeeper(self._fanotify, cache_file)
         self._keeper = Keeper() if self._fanotify is not None else None
         self._tracer: Any = None
         self._traced: Any = None
@@ -167,6 +170,7 @@ class Backends:
 
     def close(self) -> None:
         """End the engines."""
+        self.cache.save()
         if self._tracer is not None:
             self._tracer.close()
         if self._fanotify is not None:

@@ -35,6 +35,11 @@ class Place:
         return self.state / "capture.key"
 
     @property
+    def digest_cache(self) -> Path:
+        """What was hashed in this boot, for the next daemon."""
+        return self.state / "digest-cache"
+
+    @property
     def log(self) -> Path:
         """Log of a daemon that was started in the background."""
         return self.state / "daemon.log"

@@ -10,6 +10,7 @@ import struct
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal import _native, diagnostics
+from rootseal.capture import digest_cache_file
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, CaptureError, NativeError
 from rootseal.observation import LeafTable, MountMark, Observation, Posture, ProcessRecord
@@ -296,6 +297,22 @@ class FanotifyEngine:
     def cache_entries(self) -> int:
         """Digests in the shared cache."""
         return self._engine.cache_entries()
+
+    def cache_learned(self) -> int:
+        """Digests that this engine took itself and entered, ever."""
+        return self._engine.cache_learned()
+
+    def save_cache(self, path: pathlib.Path) -> int:
+        """Write the digest cache for a later daemon of this boot; entries written.
+
+        Raises:
+            OSError: It cannot be written; what was there before stays.
+        """
+        return digest_cache_file.save(path, self._engine)
+
+    def load_cache(self, path: pathlib.Path) -> digest_cache_file.Loaded:
+        """Take what an earlier daemon of this boot knew. Never raises: a cache is not needed."""
+        return digest_cache_file.load(path, self._engine)
 
     def close(self) -> None:
         """Abort open scopes and stop the threads. May be called twice."""
