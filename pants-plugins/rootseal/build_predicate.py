@@ -108,6 +108,14 @@ class Totals:
         if self.posture is None or action.posture.rank < self.posture.rank:
             self.posture = action.posture
 
+    def add_seals(self, seals: ArtifactSeals) -> None:
+        """Add the artifacts' seals; a file that its own action sealed is counted once."""
+        for name, count in (
+            ("fsVerityAvailable", int(seals.available)),
+            ("fsVerityFilesSealed", len(seals.digests)),
+        ):
+            self.diagnostics[name] = max(self.diagnostics[name], count)
+
     def summary(self, target_count: int) -> Dict[str, object]:
         """The part of `summary` that follows from the actions."""
         if self.posture is None:

@@ -16,16 +16,29 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from rootseal import __version__, action, canonical, digest, files, hardening, keys, leaf_table
+from rootseal import (
+    __version__,
+    action,
+    canonical,
+    digest,
+    files,
+    hardening,
+    keys,
+)
 from rootseal.cli_keys import add_signing, signer_from
 from rootseal.cli_output import printable
+from rootseal.cli_run_outputs import (
+    artifacts_of,
+    declared_outputs,
+    make_outputs_writable,
+    seals_outputs,
+)
 from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
 from rootseal.daemon_peer import groups_of
 from rootseal.daemon_place import place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, ensure, places_of
-from rootseal.errors import ConfigError, Error
-from rootseal.leaf_table import Domain
+from rootseal.errors import ConfigError
 from rootseal.manifest import read_manifest
 from rootseal.observation import Posture
 from rootseal.record import RECORD_BYTES_MAX
@@ -100,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
     daemon = ensure(place, places_of(os.getuid(), arguments.socket), ("--idle-exit", str(idle)))
     signer = signer_from(arguments) if arguments.out else None
+    make_outputs_writable(arguments)
     key = action.action_key(_key_fields(arguments, argv))
     with _record_directory() as directory:
         record = directory / "record"
@@ -183,16 +197,10 @@ def _record_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def _outputs(arguments: argparse.Namespace) -> Tuple[List[str], List[str]]:
-    """Declared files and directories."""
-    directories = [path for path in arguments.output if path.endswith("/") or Path(path).is_dir()]
-    return [path for path in arguments.output if path not in directories], directories
-
-
 def _key_fields(arguments: argparse.Namespace, argv: Sequence[str]) -> Dict[str, object]:
     root, cwd = Path(arguments.root).resolve(), Path.cwd()
     inside = cwd == root or root in cwd.parents
-    output_files, directories = _outputs(arguments)
+    output_files, directories = declared_outputs(arguments)
     return action.command_fields(
         argv=[os.fsencode(argument) for argument in argv],
         environ=[(name, value) for name, value in os.environb.items()],
@@ -218,12 +226,14 @@ def _launcher_command(
         f"--socket={daemon['socket']}",
         f"--descendants={arguments.descendants}",
     ]
-    output_files, directories = _outputs(arguments)
+    output_files, directories = declared_outputs(arguments)
     command += [f"--output-file={path}" for path in output_files]
     command += [f"--output-dir={path}" for path in directories]
     command += [f"--option={name}={value}" for name, value in options.items()]
     command += [f"--option=inputs={Path(path).resolve()}" for path in arguments.input]
     command += _toolchain_options(arguments)
+    if seals_outputs(arguments, options):
+        command.append("--option=seal-outputs=1")
     if arguments.helper:
         command.append(f"--helper={arguments.helper}")
     identity = drop_to(os.environ)
@@ -296,7 +306,7 @@ def _manifest(
     strict = arguments.hardening == "strict"
     must_hold = strict or requested["fanotify"] == "on"
     name = digest.sha256_hex(data)
-    artifacts = _artifacts(arguments, verified)
+    artifacts = artifacts_of(verified)
     target = {"address": "command", "actions": [name], "artifacts": artifacts}
     return {
         "version": 1,
@@ -326,38 +336,6 @@ def _manifest(
         "targets": [target] if artifacts else [],
         "engineInputs": [],
     }
-
-
-def _artifacts(arguments: argparse.Namespace, verified: VerifiedRecord) -> List[Dict[str, object]]:
-    """The products that were declared: they become the subjects.
-
-    Raises:
-        Error: A declared output is not there.
-    """
-    declared = schema_paths(verified)
-    raw = leaf_table.decompress(verified.record.tables.products)
-    found: Dict[bytes, Dict[str, object]] = {}
-    missing = dict.fromkeys(declared, True)
-    for leaf in leaf_table.iter_leaves(raw, Domain.PRODUCT):
-        for path in declared:
-            if leaf.path == path or leaf.path.startswith(path + b"/") or path == b".":
-                missing[path] = False
-                found[leaf.path] = {
-                    "name": canonical.path_text(leaf.path),
-                    "sha256": leaf.digest.hex(),
-                    "size": leaf.size,
-                }
-    absent = [os.fsdecode(path) for path, gone in missing.items() if gone]
-    if absent and verified.predicate.document["exitcode"] == 0:
-        raise Error(f"the command did not leave its output {absent[0]}; check --output and --root")
-    return list(found.values())
-
-
-def schema_paths(verified: VerifiedRecord) -> Tuple[bytes, ...]:
-    """Declared outputs of a record, relative to its root."""
-    outputs = verified.predicate.document["declaredOutputs"]
-    assert isinstance(outputs, dict)  # noqa: S101 - the reader of predicates has checked it
-    return tuple(canonical.path_bytes(text) for text in outputs["files"] + outputs["directories"])
 
 
 def _report(verified: VerifiedRecord, out: Optional[str]) -> None:

@@ -24,6 +24,7 @@ from rootseal.daemon_announce import Announcement, Decision, decide, read_announ
 from rootseal.daemon_backends import Backends, open_ima
 from rootseal.daemon_connection import FRAME_SECONDS, Connection
 from rootseal.daemon_peer import Peer, as_user, check_child, check_root
+from rootseal.daemon_seal import require_fsverity, seal_outputs
 from rootseal.daemon_tools import ToolCache, judge_tools, require_sight
 from rootseal.errors import CaptureError, EncodingError, PostureError, ZeroDropsError
 from rootseal.keys import Signer
@@ -76,6 +77,7 @@ def run_action(
     announced = read_announcement(announce)
     decision = decide(announced, backends.missing)
     check_root(announced.root, connection.peer)
+    require_fsverity(announced, connection.peer)
     with connection.pulse(b"reading the toolchains"):
         tools = known_tools.load(announced.tools, connection.peer)
     if tools is not None and decision.backend in ("walk", "ima"):
@@ -98,6 +100,7 @@ def run_action(
             observation = with_guard_counts(observation, exited)
             gate(announced, observation)
             judge_tools(observation, tools)
+            observation = seal_outputs(observation, announced, connection.peer)
             description = described(**_ending(exited), started_at=started_at)
             data = record.sign_record(observation, description, signer)
         connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, data),)))

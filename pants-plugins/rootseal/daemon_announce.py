@@ -69,6 +69,7 @@ class Announcement:
         limits: Caps of this action.
         inputs: Absolute paths to walk beside the root.
         tools: What must list the tools that it uses.
+        seals_outputs: Whether its declared outputs stay where they are, to be sealed there.
     """
 
     action_key: bytes
@@ -83,6 +84,7 @@ class Announcement:
     limits: CaptureLimits
     inputs: Tuple[bytes, ...]
     tools: ToolDemand
+    seals_outputs: bool
 
     @property
     def strict(self) -> bool:
@@ -144,6 +146,7 @@ def read_announcement(frame: Frame) -> Announcement:
         limits=_limits(options),
         inputs=tuple(_absolute(path) for path in paths["inputs"]),
         tools=_tools(options, paths, root),
+        seals_outputs=_flag("seal-outputs", options),
     )
 
 
@@ -243,14 +246,14 @@ def _namespace_problem(way: str) -> Optional[BackendUnavailable]:
 
 def _requested(options: Mapping[str, str]) -> Requested:
     hardening = _one_of("hardening", options.get("hardening", "standard"), HARDENING)
-    zero_drops = _one_of("require-zero-drops", options.get("require-zero-drops", "0"), ("0", "1"))
+    zero_drops = _flag("require-zero-drops", options)
     mode = options.get("capture-mode", "auto")
     return Requested(
         capture_mode=_one_of("capture-mode", mode, CAPTURE_MODES),
         fanotify=_one_of("fanotify", options.get("fanotify", "auto"), SWITCH),
         fsverity=_one_of("fsverity", options.get("fsverity", "auto"), SWITCH),
         hardening=hardening,
-        require_zero_drops=zero_drops == "1" or hardening == "strict",
+        require_zero_drops=zero_drops or hardening == "strict",
     )
 
 
@@ -289,7 +292,7 @@ def _options(entries: Sequence[bytes]) -> Tuple[Dict[str, str], Dict[str, List[b
     """Options that are given once, as text, and those of paths, which may be repeated."""
     known = {"capture-mode", "fanotify", "fsverity", "hardening", "require-zero-drops"}
     known.update(_LIMIT_OPTIONS)
-    known.add("toolchain-scope")
+    known.update(("toolchain-scope", "seal-outputs"))
     known.add("attempt")  # has no effect: it only makes caches see another command
     options: Dict[str, str] = {}
     paths: Dict[str, List[bytes]] = {name: [] for name in _PATH_OPTIONS}
@@ -306,6 +309,10 @@ def _options(entries: Sequence[bytes]) -> Tuple[Dict[str, str], Dict[str, List[b
         if len(paths[name]) > limit:
             raise ConfigError(f"{len(paths[name])} {name} are named; at most {limit} can be")
     return options, paths
+
+
+def _flag(name: str, options: Mapping[str, str]) -> bool:
+    return _one_of(name, options.get(name, "0"), ("0", "1")) == "1"
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

@@ -181,7 +181,7 @@ def enable(descriptor: int, *, where: str) -> None:
         CaptureError: It could not be sealed; says why and what to do.
     """
     try:
-        fcntl.ioctl(descriptor, _ENABLE, _ENABLE_ARGUMENT)
+        _enable(descriptor)
     except OSError as error:
         if error.errno == errno.EEXIST:
             return
@@ -191,6 +191,25 @@ def enable(descriptor: int, *, where: str) -> None:
             why = _WHY[error.errno]
             raise CaptureError(f"{where} cannot be sealed with fs-verity: {why}") from None
         raise _native("FS_IOC_ENABLE_VERITY", error, where) from None
+
+
+def _enable(descriptor: int) -> None:
+    """The call itself; the kernel asks for write permission, so a read-only file gets it for it."""
+    try:
+        fcntl.ioctl(descriptor, _ENABLE, _ENABLE_ARGUMENT)
+        return
+    except OSError as error:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if error.errno != errno.EACCES or mode & stat.S_IWUSR:
+            raise
+        try:
+            os.fchmod(descriptor, mode | stat.S_IWUSR)
+        except PermissionError:  # not the owner
+            raise error from None
+    try:
+        fcntl.ioctl(descriptor, _ENABLE, _ENABLE_ARGUMENT)
+    finally:
+        os.fchmod(descriptor, mode)
 
 
 def unavailable(where: str) -> BackendUnavailable:
@@ -268,10 +287,10 @@ def unseal(path: Union[str, Path]) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        with path.open("rb") as stream:
+        with _opened(os.fspath(path)) as stream:
             if not is_sealed(stream.fileno()):
                 return False
-        shutil.copy2(path, temporary)
+            _copy(stream, temporary)
         temporary.replace(path)
     except FileNotFoundError:
         return False
@@ -280,6 +299,19 @@ def unseal(path: Union[str, Path]) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _copy(stream: BinaryIO, target: Path) -> None:
+    """Copy a file with its owner, mode and times."""
+    status = os.fstat(stream.fileno())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(target, flags, 0o600), "wb") as copy:
+        shutil.copyfileobj(stream, copy, _READ_BYTES)
+        copy.flush()
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(copy.fileno(), status.st_uid, status.st_gid)
+        os.fchmod(copy.fileno(), stat.S_IMODE(status.st_mode))
+        os.utime(copy.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def can_seal(directory: Union[str, bytes, Path]) -> bool:

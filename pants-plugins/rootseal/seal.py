@@ -144,13 +144,15 @@ def seal(
     sealed.sort()
     inputs = leaf_table.encode(Domain.ENGINE_INPUT, manifest.engine_inputs)
     stored_inputs = leaf_table.compress(inputs.raw)
-    document = _root_predicate(manifest, sealed, known, totals)
-    document["engineInputs"] = predicate.table_reference(inputs, stored_inputs)
-    document["fsverity"] = seal_artifacts(
+    seals = seal_artifacts(
         artifacts_dir,
         [artifact for target in manifest.targets for artifact in target.artifacts],
         mode=manifest.fsverity,
-    ).document
+    )
+    totals.add_seals(seals)
+    document = _root_predicate(manifest, sealed, known, totals)
+    document["engineInputs"] = predicate.table_reference(inputs, stored_inputs)
+    document["fsverity"] = seals.document
     root_statement = _root_statement(manifest, document)
     root_envelope = envelope.sign(root_statement, signer)
     bundle.write_bundle(

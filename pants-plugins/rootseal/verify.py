@@ -118,6 +118,7 @@ def verify_bundle(
         _verify_entry(bundle, entry, root, policy, totals)
         if progress is not None:
             progress(number + 1, bundle.record_count)
+    totals.add_seals(root.predicate.seals)
     check_summary(root.predicate, totals)  # 18
     check_targets(root)  # 19
     posture = root_posture(root.predicate)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pants.engine.fs import CreateDigest, Digest, FileContent
+from rootseal import fsverity
 from rootseal.errors import ConfigError
 
 from rootseal_pants.identity import LAUNCHER_DIRECTORY
@@ -143,6 +144,8 @@ def resolve_settings(
     """
     root = build_root
     dist = Path(root, dist_dir)
+    if rootseal.enabled and rootseal.fsverity.value == "on":
+        _require_fsverity(dist)
     return Settings(
         enabled=rootseal.enabled,
         executable=rootseal.executable,
@@ -165,6 +168,13 @@ def resolve_settings(
         toolchain_files=_toolchain_files(rootseal, root),
         launcher_arguments=_launcher_arguments(rootseal),
     )
+
+
+def _require_fsverity(dist: Path) -> None:
+    """Refuse at once what sealing would refuse after the whole build."""
+    place = next(path for path in (dist, *dist.parents) if path.is_dir())
+    if not fsverity.can_seal(place):
+        raise fsverity.unavailable(str(place))
 
 
 def _signing_key(key: str, root: str) -> str:

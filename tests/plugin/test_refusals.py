@@ -18,6 +18,7 @@ from pants.engine.process import FallibleProcessResult, Process, ProcessCacheSco
 from pants.testutil.rule_runner import RuleRunner
 from pants.util.frozendict import FrozenDict
 from pants.util.logging import LogLevel
+from rootseal import fsverity
 from rootseal.errors import CaptureError, Error
 from rootseal_pants.attest import restore_records
 from rootseal_pants.evidence import Evidence, FileSummary
@@ -139,6 +140,15 @@ def test_toolchains_without_keys_are_refused(
 ) -> None:
     engine = wrapping_engine(executable, daemon_socket, echo_toolchain[0])
     assert "[rootseal].toolchain_keys need each other" in refusal(engine)
+
+
+def test_fsverity_that_must_be_and_cannot_is_refused_at_once(
+    executable: str, daemon_socket: str
+) -> None:
+    engine = wrapping_engine(executable, daemon_socket, "--rootseal-fsverity=on")
+    if fsverity.can_seal(engine.build_root):
+        pytest.skip("optional: fs-verity is on the filesystem of the temporary files")
+    assert "cannot seal files" in refusal(engine)
 
 
 def test_a_trusted_key_that_is_not_a_key(

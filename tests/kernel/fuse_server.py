@@ -1,0 +1,118 @@
+"""A FUSE filesystem with one file, `material`, spoken in the kernel's own protocol.
+
+Usage: python fuse_server.py MOUNTPOINT. Writes one line to stdout once it is mounted and serves
+until it is killed. No library and no package is needed; only root may mount it.
+
+Source: include/uapi/linux/fuse.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+import sys
+from typing import Callable, Dict, Tuple
+
+CONTENT = b"served by a process\n"
+ROOT, MATERIAL = 1, 2
+NODES = {ROOT: (stat.S_IFDIR | 0o755, 0), MATERIAL: (stat.S_IFREG | 0o644, len(CONTENT))}
+LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH = 1, 2, 3, 14, 15, 18, 25
+INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 26, 27, 28, 29, 36, 42
+SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
+REQUEST_BYTES_MAX = 1 << 20
+_IN = struct.Struct("<IIQQIIIHH")
+_OUT = struct.Struct("<IiQ")
+_ATTRIBUTES = struct.Struct("<QQQQQQIIIIIIIIII")
+
+
+def attributes(node: int) -> bytes:
+    """struct fuse_attr."""
+    mode, size = NODES[node]
+    return _ATTRIBUTES.pack(node, size, 1, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+
+def init(_: int, body: bytes) -> bytes:
+    """Agree on the version, and on nothing optional."""
+    major, minor = struct.unpack_from("<II", body)
+    return struct.pack("<IIIIHHIIHHI28x", major, min(minor, 31), 0, 0, 16, 12, 4096, 1, 0, 0, 0)
+
+
+def lookup(node: int, body: bytes) -> bytes:
+    """The one name that there is."""
+    if node != ROOT or body.rstrip(b"\0") != b"material":
+        raise OSError(errno.ENOENT, "")
+    return struct.pack("<QQQQII", MATERIAL, 0, 1, 1, 0, 0) + attributes(MATERIAL)
+
+
+def get_attributes(node: int, _: bytes) -> bytes:
+    """stat(2)."""
+    return struct.pack("<QII", 1, 0, 0) + attributes(node)
+
+
+def read(_: int, body: bytes) -> bytes:
+    """The content, from an offset on."""
+    _, offset, size = struct.unpack_from("<QQI", body)
+    return CONTENT[offset : offset + size]
+
+
+def handle(_: int, body: bytes) -> bytes:
+    """An open file; all are the same."""
+    return struct.pack("<QII", 0, 0, 0)
+
+
+def nothing(_: int, body: bytes) -> bytes:
+    """Done, or an empty directory."""
+    return b""
+
+
+ANSWERS: Dict[int, Callable[[int, bytes], bytes]] = {
+    INIT: init,
+    LOOKUP: lookup,
+    GETATTR: get_attributes,
+    OPEN: handle,
+    OPENDIR: handle,
+    READ: read,
+    READDIR: nothing,
+    RELEASE: nothing,
+    RELEASEDIR: nothing,
+    FLUSH: nothing,
+}
+
+
+def answer(request: bytes) -> Tuple[int, bytes]:
+    """What to write for a request: its operation, and the reply."""
+    _, operation, unique, node, *_ = _IN.unpack_from(request)
+    error, body = 0, b""
+    try:
+        body = ANSWERS[operation](node, request[_IN.size :])
+    except KeyError:
+        error = -errno.ENOSYS
+    except OSError as failed:
+        error = -(failed.errno or errno.EIO)
+    return operation, _OUT.pack(_OUT.size + len(body), error, unique) + body
+
+
+def main() -> None:
+    """Mount and serve."""
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.mount(b"rootseal-test", os.fsencode(sys.argv[1]), b"fuse", 0, options.encode()):
+        sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
+    print("mounted", flush=True)
+    while True:
+        try:
+            operation, reply = answer(os.read(device, REQUEST_BYTES_MAX))
+        except OSError as error:
+            if error.errno == errno.ENODEV:  # unmounted
+                return
+            raise
+        if operation not in SILENT:
+            os.write(device, reply)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`rootseal run` and the seals of what it delivers: real daemon, command line and filesystem."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+from rootseal import fsverity
+from running_daemon import RunningDaemon, one_line, rootseal, running_daemon
+
+pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
+EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
+NAMES = ("fsVerityAvailable", "fsVerityFilesSealed", "fsVeritySealFailures")
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
+        yield found
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    place = tmp_path / "sandbox"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def verity(sandbox: Path) -> Path:
+    """A sandbox whose files can be sealed."""
+    if not fsverity.available(sandbox):
+        assert not EXPECTED, "this row of the lab is there for fs-verity"
+        pytest.skip("optional: no fs-verity on the filesystem of the temporary files")
+    return sandbox
+
+
+class Cli:
+    """`rootseal run` with outputs and a bundle."""
+
+    def __init__(self, daemon: RunningDaemon, sandbox: Path) -> None:
+        """Make a signing key."""
+        self.sandbox = sandbox
+        self.bundle = sandbox.parent / "out.rootseal"
+        self.key = sandbox.parent / "sign.key"
+        self.fixed = ["--socket", str(daemon.socket), "--key", str(self.key)]
+        assert rootseal("keygen", str(self.key)).returncode == 0
+
+    def run(self, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run a shell script."""
+        words = ["run", *self.fixed, "--out", str(self.bundle), "--output", "out", *options]
+        return rootseal(*words, "--", "/bin/sh", "-c", script, cwd=self.sandbox)
+
+    def counters(self) -> List[Dict[str, int]]:
+        """Those of the root, and of its one action."""
+        done = rootseal("show", str(self.bundle), "--json")
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        (action,) = document["actions"]
+        return [find_counters(document["build"]), find_counters(action)]
+
+    def artifact(self) -> Any:
+        """What `verify` says of the output's seal."""
+        public = str(self.key.with_suffix(".pub"))
+        words = ["verify", str(self.bundle), "--key", public, "--json"]
+        done = rootseal(*words, "--artifact", str(self.sandbox / "out"))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["artifacts"][0]["fsverity"]
+
+
+def find_counters(value: Any) -> Dict[str, int]:
+    """The first `diagnostics` in a document."""
+    if isinstance(value, dict):
+        if isinstance(value.get("diagnostics"), dict):
+            return {name: value["diagnostics"][name] for name in NAMES}
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        found = find_counters(item)
+        if found:
+            return found
+    return {}
+
+
+def test_outputs_are_sealed_counted_and_measured_again(daemon: RunningDaemon, verity: Path) -> None:
+    cli = Cli(daemon, verity)
+    for number in range(2):  # the second time the sealed output is written in place
+        done = cli.run(f"echo {number} > out; chmod 444 out; echo > other", "--fsverity", "on")
+        assert done.returncode == 0, done.stderr
+        sealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 1, "fsVeritySealFailures": 0}
+        assert cli.counters() == [sealed, sealed]
+        assert (verity / "out").stat().st_mode & 0o777 == 0o444
+        with (verity / "out").open("rb") as stream:
+            assert fsverity.is_sealed(stream.fileno())
+        (verity / "other").write_text("was not declared, so it is not sealed")
+        assert cli.artifact() == "measured"
+        (verity / "out").chmod(0o644)
+        with pytest.raises(PermissionError):
+            (verity / "out").open("r+b")
+
+
+def test_an_output_that_cannot_be_sealed_fails_the_action_if_it_must_be(
+    daemon: RunningDaemon, verity: Path
+) -> None:
+    cli = Cli(daemon, verity)
+    (verity / "out").touch()
+    with (verity / "out").open("r+b"):
+        done = cli.run("echo built > out", "--fsverity", "on")
+        assert done.returncode == 1
+        assert "fsVeritySealFailures is 1" in one_line(done.stderr)
+        assert "open for writing" in done.stderr
+        assert not cli.bundle.exists()
+        done = cli.run("echo built > out", "--fsverity", "auto")
+    assert done.returncode == 0, done.stderr
+    unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 0}
+    assert cli.counters() == [unsealed, unsealed]
+
+
+def test_outputs_of_a_sandbox_are_not_sealed_but_its_filesystem_is_named(
+    daemon: RunningDaemon, verity: Path
+) -> None:
+    done = daemon.run(verity, ["/bin/sh", "-c", "echo > out"], "--output-file=out")
+    counters = done.field("summary", "diagnostics")
+    assert [counters[name] for name in NAMES] == [1, 0, 0]
+    (verity / "out").write_text("still writable")
+
+
+def test_on_refuses_before_the_action_runs_where_nothing_can_be_sealed(
+    daemon: RunningDaemon, sandbox: Path
+) -> None:
+    if fsverity.can_seal(sandbox):
+        pytest.skip("optional: fs-verity is on the filesystem of the temporary files")
+    cli = Cli(daemon, sandbox)
+    done = cli.run("echo > out", "--fsverity", "on")
+    assert done.returncode == 1
+    assert "cannot seal files" in one_line(done.stderr)
+    assert not (sandbox / "out").exists()
+    done = cli.run("echo > out", "--fsverity", "auto")
+    assert done.returncode == 0, done.stderr
+    assert cli.counters() == [dict.fromkeys(NAMES, 0)] * 2
