@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from rootseal import diagnostics, digest, ima, leaf_table
@@ -13,6 +16,7 @@ from rootseal.capture.walk import WalkEngine, WalkInputs
 from rootseal.errors import BackendUnavailable, EncodingError
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, Posture
+from running_daemon import RunningDaemon, one_line, rootseal, running_daemon
 
 EXPECTED = "ima" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
 ASCII = backend.LIST.with_name("ascii_runtime_measurements")
@@ -94,3 +98,99 @@ def test_action_gets_what_the_kernel_measured(window: backend.ImaWindow, tmp_pat
     assert materials[b"unread"].source == DigestSource.WALK
     assert (found.backend, found.posture) == ("walk+ima", Posture.WALKED)
     assert diagnostics.losses(found.counters) == {}
+
+
+# --- the whole way: daemon, launcher, command line --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with running_daemon(tmp_path_factory.mktemp("daemon"), "--no-fanotify") as found:
+        yield found
+
+
+class Command:
+    """`rootseal run --capture-mode ima` in a folder of its own."""
+
+    def __init__(self, daemon: RunningDaemon, folder: Path) -> None:
+        """Make the folder, and a signing key."""
+        self.sandbox = folder / "sandbox"
+        self.sandbox.mkdir()
+        self.bundle = folder / "out.rootseal"
+        self.key = folder / "sign.key"
+        self.daemon = daemon
+        assert rootseal("keygen", str(self.key)).returncode == 0
+
+    def run(self, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run a shell script."""
+        words = ["run", "--capture-mode", "ima", "--socket", str(self.daemon.socket)]
+        words += ["--key", str(self.key), "--out", str(self.bundle), "--output", "out", *options]
+        return rootseal(*words, "--", "/bin/sh", "-c", script, cwd=self.sandbox)
+
+    def verify(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Verify the bundle and its output."""
+        words = ["verify", str(self.bundle), "--key", str(self.key.with_suffix(".pub")), *options]
+        return rootseal(*words, "--artifact", str(self.sandbox / "out"))
+
+
+@pytest.fixture
+def command(daemon: RunningDaemon, tmp_path: Path) -> Command:
+    return Command(daemon, tmp_path)
+
+
+@pytest.mark.requires("root", "launcher")
+def test_the_command_line_attests_what_the_kernel_measured(
+    window: backend.ImaWindow, command: Command, tmp_path: Path
+) -> None:
+    window.close()
+    measured_here(tmp_path)
+    tool = tmp_path / "tool"
+    tool.write_bytes(os.urandom(100))
+    done = command.run(f"echo new > made; cat made {tool} > out", "--require-zero-drops")
+    assert done.returncode == 0, done.stderr
+    shown = rootseal("show", str(command.bundle), "--json", "--expand")
+    (action,) = json.loads(shown.stdout)["actions"]
+    assert (action["capture"]["backend"], action["summary"]["processes"]) == ("walk+ima", 0)
+    files = (*action["materialFiles"], *action["productFiles"])
+    sources = {item["path"]: item["digestSource"] for item in files}
+    assert sources[str(tool)] == "ima"  # never read before, so the kernel measures it now
+    assert (sources["made"], sources["out"]) == ("ima", "walk")  # the second was never read
+    assert command.verify().returncode == 0
+    refused = command.verify("--require-posture", "held")
+    assert refused.returncode == 1
+    assert "posture walked is weaker" in refused.stderr
+
+
+@pytest.mark.requires("root", "launcher")
+def test_a_violation_fails_the_action_that_demands_no_losses(
+    window: backend.ImaWindow, command: Command, tmp_path: Path
+) -> None:
+    window.close()
+    measured_here(tmp_path)
+    script = "echo read > file; exec 3< file; read line <&3; echo changed >> file; echo > out"
+    done = command.run(script)
+    assert done.returncode == 0, done.stderr
+    assert "losses: mutatedAfterOpen" in done.stderr
+    refused = command.verify()
+    assert refused.returncode == 1
+    assert "mutatedAfterOpen 1" in refused.stderr
+    command.bundle.unlink()
+    done = command.run(script, "--require-zero-drops")
+    assert done.returncode == 1
+    assert "mutatedAfterOpen 1" in one_line(done.stderr)
+    assert not command.bundle.exists()
+
+
+@pytest.mark.requires("root", "launcher")
+def test_without_ima_the_command_is_refused_before_it_runs(command: Command) -> None:
+    try:
+        backend.ImaWindow().close()
+        pytest.skip("optional: this kernel measures")
+    except BackendUnavailable:
+        assert not EXPECTED, "this row of the lab is there for IMA"
+    done = command.run("touch out")
+    assert done.returncode == 1
+    assert "ima is not available: " in one_line(done.stderr)
+    assert "ima_policy=tcb ima_hash=sha256" in done.stderr
+    assert not (command.sandbox / "out").exists()
+    assert not command.bundle.exists()
