@@ -177,6 +177,19 @@ def test_an_error_frame_becomes_a_daemon_error(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.data) == ("NotAllowed", {"uid": 7})
 
 
+def test_signs_of_life_come_before_an_answer(tmp_path: Path) -> None:
+    def answer(client: socket.socket) -> None:
+        wire.read_frame(client, payload_bytes_max=1 << 20)
+        alive = Frame(FrameType.PROGRESS, ((Tag.MESSAGE, b"checking a record"),))
+        accepted = Frame(FrameType.CHECKED, ((Tag.JSON, b'{"accepted": true}'),))
+        client.sendall(2 * wire.encode(alive) + wire.encode(accepted))
+
+    server = _serve_once(tmp_path / "s", answer)
+    reply = wire.check(str(tmp_path / "s"), action_key=b"k" * 32, record=b"r", outputs=[])
+    server.join()
+    assert reply == {"accepted": True}
+
+
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\1"])
 def test_a_server_that_talks_something_else_is_one_clear_error(
     tmp_path: Path, reply: bytes
