@@ -1,14 +1,15 @@
 """Every process runs below the launcher: the wrap for Pants 2.17 to 2.21.
 
-The engine's own rule `FallibleProcessResult <- Process` is keyed by the type that the scheduler
-gives it. While a scheduler with our rules is built, `building` puts a subclass there, so
-that the rule for `Process` is the one below, and the subclass is what really runs:
+The engine's own rule `FallibleProcessResult <- Process` is keyed by the types that the scheduler
+gives it. While a scheduler with our rules is built, `building` puts a subclass of the result there,
+so that the only rule for a `FallibleProcessResult` is the one below:
 
-    Process -> captured_execute -> launcher + argv -> NativeProcess -> engine
-    result  <- record stripped, checked, noted in the node graph    <- record as one more output
+    Process -> captured_execute -> launcher + argv -> Process -> engine
+    FallibleProcessResult <- record stripped, checked, noted  <- NativeResult, record among its files
 
-Owns no state. The rule takes no parameter that depends on an environment: rule-graph solving would
-take a minute longer.
+Owns no state. What the rule graph costs decides its form: were the type of the process another one
+too, or that of the result the same, the engine would weigh two rules for each process at each place
+where one is asked for (four seconds more); a parameter that depends on an environment takes minutes.
 """
 
 from __future__ import annotations
@@ -41,8 +42,13 @@ from rootseal_pants.wrapping import (
 )
 
 
-class NativeProcess(Process):
-    """What the engine itself runs: a process that is wrapped already, or need not be."""
+class NativeResult(FallibleProcessResult):
+    """What the engine itself answers: the result of a process as it was run."""
+
+    def seen_by_caller(self, output_digest: Digest) -> FallibleProcessResult:
+        """The same result, with these outputs, as the type that was asked for."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return FallibleProcessResult(**{**fields, "output_digest": output_digest})
 
 
 def is_wrapped(rules: tuple[Any, ...]) -> bool:
@@ -59,13 +65,13 @@ def running(session: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def building(ours: bool) -> Iterator[None]:
-    """While this is open, a scheduler that is built runs `NativeProcess` if it has our rules."""
+    """While this is open, a scheduler that is built answers `NativeResult` if it has our rules."""
     scheduler: Any = pants_scheduler
-    scheduler.Process = NativeProcess if ours else Process
+    scheduler.FallibleProcessResult = NativeResult if ours else FallibleProcessResult
     try:
         yield
     finally:
-        scheduler.Process = Process
+        scheduler.FallibleProcessResult = FallibleProcessResult
 
 
 @dataclass(frozen=True)
@@ -138,12 +144,12 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
     A result from a cache whose record is refused is asked for again, as another process.
     """
     if capture.daemon is None:
-        fields = {field.name: getattr(process, field.name) for field in dataclasses.fields(Process)}
-        return await Get(FallibleProcessResult, NativeProcess, NativeProcess(**fields))
+        bare = await Get(NativeResult, Process, process)
+        return bare.seen_by_caller(bare.output_digest)
     key = process_key(process, platform=capture.platform)
     for salt in attempt_salts(capture.daemon):
         fields = wrapped_fields(process, key=key, capture=capture, salt=salt)
-        result = await Get(FallibleProcessResult, NativeProcess, NativeProcess(**fields))
+        result = await Get(NativeResult, Process, Process(**fields))
         settled = await Get(
             Settled,
             SettleRequest(
@@ -155,7 +161,7 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
         if admission.verdict.accepted or problem:
             evidence = evidence_of(process, key, result, admission, problem)
             await Get(ActionNoted, ActionNode(evidence))
-            return dataclasses.replace(result, output_digest=settled.rest)
+            return result.seen_by_caller(settled.rest)
         if result.metadata._source == "ran":
             break
     reason = admission.verdict.reason
