@@ -5,11 +5,11 @@ gives it. While a scheduler with our rules is built, `building` puts a subclass 
 so that the only rule for a `FallibleProcessResult` is the one below:
 
     Process -> captured_execute -> launcher + argv -> Process -> engine
-    FallibleProcessResult <- record stripped, checked, noted  <- NativeResult, record among its files
+    FallibleProcessResult <- record stripped, checked, noted  <- NativeResult with the record
 
-Owns no state. What the rule graph costs decides its form: were the type of the process another one
-too, or that of the result the same, the engine would weigh two rules for each process at each place
-where one is asked for (four seconds more); a parameter that depends on an environment takes minutes.
+Owns no state. What the rule graph costs decides its form. Were the type of the result the same, the
+engine would weigh two rules wherever a process is asked for (four seconds more); a parameter that
+depends on an environment takes minutes.
 """
 
 from __future__ import annotations
