@@ -11,7 +11,7 @@ import pwd
 import sys
 import time
 from pathlib import Path
-from typing import Any, FrozenSet, Sequence
+from typing import Any, FrozenSet, Mapping, Optional, Sequence
 
 from rootseal import daemon, keys, wire
 from rootseal.cli_output import add_json, emit, printable
@@ -22,7 +22,9 @@ from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, plac
 from rootseal.errors import ConfigError
 
 STOP_SECONDS = 30.0
+RING_VARIABLE = "ROOTSEAL_TRACE_RING"
 _SECONDS_MAX = 10**9
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 def register(subparsers: Any) -> None:
@@ -95,6 +97,13 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="public key that may have signed a toolchain manifest (repeatable)",
     )
+    parser.add_argument(
+        "--trace-ring",
+        metavar="BYTES",
+        default=None,
+        help="ring buffer of the eBPF trace, a power of two (64K to 1G, default 16M; also "
+        f"${RING_VARIABLE}): what it cannot hold is counted as lost",
+    )
     parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--slots", type=_seconds, default=0, help=argparse.SUPPRESS)
 
@@ -111,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
             slots=arguments.slots,
             clients=arguments.clients,
             sealed=_sealed(arguments),
+            trace_ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
         )
     )
     return 0
@@ -172,9 +182,28 @@ def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
     for name in ("allow_uid", "allow_group", "toolchain", "toolchain_key"):
         for value in getattr(arguments, name):
             options += ["--" + name.replace("_", "-"), value]
+    if arguments.trace_ring is not None:
+        options += ["--trace-ring", arguments.trace_ring]
     if arguments.no_fanotify:
         options.append("--no-fanotify")
     return tuple(options)
+
+
+def _ring_bytes(flag: Optional[str], environ: Mapping[str, str]) -> int:
+    """Size of the trace's ring buffer, the flag before the variable; 0: neither says.
+
+    Raises:
+        ConfigError: Not a size that it can have.
+    """
+    text = flag if flag is not None else environ.get(RING_VARIABLE, "")
+    if not text:
+        return 0
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 12 and unit in _UNITS):
+        raise ConfigError(
+            f"--trace-ring (or {RING_VARIABLE}) is a size like 65536, 64K, 16M or 1G, not {text!r}"
+        )
+    return int(digits) << _UNITS[unit]
 
 
 def _sealed(arguments: argparse.Namespace) -> tuple[tuple[bytes, bytes, int], ...]:

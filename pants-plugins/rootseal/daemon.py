@@ -64,6 +64,7 @@ class DaemonOptions:
         slots: Actions at once; 0: as many as the kernel's fanotify group limit allows.
         clients: Connections at once; who comes later is told to try again.
         sealed: fs-verity digest, SHA-256 and size of the files that are measured, not hashed.
+        trace_ring_bytes: Of eBPF; 0: the default.
     """
 
     place: Place
@@ -73,6 +74,7 @@ class DaemonOptions:
     slots: int
     clients: int = CONNECTIONS_MAX
     sealed: Tuple[Tuple[bytes, bytes, int], ...] = ()
+    trace_ring_bytes: int = 0
 
     @property
     def shared(self) -> bool:
@@ -113,6 +115,7 @@ class Daemon:
             fanotify=options.fanotify,
             slots=options.slots,
             cache_file=options.place.digest_cache,
+            trace_ring_bytes=options.trace_ring_bytes,
         )
         self._backends.trust_sealed(options.sealed)
         self._pulse = Pulse()

@@ -31,7 +31,15 @@ GROUPS_RESERVED = 8  # left to other programs of this user
 class Backends:
     """The engines of one daemon."""
 
-    def __init__(self, *, launcher: Path, fanotify: bool, slots: int, cache_file: Path) -> None:
+    def __init__(
+        self,
+        *,
+        launcher: Path,
+        fanotify: bool,
+        slots: int,
+        cache_file: Path,
+        trace_ring_bytes: int = 0,
+    ) -> None:
         """Start what this host allows.
 
         Args:
@@ -39,6 +47,7 @@ class Backends:
             fanotify: Whether fanotify may be used at all.
             slots: How many actions may run at once; 0: as many as the kernel has groups.
             cache_file: Where the digest cache outlives this daemon.
+            trace_ring_bytes: Size of eBPF's ring buffer; 0: the default.
         """
         self._walk = WalkEngine()
         self._fanotify: Any = None
@@ -53,7 +62,7 @@ class Backends:
         self._traced: Any = None
         self.ebpf_unavailable: Optional[BackendUnavailable] = None
         try:
-            self._start_ebpf()
+            self._start_ebpf(trace_ring_bytes)
         except BackendUnavailable as error:
             self.ebpf_unavailable = error
         self.ptrace_unavailable = probe_ptrace(launcher)
@@ -62,14 +71,14 @@ class Backends:
         self._lock = threading.Lock()
         self.queued = 0
 
-    def _start_ebpf(self) -> None:
+    def _start_ebpf(self, ring_bytes: int) -> None:
         """Attach the trace programs, which are of use beside fanotify only."""
         if self._fanotify is None:
             raise BackendUnavailable(
                 "ebpf", "fanotify, which it is used with, is not available", "See fanotify."
             )
         ebpf = _module("ebpf")
-        self._tracer = ebpf.EbpfTracer()
+        self._tracer = ebpf.EbpfTracer(ring_bytes=ring_bytes or ebpf.RING_BYTES_DEFAULT)
         self._traced = _module("traced").TracedEngine(self._fanotify, self._tracer)
 
     @property
@@ -241,6 +250,7 @@ def trace_of(tracer: Any) -> Dict[str, object]:
     ]
     return {
         "loader": tracer.loader,
+        "ringBytes": tracer.ring_bytes,
         "reason": tracer.loader_reason,
         "remedy": "",
         "programs": programs,

@@ -12,7 +12,7 @@ import pytest
 from rootseal import _native_trace, digest
 from rootseal.capture import trace_events
 from rootseal.capture.ebpf import EbpfTracer
-from rootseal.errors import BackendUnavailable, CaptureError
+from rootseal.errors import BackendUnavailable, CaptureError, ConfigError
 from trace_action import Traced, TraceLab, build_trace_fixture, info_bytes, trace_of
 
 pytestmark = pytest.mark.requires("root", "ebpf")
@@ -291,7 +291,7 @@ def test_many_scopes_one_after_the_other(lab: TraceLab, root: Path) -> None:
 
 
 def test_ring_size_must_be_a_power_of_two() -> None:
-    with pytest.raises(CaptureError, match="power of two"):
+    with pytest.raises(ConfigError, match="power of two"):
         EbpfTracer(ring_bytes=100_000)
 
 

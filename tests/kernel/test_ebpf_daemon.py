@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List
 import pytest
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource
-from running_daemon import RunningDaemon, running_daemon
+from running_daemon import RunningDaemon, rootseal, running_daemon
 from trace_action import build_trace_fixture
 
 pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "launcher", "core", "gcc")
@@ -165,3 +165,34 @@ def test_many_at_once(daemon: RunningDaemon, sandbox: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert b"own" in done.materials()
         assert len(done.field("processes")) == 7
+
+
+def test_a_full_ring_is_a_loss_that_the_gate_refuses(
+    tmp_path: Path, sandbox: Path, fixture: Path
+) -> None:
+    """The smallest ring, and arguments faster than anybody takes them: counted, refused."""
+    flood = [str(fixture), "fork", "60", "/bin/true", *["z" * 90_000] * 8]
+    with running_daemon(tmp_path, "--trace-ring", "64K") as small:
+        assert small.status()["trace"]["ringBytes"] == 65536
+        refused = small.run(sandbox, flood, EBPF, ZERO)
+        assert refused.returncode == 125 and not refused.record.exists()
+        assert "ringbufExecDrops" in refused.stderr and "--trace-ring" in refused.stderr
+        told = small.run(sandbox, flood, EBPF)
+        assert told.returncode == 0
+        assert told.verified().losses["ringbufExecDrops"] > 0
+        quiet = small.run(sandbox, ["/bin/true"], EBPF, ZERO)  # counters are the action's own
+        assert quiet.returncode == 0, quiet.stderr
+
+
+def test_ring_size_by_environment(tmp_path: Path) -> None:
+    with running_daemon(tmp_path, environ={"ROOTSEAL_TRACE_RING": "1M"}) as daemon:
+        assert daemon.status()["trace"]["ringBytes"] == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("size", "word"), [("100000", "power of two"), ("2G", "power of two"), ("many", "not 'many'")]
+)
+def test_ring_size_that_cannot_be_is_refused(tmp_path: Path, size: str, word: str) -> None:
+    place = ("--socket", str(tmp_path / "s"), "--state-dir", str(tmp_path / "state"))
+    done = rootseal("daemon", "run", *place, "--trace-ring", size)
+    assert done.returncode == 2 and word in done.stderr

@@ -15,7 +15,7 @@ from typing import Dict, Mapping, Optional, Tuple
 from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.trace_events import Reader
-from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
 from rootseal.observation import Ledger, ProcessRecord
 
 RING_BYTES_DEFAULT = 1 << 24
@@ -107,6 +107,19 @@ def _explain(error: NativeError) -> BackendUnavailable:
     return unavailable(str(error), "Run `rootseal doctor` and report its output.")
 
 
+def check_ring(ring_bytes: int) -> None:
+    """Refuse a size that a ring buffer cannot have.
+
+    Raises:
+        ConfigError: Says which it can have.
+    """
+    if ring_bytes & (ring_bytes - 1) or not RING_BYTES_MIN <= ring_bytes <= RING_BYTES_MAX:
+        raise ConfigError(
+            f"the trace ring must be a power of two from {RING_BYTES_MIN} to {RING_BYTES_MAX} "
+            f"bytes, not {ring_bytes}"
+        )
+
+
 class EbpfScope:
     """One action. Ended by `finish` or `abort`."""
 
@@ -187,11 +200,10 @@ class EbpfTracer:
 
         Raises:
             BackendUnavailable: Why not on this host, and what to do.
+            ConfigError: No ring has this size.
         """
-        if ring_bytes & (ring_bytes - 1) or not RING_BYTES_MIN <= ring_bytes <= RING_BYTES_MAX:
-            raise CaptureError(
-                f"the ring must be a power of two from {RING_BYTES_MIN} to {RING_BYTES_MAX} bytes"
-            )
+        check_ring(ring_bytes)
+        self.ring_bytes = ring_bytes
         _check_host()
         has_btf = _KERNEL_BTF.exists()
         self.loader_reason = "the kernel has BTF" if has_btf else "the kernel has no BTF"
