@@ -39,7 +39,8 @@ fuzz: setup ## Fuzz each C parser for FUZZ_SECONDS (60).
 bench: build ## Run the benchmarks and write docs/benchmarks.md.
 	@$(PY) bench/run_all.py
 
-soak: build ## Many captured actions for SOAK_MINUTES (30): no loss, no growth of memory or fds.
+soak: build ## Hostile writers against the digest cache, then actions for SOAK_MINUTES (30): no loss, no growth.
+	@$(MAKE) -s -C native hostile
 	@$(PY) bench/soak.py --minutes $(SOAK_MINUTES)
 
 demo: build ## The main job on examples/: package, attest, verify, prove, refuse a tampered copy.
