@@ -10,6 +10,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fanotify.h>
@@ -368,10 +369,20 @@ static int visit_recheck(void *context, const struct rs_mount_line *line)
 	return 0;
 }
 
+/* proc_pid_mounts(5): POLLPRI after any mount or unmount since the file was opened. */
+static bool unchanged(int mountinfo_fd)
+{
+	struct pollfd change = {.fd = mountinfo_fd, .events = POLLPRI};
+
+	return poll(&change, 1, 0) == 0;
+}
+
 int rs_mounts_recheck(struct rs_mounts *mounts, int root_fd, int mountinfo_fd)
 {
 	struct visit visit = {mounts, -1, root_fd, 0};
 
+	if (unchanged(mountinfo_fd))
+		return 0;
 	return each_line(mountinfo_fd, visit_recheck, &visit);
 }
 

@@ -119,10 +119,10 @@ static int be_traced(int trace_fd)
 }
 
 /* Show the capture what the action inherits open, and tell the parent what could not be shown. */
-static int show_inherited(int control_fd)
+static int show_inherited(bool stdio_only, int control_fd)
 {
 	uint64_t unseen;
-	int r = inherited_see(&unseen);
+	int r = inherited_see(stdio_only, &unseen);
 
 	if (r < 0)
 		say("the inherited files cannot be listed: %s. Mount /proc.", strerror(-r));
@@ -135,8 +135,9 @@ static int show_inherited(int control_fd)
  */
 #define NOT_GUARDED (-2)
 static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, int listener,
-				     char **argv)
+				     const struct options *options)
 {
+	char **argv = options->argv;
 	int r = wait_armed(conn_fd);
 
 	if (r < 0) {
@@ -148,7 +149,7 @@ static _Noreturn void ready_and_exec(int conn_fd, int control_fd, int trace_fd, 
 		fail(control_fd);
 	}
 	close(conn_fd); /* the action never holds the connection */
-	if (listener != NOT_GUARDED && show_inherited(control_fd) < 0)
+	if (listener != NOT_GUARDED && show_inherited(options->stdio_only, control_fd) < 0)
 		fail(control_fd);
 	if (be_traced(trace_fd) < 0 || guard_send(control_fd, CONTROL_ARMED, listener) < 0)
 		fail(control_fd);
@@ -190,7 +191,7 @@ void child_run(const struct options *options, struct child *child)
 		say("the privileges cannot be dropped: %s. Check --drop-to.", strerror(-r));
 		fail(child->control_fd);
 	}
-	ready_and_exec(child->conn_fd, child->control_fd, child->trace_fd, listener, options->argv);
+	ready_and_exec(child->conn_fd, child->control_fd, child->trace_fd, listener, options);
 }
 
 void child_stage2(const struct options *options)
@@ -217,5 +218,5 @@ void child_stage2(const struct options *options)
 				 : strerror(-r));
 		fail(stage2->control_fd);
 	}
-	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, listener, options->argv);
+	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, listener, options);
 }

@@ -95,12 +95,27 @@ static bool is_inherited(int fd, int listing_fd)
 	return fd != listing_fd && flags >= 0 && !(flags & FD_CLOEXEC);
 }
 
-int inherited_see(uint64_t *ret_unseen)
+/* --stdio-only: nothing else was left open. */
+static uint64_t stdio_unseen(void)
 {
-	DIR *dir = opendir("/proc/self/fd");
+	uint64_t unseen = 0;
+
+	for (int fd = 0; fd <= 2; fd++)
+		if (is_inherited(fd, -1))
+			unseen += see(fd) < 0;
+	return unseen;
+}
+
+int inherited_see(bool stdio_only, uint64_t *ret_unseen)
+{
+	DIR *dir = stdio_only ? NULL : opendir("/proc/self/fd");
 	struct dirent *entry;
 	uint64_t unseen = 0;
 
+	if (stdio_only) {
+		*ret_unseen = stdio_unseen();
+		return 0;
+	}
 	if (!dir)
 		return -errno;
 	while ((entry = readdir(dir))) {

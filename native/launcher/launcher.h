@@ -158,7 +158,7 @@ int guard_event(struct guard *guard);
 int guard_poll_event(struct guard *guard, short revents);
 
 /* inherited.c */
-int inherited_see(uint64_t *ret_unseen);
+int inherited_see(bool stdio_only, uint64_t *ret_unseen);
 
 /* child.c: between fork and exec; neither returns. */
 #define CONTROL_ARMED  'A' /* capture is armed, the connection belongs to the parent alone */

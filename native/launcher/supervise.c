@@ -42,14 +42,16 @@ void control_event(struct supervision *s)
 	char message;
 	ssize_t n = guard_receive(s->control_fd, &message, &s->guard.listener);
 
-	if (n == 1 && message == CONTROL_ARMED)
+	if (n == 1 && message == CONTROL_ARMED) {
 		s->armed = true;
-	else if (n == 1 && message == CONTROL_UNSEEN)
+		s->control_fd = -1; /* the last message: its end, at exec, need not wake us */
+	} else if (n == 1 && message == CONTROL_UNSEEN) {
 		s->guard.unseen++;
-	else if (n == 1)
+	} else if (n == 1) {
 		s->failed = true;
-	if (n <= 0)
+	} else {
 		s->control_fd = -1; /* poll ignores it; main closes it */
+	}
 }
 
 /* The shell shows the job as stopped only if we stop too; SIGCONT comes to us and is forwarded. */
@@ -100,12 +102,10 @@ static int signal_event(struct supervision *s)
 	return child_event(s);
 }
 
-/* What the child said before it ended and nobody has read yet: armed, and perhaps failed. */
+/* What the child said before it ended and nobody has read yet: armed, or failed. */
 void last_words(struct supervision *s)
 {
-	while (s->control_fd >= 0 && !s->armed && !s->failed)
-		control_event(s);
-	if (s->control_fd >= 0 && !s->failed)
+	while (s->control_fd >= 0 && !s->failed)
 		control_event(s);
 }
 

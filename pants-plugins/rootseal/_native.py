@@ -49,9 +49,11 @@ def _bytes(view: Any) -> bytes:
     return bytes(_ffi.buffer(view.bytes, view.length)) if view.length else b""
 
 
+_COUNTERS = tuple(name for name, _ in _ffi.typeof("rs_counters").fields)
+
+
 def _counters(struct: Any) -> Dict[str, int]:
-    names = [name for name, _ in _ffi.typeof("rs_counters").fields]
-    return {name: int(getattr(struct, name)) for name in names}
+    return {name: int(getattr(struct, name)) for name in _COUNTERS}
 
 
 def probe() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Dict, List, NoReturn, Tuple, Union
+from typing import Dict, Iterable, List, NoReturn, Tuple, Union
 
 from rootseal.errors import EncodingError
 
@@ -141,28 +141,34 @@ def _dump(value: object) -> bytes:
 def _check_value(value: object, depth: int) -> None:
     if depth > DEPTH_MAX:
         raise EncodingError(f"JSON is nested deeper than {DEPTH_MAX} levels")
-    if value is None or value is True or value is False:
-        return
-    kind = type(value)
-    if kind is str:
-        _check_text(value)  # type: ignore[arg-type]
-    elif kind is int:
-        if not -INTEGER_MAX <= value <= INTEGER_MAX:  # type: ignore[operator]
-            raise EncodingError("JSON integer is 2^53 or more")
-    elif isinstance(value, dict):
-        for key, item in value.items():
+    if isinstance(value, dict):
+        for key in value:
             if type(key) is not str:
                 raise EncodingError("JSON object key is not text")
-            if not key.isascii():
-                _check_text(key)
-            if type(item) is str and depth < DEPTH_MAX and item.isascii():
-                continue  # the common case, without a call
-            _check_value(item, depth + 1)
+            _check_text(key)
+        _check_items(value.values(), depth + 1)
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_value(item, depth + 1)
+        _check_items(value, depth + 1)
     else:
-        raise EncodingError(f"{kind.__name__} has no canonical JSON form")
+        _check_items((value,), depth)
+
+
+def _check_items(items: Iterable[object], depth: int) -> None:
+    """The items of one container: nearly all of a document, so without a call for each."""
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            if not item.isascii():  # type: ignore[attr-defined]
+                _check_text(item)  # type: ignore[arg-type]
+        elif kind is int:
+            if not -INTEGER_MAX <= item <= INTEGER_MAX:  # type: ignore[operator]
+                raise EncodingError("JSON integer is 2^53 or more")
+        elif isinstance(item, (dict, list, tuple)):
+            _check_value(item, depth)
+        elif item is not None and kind is not bool:
+            raise EncodingError(f"{kind.__name__} has no canonical JSON form")
+        if depth > DEPTH_MAX:
+            raise EncodingError(f"JSON is nested deeper than {DEPTH_MAX} levels")
 
 
 def _check_text(text: str) -> None:

@@ -182,6 +182,7 @@ COUNTERS: Tuple[Counter, ...] = (
 
 NAMES: Tuple[str, ...] = tuple(counter.name for counter in COUNTERS)
 BY_NAME: Mapping[str, Counter] = {counter.name: counter for counter in COUNTERS}
+_NAMES = frozenset(NAMES)
 _GATING = tuple(counter.name for counter in COUNTERS if counter.gating)
 COUNTER_VALUE_MAX = 2**53 - 1  # the largest integer every JSON reader keeps exact
 
@@ -215,13 +216,13 @@ def diagnostics_from_json(value: object) -> dict[str, int]:
     """
     if not isinstance(value, Mapping):
         raise EncodingError("diagnostics is not an object")
+    numbers = value.values()
+    integers = value.keys() == _NAMES and set(map(type, numbers)) == {int}
+    if integers and min(numbers) >= 0 and max(numbers) <= COUNTER_VALUE_MAX:
+        return {name: value[name] for name in NAMES}
     for name in value:
         if name not in BY_NAME:
             raise EncodingError(f"diagnostics has the unknown counter {name!r}")
-    if len(value) == len(NAMES) and all(
-        type(number) is int and 0 <= number <= COUNTER_VALUE_MAX for number in value.values()
-    ):
-        return {name: value[name] for name in NAMES}
     result = {}
     for name in NAMES:  # something is wrong: find the first
         number = value.get(name)

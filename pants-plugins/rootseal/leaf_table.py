@@ -27,6 +27,8 @@ _HEADER = struct.Struct(">4sBBHI")
 _TAIL = struct.Struct(">QIBB")
 _LENGTH = struct.Struct(">I")
 _ENTRY_BYTES_MIN = 1 + 1 + 1 + 1 + 1 + 1 + 32  # every uvarint one byte, an empty suffix
+_SMALL_WINDOW_BITS = 12
+_SMALL_BYTES = 1 << _SMALL_WINDOW_BITS
 _COMPRESSION_LEVEL = 1  # digests do not compress; paths are already prefix-shared
 
 try:
@@ -218,7 +220,11 @@ def inclusion_proof(raw: bytes, domain: Domain, leaf_index: int) -> Tuple[bytes,
 
 def compress(raw: bytes) -> bytes:
     """The stored form of a table: one zlib stream."""
-    return zlib.compress(raw, _COMPRESSION_LEVEL)
+    if len(raw) > _SMALL_BYTES:
+        return zlib.compress(raw, _COMPRESSION_LEVEL)
+    # A window that fits: the usual one is 256 KiB of memory to take, touch and give back.
+    stream = zlib.compressobj(_COMPRESSION_LEVEL, zlib.DEFLATED, _SMALL_WINDOW_BITS, 5)
+    return stream.compress(raw) + stream.flush()
 
 
 def decompress(stored: Union[bytes, memoryview], *, bytes_max: int = RAW_BYTES_MAX) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import os
 import socket
@@ -78,6 +79,7 @@ class Tag(enum.IntEnum):
     UNSEEN = 20
 
 
+_TAGS: Mapping[int, Tag] = {int(tag): tag for tag in Tag}
 _ANNOUNCE_TAGS = frozenset(
     (
         Tag.ACTION_KEY,
@@ -146,9 +148,16 @@ class Frame:
                 raise EncodingError(f"{self.type.name} frame has the tag {tag.name} twice")
             seen.add(tag)
 
+    @functools.cached_property
+    def _values(self) -> Mapping[Tag, Tuple[bytes, ...]]:
+        values: Dict[Tag, List[bytes]] = {}
+        for tag, value in self.tlvs:
+            values.setdefault(tag, []).append(value)
+        return {tag: tuple(items) for tag, items in values.items()}
+
     def all(self, tag: Tag) -> Tuple[bytes, ...]:
         """Values of a tag, in order."""
-        return tuple(value for found, value in self.tlvs if found == tag)
+        return self._values.get(tag, ())
 
     def one(self, tag: Tag) -> bytes:
         """The value of a tag that must be there once.
@@ -235,10 +244,10 @@ def decode_payload(frame_type: FrameType, payload: bytes) -> Frame:
             raise EncodingError("a TLV is malformed or cut short")
         if len(tlvs) == TLV_COUNT_MAX:
             raise EncodingError(f"more than {TLV_COUNT_MAX} TLVs")
-        try:
-            tlvs.append((Tag(number), payload[position : position + length]))
-        except ValueError:
-            raise EncodingError(f"unknown tag {number}") from None
+        tag = _TAGS.get(number)
+        if tag is None:
+            raise EncodingError(f"unknown tag {number}")
+        tlvs.append((tag, payload[position : position + length]))
         position += length
     return Frame(frame_type, tuple(tlvs))
 
