@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -11,8 +12,33 @@ from reapi_server import RemoteCache
 
 RECORD_FILE = ".rootseal-record"
 NO_PANTSD = "--no-pantsd"
-# Pants starts an action while it asks the remote cache, and takes whichever ends first.
-HEAD_START_SECONDS = 8
+# Pants runs an action while it asks the remote cache, and takes whichever ends first. That is not
+# left to chance: each command ends only where the test lets it, by these files of the gate.
+ANY_MAY_END, RETRIES_MAY_END = "any-may-end", "retries-may-end"
+COMMAND = """\
+for i in {{1..3000}}; do
+  [ -e {gate}/any-may-end ] && break
+  [ -e {gate}/retries-may-end ] && tr '\\0' ' ' </proc/$PPID/cmdline | grep -q attempt= && break
+  sleep 0.2
+done
+[ $i -lt 3000 ] || exit 99
+mkdir -p more; echo {name} | tee {name}.out > more/{name}
+"""
+
+
+def let_end(repo: PantsRepo, *names: str) -> None:
+    """From now on, actions that run end only if these files of the gate say so."""
+    for name in (ANY_MAY_END, RETRIES_MAY_END):
+        (gate(repo) / name).unlink(missing_ok=True)
+    for name in names:
+        (gate(repo) / name).touch()
+
+
+def gate(repo: PantsRepo) -> Path:
+    """The directory that actions look into."""
+    path = repo.home / "gate"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.fixture
@@ -23,10 +49,15 @@ def warmed(repo: PantsRepo, remote_cache: RemoteCache) -> PantsRepo:
             "PANTS_REMOTE_STORE_ADDRESS": f"grpc://127.0.0.1:{remote_cache.port}",
             "PANTS_REMOTE_CACHE_READ": "true",
             "PANTS_REMOTE_CACHE_WRITE": "true",
+            # What would be given up on a busy machine is waited for.
+            "PANTS_REMOTE_CACHE_RPC_TIMEOUT_MILLIS": "600000",
+            "PANTS_REMOTE_STORE_RPC_TIMEOUT_MILLIS": "600000",
+            "PANTS_SESSION_END_TASKS_TIMEOUT": "600",
             "PANTS_PROCESS_EXECUTION_LOCAL_PARALLELISM": "16",
         }
     )
-    repo.write({"BUILD": build_file()})
+    repo.write({"BUILD": build_file(gate(repo))})
+    let_end(repo, ANY_MAY_END)
     repo.run(NO_PANTSD, "package", "::").succeeded()
     repo.verify()
     assert remote_cache.updates > len(POISONS)
@@ -34,13 +65,13 @@ def warmed(repo: PantsRepo, remote_cache: RemoteCache) -> PantsRepo:
     return repo
 
 
-def build_file() -> str:
+def build_file(gate: Path) -> str:
     """One command for each way to poison its result, and an archive of all."""
     commands = [
         f"""shell_command(
     name="{name}",
-    command="sleep {HEAD_START_SECONDS}; mkdir -p more; echo {name} | tee {name}.out > more/{name}",
-    tools=["mkdir", "sleep", "tee"],
+    command={COMMAND.format(gate=gate, name=name)!r},
+    tools=["grep", "mkdir", "sleep", "tee", "tr"],
     output_files=["{name}.out"],
     output_directories=["more"],
 )
@@ -139,11 +170,13 @@ def sources(repo: PantsRepo) -> dict[str, str]:
 def test_remote_results_bring_their_records_and_poisoned_ones_are_run_again(
     warmed: PantsRepo, remote_cache: RemoteCache
 ) -> None:
+    let_end(warmed)
     warmed.run(NO_PANTSD, "package", "::").succeeded()
     warmed.verify()
     assert sources(warmed) == dict.fromkeys(("innocent", *POISONS), "remote-cache")
 
     forget(warmed)
+    let_end(warmed, RETRIES_MAY_END)
     cached = results_with_records(remote_cache)
     for name, poison in POISONS.items():
         poison(remote_cache, cached[f"{name}.out"])
@@ -156,6 +189,7 @@ def test_remote_results_bring_their_records_and_poisoned_ones_are_run_again(
 
     # The good results are cached under another name, so the next build does not run them again.
     forget(warmed)
+    let_end(warmed)
     warmed.run(NO_PANTSD, "package", "::").succeeded()
     warmed.verify()
     assert sources(warmed) == dict.fromkeys(("innocent", *POISONS), "remote-cache")
@@ -166,11 +200,13 @@ def test_a_record_of_another_machine_counts_only_if_its_key_is_trusted(
 ) -> None:
     old_key = warmed.home / "state" / "capture.pub"
     warmed.start_daemon("other-state")  # another capture key stands for another machine
+    let_end(warmed, RETRIES_MAY_END)
     warmed.run(NO_PANTSD, "package", "::").succeeded()
     warmed.verify()
     assert set(sources(warmed).values()) == {"ran"}
 
     forget(warmed)
+    let_end(warmed)
     warmed.options["PANTS_ROOTSEAL_TRUSTED_CAPTURE_KEYS"] = f"['{old_key}']"
     warmed.run(NO_PANTSD, "package", "::").succeeded()
     warmed.verify()
