@@ -41,6 +41,7 @@ struct rs_material {
 	uint32_t path_length;
 	uint8_t kind;
 	bool young;	   /* born after the scope began: perhaps made by the action itself */
+	uint64_t identity; /* of a young one */
 	bool unstable;	   /* hashed while it changed */
 	bool was_unlinked; /* no name any more when it was opened */
 	bool ignored;	   /* later opens by its reader may have made no event: see once.c */
@@ -119,6 +120,7 @@ struct rs_scope {
 	struct rs_set opens; /* process << 32 | material */
 	bool has_witness;
 	struct rs_set witness; /* keys of the files another witness saw */
+	struct rs_set births;  /* identities of the files that the action closed after writing */
 	struct rs_set snapshot_inodes;
 	struct rs_set snapshot_names; /* hash of (relative path, inode) */
 	bool snapshot_partial;
@@ -203,6 +205,9 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 /* record.c: what is entered into the scope's tables. All take the mutex themselves. */
 struct rs_seen {
 	struct rs_stat stat;
+	bool young; /* rs_is_young */
+	uint64_t
+	    identity; /* of a young one: tells files apart that have its inode number in turn */
 	const char *path;
 	uint32_t path_length;
 	const uint8_t *digest;
@@ -224,8 +229,11 @@ void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid
 /* The caller holds the mutex, or is the only one left. */
 struct rs_product *rs_product_find(struct rs_scope *scope, const struct rs_stat *stat);
 bool rs_is_product(struct rs_scope *scope, const struct rs_stat *stat);
+/* Whether the action closed this very file after writing; the mutex is held, or all is over. */
+bool rs_is_own(const struct rs_scope *scope, uint64_t identity);
 struct rs_closed {
 	struct rs_stat stat;
+	uint64_t identity;
 	const char *path;
 	uint32_t path_length;
 	const struct file_handle *handle; /* NULL: none */

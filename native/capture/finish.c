@@ -56,7 +56,7 @@ static void stop_events(struct rs_worker *worker, struct rs_scope *scope)
 /* Is it a file that the action itself made? Then reading it tells nothing about what went in. */
 static bool is_intermediate(struct rs_scope *scope, const struct rs_material *material)
 {
-	return material->young && rs_is_product(scope, &material->stat);
+	return material->young && rs_is_own(scope, material->identity);
 }
 
 /* Later opens of it made no event: may some have gone through another name? See once.c. */

@@ -150,16 +150,37 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	return result.unstable ? RS_DIGEST_UNSTABLE : RS_DIGEST_OK;
 }
 
+/* Leaves it in worker->handle; false where the filesystem has none. */
+static bool handle_of(struct rs_worker *worker, int fd, int *ret_mount_id)
+{
+	struct file_handle *handle = (struct file_handle *)worker->handle;
+
+	handle->handle_bytes = RS_HANDLE_BYTES_MAX;
+	return !name_to_handle_at(fd, "", handle, ret_mount_id, AT_EMPTY_PATH);
+}
+
+/* By the handle, which holds a generation; else by the time of birth. Never a set's free place. */
+static uint64_t identity_of(struct rs_worker *worker, const struct rs_stat *stat, bool has_handle)
+{
+	const struct file_handle *handle = (struct file_handle *)worker->handle;
+	uint64_t identity = rs_hash_u64(stat->ino, stat->dev);
+
+	if (has_handle)
+		identity = rs_hash_bytes(handle->f_handle, handle->handle_bytes, identity);
+	else
+		identity = rs_hash_u64(identity, (uint64_t)stat->btime_ns);
+	return identity >> 1;
+}
+
 /* A file in the root that the action made and closed before: not a material, so not hashed here. */
 static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 {
 	bool known;
 
-	if (seen->exec || !rs_is_young(scope, &seen->stat) ||
-	    !rs_in_root(scope, seen->path, seen->path_length))
+	if (seen->exec || !seen->young || !rs_in_root(scope, seen->path, seen->path_length))
 		return false;
 	pthread_mutex_lock(&scope->mutex);
-	known = rs_is_product(scope, &seen->stat);
+	known = rs_is_own(scope, seen->identity);
 	pthread_mutex_unlock(&scope->mutex);
 	return known;
 }
@@ -176,7 +197,7 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 	uint8_t digest[RS_SHA256_BYTES];
 	enum rs_digest_outcome outcome;
 	uint32_t again;
-	int length;
+	int length, mount_id;
 
 	rs_once_event(scope, event);
 	length = rs_path_of_fd(worker, scope, event->fd);
@@ -187,6 +208,9 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 	seen.path = worker->path;
 	seen.path_length = (uint32_t)strip_deleted(worker, scope, length, stat, &seen.unlinked);
 	rs_record_process(worker, scope, event->pid, seen.exec, stat);
+	seen.young = rs_is_young(scope, stat);
+	if (seen.young)
+		seen.identity = identity_of(worker, stat, handle_of(worker, event->fd, &mount_id));
 	if (is_intermediate(scope, &seen))
 		return false;
 	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, digest)) {
@@ -230,11 +254,11 @@ static bool handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	}
 	closed.path = worker->path;
 	closed.path_length = (uint32_t)strip_deleted(worker, scope, length, stat, &unlinked);
-	handle->handle_bytes = RS_HANDLE_BYTES_MAX;
-	if (!name_to_handle_at(event->fd, "", handle, &mount_id, AT_EMPTY_PATH)) {
+	if (handle_of(worker, event->fd, &mount_id)) {
 		closed.handle = handle;
 		closed.mount_id = (uint64_t)mount_id;
 	}
+	closed.identity = identity_of(worker, stat, closed.handle != NULL);
 	closes = rs_record_close(scope, &closed);
 	if (closes < 0)
 		RS_COUNT(scope, handler_errors);

@@ -78,11 +78,11 @@ static uint32_t material_find(struct rs_scope *scope, const struct rs_seen *seen
 /* The new material's number; RS_INDEX_EMPTY: a cap, counted. */
 static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen, uint64_t key)
 {
-	bool young = rs_is_young(scope, &seen->stat);
 	struct rs_material *material;
 	const uint8_t *path;
 
-	if (!young && scope->materials_count - scope->young_count >= scope->limits.max_digests) {
+	if (!seen->young &&
+	    scope->materials_count - scope->young_count >= scope->limits.max_digests) {
 		RS_COUNT(scope, fanotify_digests_cap_hit);
 		return RS_INDEX_EMPTY;
 	}
@@ -99,12 +99,13 @@ static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen,
 	    .stat = seen->stat,
 	    .path = path,
 	    .path_length = seen->path_length,
-	    .young = young,
+	    .young = seen->young,
+	    .identity = seen->identity,
 	    .was_unlinked = seen->unlinked,
 	    .source = seen->source,
 	};
 	memcpy(material->digest, seen->digest, RS_SHA256_BYTES);
-	scope->young_count += young;
+	scope->young_count += seen->young;
 	return scope->materials_count++;
 }
 
@@ -299,6 +300,11 @@ bool rs_is_product(struct rs_scope *scope, const struct rs_stat *stat)
 	return rs_product_find(scope, stat) != NULL;
 }
 
+bool rs_is_own(const struct rs_scope *scope, uint64_t identity)
+{
+	return rs_set_has(&scope->births, identity);
+}
+
 static struct rs_product *product_add(struct rs_scope *scope, const struct rs_stat *stat)
 {
 	/* A product is a leaf in the end: the cap of a leaf table bounds them. */
@@ -347,6 +353,9 @@ int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed)
 	product = rs_product_find(scope, &closed->stat);
 	if (!product)
 		product = product_add(scope, &closed->stat);
+	/* Not kept: then what it made and reads again is listed as a material, which is no loss. */
+	if (scope->births.count < RS_OPENS_MAX)
+		rs_set_add(&scope->births, closed->identity);
 	if (product && !product_name(scope, product, closed)) {
 		product->hashed = product->trusted = false;
 		product->stat = closed->stat;

@@ -153,6 +153,8 @@ struct rs_tracer {
 	struct rs_index candidate_index;
 	struct rs_inode {
 		uint64_t device, inode;
+		int64_t born_ns; /* tells files apart that have the inode number in turn */
+		int made; /* it was empty when the action took it: all in it is the action's */
 	} * written;
 	uint32_t written_count, written_capacity;
 	struct rs_index written_index;
@@ -237,7 +239,6 @@ ssize_t rs_resolve(pid_t tid, int dirfd, const char *name, int follow,
 /* Opens a path as the task would, O_PATH; returns an fd of ours or -errno. */
 int rs_open_as(pid_t tid, int dirfd, const char *name, int flags);
 
-uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st);
 int rs_is_anonymous(const char *path, const struct statx *st);
 
 /* trace_open.c, trace_exec.c, trace_name.c, trace_net.c, trace_note.c: one per kind of stop */
@@ -266,6 +267,8 @@ void rs_product_renamed(struct rs_tracer *t, const struct rs_task *task, const c
 			const char *to);
 void rs_product_deleted(struct rs_tracer *t, const char *path);
 int rs_inode_written(const struct rs_tracer *t, uint64_t device, uint64_t inode);
+/* Whether all that is in the file comes from the action: then reading it tells nothing. */
+uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st);
 void rs_products_finish(struct rs_tracer *t);
 
 /* trace_stability.c */

@@ -71,20 +71,6 @@ static enum rs_trace_loss loss_of(int error)
 	}
 }
 
-/* Made or written since the action began, by what we saw or by the time of its birth. */
-uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st)
-{
-	int64_t born_ns;
-
-	if (rs_inode_written(t, rs_device(st), st->stx_ino))
-		return RS_TRACE_FILE_BORN;
-	if (!(st->stx_mask & STATX_BTIME))
-		return 0;
-	born_ns = st->stx_btime.tv_sec * INT64_C(1000000000) + st->stx_btime.tv_nsec;
-	/* A file that is born still was made before the clock was set back. */
-	return born_ns > t->start_ns && born_ns <= (int64_t)rs_now_ns() ? RS_TRACE_FILE_BORN : 0;
-}
-
 /* What a held task has just opened, in the launcher's hands. */
 struct opened {
 	int fd;	      /* owned */
@@ -166,7 +152,8 @@ static void take_regular(struct rs_tracer *t, const struct rs_task *task, struct
 {
 	int known = o->flags != FLAGS_UNKNOWN;
 	int writes = !known || (o->flags & O_ACCMODE) != O_RDONLY || o->flags & O_TRUNC;
-	int made_empty = known && o->flags & (O_CREAT | O_TRUNC) && o->st.stx_size == 0;
+	int makes = o->flags & (O_CREAT | O_TRUNC) || (o->flags & O_TMPFILE) == O_TMPFILE;
+	int made_empty = known && makes && o->st.stx_size == 0;
 
 	if (known && (o->flags & O_ACCMODE) == O_WRONLY)
 		rs_counted(t, RS_TRACE_C_EXCLUDED_WRITE_ONLY);

@@ -17,6 +17,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,40 +29,66 @@
 #define BATCH_MAX      1024u
 #define KIND_SYMLINK   2
 
+#define INODE_KEY_BYTES offsetof(struct rs_inode, born_ns)
+
 static int inode_equal(const void *context, uint32_t entry, const void *key)
 {
 	const struct rs_tracer *t = context;
 
-	return memcmp(&t->written[entry], key, sizeof(struct rs_inode)) == 0;
+	return memcmp(&t->written[entry], key, INODE_KEY_BYTES) == 0;
 }
 
 static uint64_t inode_rehash(const void *context, uint32_t entry)
 {
 	const struct rs_tracer *t = context;
 
-	return rs_hash_bytes(&t->written[entry], sizeof(struct rs_inode), 0);
+	return rs_hash_bytes(&t->written[entry], INODE_KEY_BYTES, 0);
+}
+
+static struct rs_inode *inode_find(const struct rs_tracer *t, const struct rs_inode *key)
+{
+	uint32_t found = rs_index_find(&t->written_index, rs_hash_bytes(key, INODE_KEY_BYTES, 0),
+				       inode_equal, t, key);
+
+	return found == UINT32_MAX ? NULL : &t->written[found];
 }
 
 int rs_inode_written(const struct rs_tracer *t, uint64_t device, uint64_t inode)
 {
-	struct rs_inode key = {device, inode};
-
-	return rs_index_find(&t->written_index, rs_hash_bytes(&key, sizeof(key), 0), inode_equal, t,
-			     &key) != UINT32_MAX;
+	return inode_find(t, &(struct rs_inode){device, inode, 0, 0}) != NULL;
 }
 
-static void inode_add(struct rs_tracer *t, uint64_t device, uint64_t inode)
+static int64_t born_ns(const struct statx *st)
 {
-	struct rs_inode key = {device, inode};
-	uint64_t hash = rs_hash_bytes(&key, sizeof(key), 0);
+	if (!(st->stx_mask & STATX_BTIME))
+		return 0;
+	return st->stx_btime.tv_sec * INT64_C(1000000000) + st->stx_btime.tv_nsec;
+}
 
-	if (rs_inode_written(t, device, inode))
+uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st)
+{
+	const struct rs_inode *have =
+	    inode_find(t, &(struct rs_inode){rs_device(st), st->stx_ino, 0, 0});
+
+	return have && have->made && have->born_ns == born_ns(st) ? RS_TRACE_FILE_BORN : 0;
+}
+
+static void inode_add(struct rs_tracer *t, const struct statx *st)
+{
+	struct rs_inode key = {rs_device(st), st->stx_ino, born_ns(st), st->stx_size == 0};
+	struct rs_inode *have = inode_find(t, &key);
+
+	if (have) {
+		key.made |= have->made && have->born_ns == key.born_ns;
+		*have = key;
 		return;
+	}
 	/* Without this set the digest cache would be unsafe: an error, not a counter. */
 	if (rs_grow((void **)&t->written, t->written_count, &t->written_capacity, sizeof(key),
 		    WRITTEN_MAX) < 0 ||
 	    (t->written[t->written_count] = key,
-	     rs_index_add(&t->written_index, hash, t->written_count, inode_rehash, t) < 0)) {
+	     rs_index_add(&t->written_index, rs_hash_bytes(&key, INODE_KEY_BYTES, 0),
+			  t->written_count, inode_rehash, t) < 0)) {
 		t->error = -ENOMEM;
 		return;
 	}
@@ -132,7 +159,7 @@ void rs_product_written(struct rs_tracer *t, const struct rs_task *task, const c
 	const struct rs_process *process = rs_process_of(t, task);
 	struct rs_candidate *candidate;
 
-	inode_add(t, rs_device(st), st->stx_ino);
+	inode_add(t, st);
 	candidate = candidate_take(t, path);
 	if (!candidate)
 		return;

@@ -84,6 +84,10 @@ class Arena:
             *self._run(program, options), SUDO_UID=str(self.user.uid), SUDO_GID=str(self.user.gid)
         )
 
+    def attack_as_root(self, program: str, *options: str) -> Captured:
+        """Run a Python program as an action of root, who may do more."""
+        return self.captured(*self._run(program, options), SUDO_UID="0", SUDO_GID="0")
+
     def _run(self, program: str, options: Sequence[str]) -> Sequence[str]:
         script = self.directory / "attack.py"
         script.write_text(program)
@@ -100,6 +104,10 @@ class Arena:
         shown = self.rootseal("show", str(self.bundle), "--expand", "--json")
         assert shown.returncode == 0, shown.stderr
         return Captured(done.returncode, done.stderr, json.loads(shown.stdout)["actions"][0])
+
+    def all_materials(self, captured: Captured) -> set[str]:
+        """Digests of all materials, whatever their paths."""
+        return set().union(*captured.materials().values())
 
     def write(self, name: str, text: str) -> Path:
         """A file in the sandbox that belongs to the user."""
