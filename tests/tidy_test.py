@@ -34,7 +34,9 @@ LAYERS: Mapping[str, int] = {
         ),
         1,
     ),
-    **dict.fromkeys(("keys", "wire", "schema", "opens_table", "keeper", "hardening"), 1),
+    **dict.fromkeys(
+        ("keys", "wire", "schema", "opens_table", "keeper", "hardening", "build_id"), 1
+    ),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("fsverity", "ima"), 1),
     **dict.fromkeys(("toolchain", "toolchain_files"), 5),
@@ -45,8 +47,8 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("verify", "policy_check", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }
-PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity"}
-STDLIB_ONLY = ("errors", "canonical", "action", "wire", "fsverity", "keeper")
+PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity", "build_id"}
+STDLIB_ONLY = ("errors", "canonical", "action", "wire", "fsverity", "keeper", "build_id")
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
 VERIFIER_NEVER = ("capture", "daemon", "cli", "seal", "wire")
 

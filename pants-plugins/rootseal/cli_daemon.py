@@ -9,8 +9,6 @@ import logging.handlers
 import os
 import pwd
 import sys
-import time
-from pathlib import Path
 from typing import Any, FrozenSet, Mapping, Optional, Sequence
 
 from rootseal import daemon, keys, wire
@@ -18,10 +16,9 @@ from rootseal.cli_output import add_json, emit, printable
 from rootseal.cli_toolchain import load_toolchain
 from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Place, place_for
-from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, places_of
+from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, places_of, stop_and_wait
 from rootseal.errors import ConfigError
 
-STOP_SECONDS = 30.0
 RING_VARIABLE = "ROOTSEAL_TRACE_RING"
 _SECONDS_MAX = 10**9
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
@@ -120,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             slots=arguments.slots,
             clients=arguments.clients,
             sealed=_sealed(arguments),
+            given=_run_options(arguments),
             trace_ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
         )
     )
@@ -128,8 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def ensure_command(arguments: argparse.Namespace) -> int:
     """Make sure that a daemon answers."""
+    given = (arguments.allow_uid, arguments.allow_group, arguments.toolchain, arguments.idle_exit)
     found = ensure(
-        _place(arguments), places_of(os.getuid(), arguments.socket), _run_options(arguments)
+        _place(arguments),
+        places_of(os.getuid(), arguments.socket),
+        _run_options(arguments),
+        keep_options=not any(given),
     )
     text = f"daemon {found['version']} at {found['socket']}, posture {found['posture']}"
     if found["reason"]:
@@ -141,19 +143,9 @@ def ensure_command(arguments: argparse.Namespace) -> int:
 def stop(arguments: argparse.Namespace) -> int:
     """End the daemon of this user (or the one at --socket) and wait until it is gone."""
     path = str(_place(arguments).socket)
-    try:
-        wire.stop(path)
-    except wire.DaemonError as error:
-        if error.code != "Unavailable":
-            raise
-        emit(arguments, printable(f"no daemon runs at {path}"), {"stopped": False, "socket": path})
-        return 0
-    deadline = time.monotonic() + STOP_SECONDS
-    while Path(path).exists():
-        if time.monotonic() > deadline:
-            raise ConfigError(f"the daemon at {path} is still ending; see its log")
-        time.sleep(0.02)
-    emit(arguments, printable(f"stopped the daemon at {path}"), {"stopped": True, "socket": path})
+    stopped = stop_and_wait(path)
+    text = f"stopped the daemon at {path}" if stopped else f"no daemon runs at {path}"
+    emit(arguments, printable(text), {"stopped": stopped, "socket": path})
     return 0
 
 

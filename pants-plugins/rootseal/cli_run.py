@@ -111,7 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     tools = tools_from(arguments)
     place = place_for(os.environ, os.getuid(), arguments.socket, "")
     idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
-    daemon = ensure(place, places_of(os.getuid(), arguments.socket), ("--idle-exit", str(idle)))
+    places, own = places_of(os.getuid(), arguments.socket), ("--idle-exit", str(idle))
+    daemon = ensure(place, places, own, keep_options=True)
     signer = signer_from(arguments) if arguments.out else None
     make_outputs_writable(arguments)
     key = action.action_key(_key_fields(arguments, argv))

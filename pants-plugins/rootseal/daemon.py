@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from rootseal import __version__, daemon_action, keys
+from rootseal.build_id import build_digest
 from rootseal.daemon_backends import Backends
 from rootseal.daemon_check import answer_check
 from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
@@ -74,6 +75,7 @@ class DaemonOptions:
     slots: int
     clients: int = CONNECTIONS_MAX
     sealed: Tuple[Tuple[bytes, bytes, int], ...] = ()
+    given: Tuple[str, ...] = ()
     trace_ring_bytes: int = 0
 
     @property
@@ -108,6 +110,7 @@ class Daemon:
 
     def __init__(self, options: DaemonOptions, signer: keys.KeyFileSigner) -> None:
         """Start the backends; raises what they raise."""
+        build_digest()  # of the files as they are now, not of an update
         self._options = options
         self._signer = signer
         self._backends = Backends(
@@ -300,6 +303,8 @@ class Daemon:
         return {
             "socket": str(place.socket),
             "version": __version__,
+            "build": build_digest(),
+            "options": list(self._options.given),
             "pid": os.getpid(),
             "uid": os.getuid(),
             "launcher": str(LAUNCHER),

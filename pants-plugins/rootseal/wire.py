@@ -358,7 +358,7 @@ def connect(path: str, *, timeout_seconds: float = 10.0) -> socket.socket:
 
 
 def request(path: str, frame: Frame, *, timeout_seconds: float = 60.0) -> Frame:
-    """Send one frame and return the answer.
+    """Send one frame and return the answer; PROGRESS may come before it, and is skipped.
 
     Args:
         path: Socket of the daemon.
@@ -370,10 +370,17 @@ def request(path: str, frame: Frame, *, timeout_seconds: float = 60.0) -> Frame:
     """
     deadline = time.monotonic() + timeout_seconds
     with connect(path, timeout_seconds=timeout_seconds) as sock:
+        pid = peer_ids(sock)[0]
         try:
             sock.sendall(encode(frame))
-            reply = read_frame(sock, payload_bytes_max=PAYLOAD_BYTES_MAX, deadline=deadline)
-        except (EncodingError, EOFError, OSError) as error:
+            reply = _read_answer(sock, deadline)
+        except EncodingError as error:
+            raise DaemonError(
+                f"the daemon at {path} speaks another protocol ({error}), so it is of another "
+                f"release: end it with `kill {pid}`, then run `rootseal daemon ensure`",
+                code="Protocol",
+            ) from None
+        except (EOFError, OSError) as error:
             raise DaemonError(
                 f"the daemon at {path} does not answer as it should ({error}); run "
                 "`rootseal daemon stop`, then `rootseal daemon ensure`",
@@ -382,6 +389,14 @@ def request(path: str, frame: Frame, *, timeout_seconds: float = 60.0) -> Frame:
     if reply.type == FrameType.ERROR:
         raise DaemonError(reply.text(Tag.MESSAGE), code=reply.text(Tag.CODE), data=reply.json())
     return reply
+
+
+def _read_answer(sock: socket.socket, deadline: float) -> Frame:
+    """The next frame that is not only a sign of life."""
+    while True:
+        reply = read_frame(sock, payload_bytes_max=PAYLOAD_BYTES_MAX, deadline=deadline)
+        if reply.type != FrameType.PROGRESS:
+            return reply
 
 
 def status(path: str, *, timeout_seconds: float = 10.0) -> Dict[str, object]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from rootseal import wire
+from rootseal.build_id import build_digest
 from rootseal.errors import CaptureError, ConfigError
 
 ENSURE_TIMEOUT_SECONDS = 60
@@ -92,10 +93,10 @@ def run_rootseal(
 
 
 def ensure_daemon(executable: str, socket: str) -> DaemonInfo:
-    """Make sure that a daemon answers; the executable starts one if none does."""
+    """Make sure that a daemon of this build answers; else the executable sees to it."""
     places = (socket,) if socket else daemon_places(os.getuid())
     found = wire.find_daemon(places)
-    if found is not None:
+    if found is not None and found.get("build") == build_digest():
         return read_daemon_info(found)
     command = [executable, "daemon", "ensure", "--json"]
     if socket:
