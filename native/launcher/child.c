@@ -178,8 +178,9 @@ void child_run(const struct options *options, struct child *child)
 	if (child->private_namespace && child->way == NAMESPACE_HELPER)
 		fail_namespace(child, exec_helper(options, child));
 	if (child->private_namespace) {
+		listener = -1;
 		r = enter_namespace();
-		if (r >= 0)
+		if (r >= 0 && !child->guarded_by_tracer)
 			r = guard_enter(&listener);
 		if (r < 0)
 			fail_namespace(child, r);

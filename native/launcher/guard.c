@@ -10,6 +10,7 @@
  * guard_enter; none in the parent.
  */
 #include "launcher.h"
+#include "mount_flags.h"
 #include "../guard_filter.h"
 
 #include <dirent.h>
@@ -20,7 +21,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -109,16 +109,6 @@ ssize_t guard_receive(int control_fd, char *ret_message, int *ret_listener)
 	    control->cmsg_len == CMSG_LEN(sizeof(int)))
 		memcpy(ret_listener, CMSG_DATA(control), sizeof(int));
 	return n;
-}
-
-/* Neither makes a mount: a remount, and a change of propagation (mount(2), order of the flags). */
-static bool makes_no_mount(uint64_t flags)
-{
-	const uint64_t propagation = MS_SHARED | MS_PRIVATE | MS_SLAVE | MS_UNBINDABLE;
-
-	if ((flags & 0xffff0000) == 0xc0ed0000) /* MS_MGC_VAL, of old programs */
-		flags &= ~(uint64_t)0xffff0000;
-	return (flags & MS_REMOUNT) || ((flags & propagation) && !(flags & MS_BIND));
 }
 
 static void count(struct guard *guard, const struct seccomp_data *call)

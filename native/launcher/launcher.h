@@ -81,6 +81,7 @@ int path_below(const char *root, const char *path, const char **ret_relative);
 /* trace_plan.c: whether and within which limits this launcher traces (MODE `ptrace:…`). */
 struct trace_plan {
 	bool wanted;
+	bool guards; /* fanotify holds the opens too: the tracer counts what leads away from it */
 	uint64_t files_max;
 	uint64_t hashed_bytes_max;
 	uint64_t processes_max;
@@ -170,6 +171,7 @@ struct child {
 	pid_t parent_pid;
 	int trace_fd; /* handshake with the tracer, -1 if nobody traces */
 	bool private_namespace;
+	bool guarded_by_tracer; /* it needs no guard of its own */
 	enum namespace_way way;
 	const char *helper;
 	struct signal_state signals;

@@ -118,6 +118,7 @@ static pid_t start_child(struct run *run)
 			      .trace_fd = -1,
 			      .parent_pid = getpid(),
 			      .private_namespace = run->private_namespace,
+			      .guarded_by_tracer = run->trace.guards,
 			      .way = run->way,
 			      .helper = run->helper,
 			      .signals = run->signals};

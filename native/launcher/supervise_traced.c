@@ -116,6 +116,7 @@ int supervise_traced(const struct options *options, const struct trace_plan *pla
 				      .guard = {.listener = -1}}};
 	const struct rs_trace_config config = {
 	    .limits = {plan->files_max, plan->hashed_bytes_max, plan->processes_max},
+	    .guards = plan->guards,
 	    .hooks = {&traced, before_wait, after_wait, child_ended, child_stopped},
 	    .sink = {&traced, send_records},
 	};
@@ -131,6 +132,7 @@ int supervise_traced(const struct options *options, const struct trace_plan *pla
 	r = check_armed(&traced.s, ret_outcome);
 	if (r < 0)
 		return r;
-	*ret_outcome = (struct outcome){result.wait_status, result.killed, 0, 0, 0};
+	*ret_outcome = (struct outcome){result.wait_status, result.killed, result.escapes,
+					result.mounts, traced.s.guard.unseen};
 	return 0;
 }

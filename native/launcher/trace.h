@@ -45,6 +45,7 @@ struct rs_trace_hooks {
 
 struct rs_trace_config {
 	struct rs_trace_limits limits;
+	int guards;	     /* count what leads away from marked mounts (trace_guard.c) */
 	const char *exclude; /* absolute path that is never a product (the record), or NULL */
 	struct rs_trace_hooks hooks;
 	struct rs_trace_sink sink;
@@ -64,8 +65,10 @@ int rs_trace_attach(pid_t child, int handshake);
  * every process is killed first.
  */
 struct rs_trace_result {
-	int wait_status; /* of `child` */
-	uint64_t killed; /* processes that were killed because after_wait() asked for it */
+	int wait_status;  /* of `child` */
+	uint64_t killed;  /* processes that were killed because after_wait() asked for it */
+	uint64_t escapes; /* with `guards`: calls that make or enter a mount namespace */
+	uint64_t mounts;  /* likewise: calls that make a mount */
 };
 int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 		 struct rs_trace_result *ret_result);

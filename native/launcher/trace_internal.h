@@ -117,7 +117,8 @@ struct rs_tracer {
 	const struct rs_trace_config *config;
 	pid_t child;
 	int child_status, child_ended, killing, error;
-	uint64_t killed; /* processes, since killing */
+	uint64_t killed;	  /* processes, since killing */
+	uint64_t escapes, mounts; /* trace_guard.c */
 	uint64_t counters[RS_TRACE_COUNTER_COUNT];
 	uint32_t loss_examples;
 	int64_t start_ns; /* CLOCK_REALTIME when the trace began */
@@ -251,6 +252,12 @@ void rs_net_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_note(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t flags);
 void rs_notes_flush(struct rs_tracer *t);
+
+/* trace_entry.c */
+int rs_call_begun(struct rs_tracer *t, struct rs_task *task);
+
+/* trace_guard.c */
+int rs_guard_call(struct rs_tracer *t, const struct rs_task *task, int64_t *ret_result);
 
 /* trace_watch.c */
 void rs_watch_add(struct rs_process *process, int fd, uint8_t kind);

@@ -27,10 +27,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NEWTIME_FLAG	 0x80u /* CLONE_NEWTIME: clone3 and unshare only */
 #define POLL_FDS_MAX	 16
-#define LISTENER_FLAG	 (1u << 3) /* SECCOMP_FILTER_FLAG_NEW_LISTENER */
-#define EVENTS_PER_ROUND 256	   /* stops handled before the hooks are looked at again */
+#define EVENTS_PER_ROUND 256 /* stops handled before the hooks are looked at again */
 #define SYSCALL_STOP	 (SIGTRAP | 0x80)
 
 #define OPTIONS                                                                                    \
@@ -94,95 +92,6 @@ static void refuse(struct rs_tracer *t, struct rs_task *task)
 	t->error = -ENOEXEC;
 }
 
-/* Calls that do not run. Returns 1 if this is one. */
-static int deny(struct rs_tracer *t, struct rs_task *task)
-{
-	int64_t result = 0;
-	uint8_t flags = RS_TRACE_SYSCALL_DENIED;
-
-	switch (task->call) {
-	case RS_CALL_io_uring_setup:
-	case RS_CALL_io_uring_enter:
-	case RS_CALL_io_uring_register:
-		/* As with kernel.io_uring_disabled=2: programs fall back to ordinary calls. */
-		result = -EPERM;
-		rs_counted(t, RS_TRACE_C_EXCLUDED_IO_URING);
-		break;
-	case RS_CALL_seccomp:
-		/* A supervisor could let calls continue past our filter. */
-		if (task->args[0] != 1 || !(task->args[1] & LISTENER_FLAG))
-			return 0;
-		result = -EINVAL;
-		break;
-	case RS_CALL_prctl:
-		/* An undumpable process hides its files from its tracer as well. */
-		if (task->args[0] != PR_SET_DUMPABLE || task->args[1] == 1)
-			return 0;
-		flags = RS_TRACE_SYSCALL_SKIPPED;
-		break;
-	default:
-		return 0;
-	}
-	if (rs_skip_call(task->tid, result) < 0)
-		rs_lost(t, RS_TRACE_LOSS_TRACER, rs_process_of(t, task)->number,
-			rs_trace_call_name(task->call));
-	rs_note(t, task, result, flags);
-	return 1;
-}
-
-/* Calls that are noted without waiting for their result. Returns 1 if this is one. */
-static int note_at_entry(struct rs_tracer *t, struct rs_task *task)
-{
-	uint64_t namespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
-			      CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | NEWTIME_FLAG;
-	char path[RS_PATH_BYTES];
-	uint64_t flags = 0;
-
-	switch (task->call) {
-	case RS_CALL_clone3: /* struct clone_args begins with the flags */
-		if (rs_read_memory(task->tid, task->args[0], &flags, sizeof(flags)) < 0)
-			flags = 0; /* the call fails with EFAULT too */
-		task->args[0] = flags & namespaces;
-		if (task->args[0] != 0)
-			rs_note(t, task, RS_TRACE_RESULT_UNKNOWN, 0);
-		return 1;
-	case RS_CALL_clone:
-		task->args[0] &= namespaces & ~(uint64_t)NEWTIME_FLAG; /* CSIGNAL bits there */
-		break;
-	case RS_CALL_dup2:
-	case RS_CALL_dup3:
-		if (rs_fd_path(task->tid, (int)task->args[0], path, NULL) < 0 ||
-		    strncmp(path, "socket:", 7) != 0)
-			return 1;
-		break;
-	case RS_CALL_mmap:
-		if (task->arch != RS_ARCH_NATIVE) { /* i386: a pointer to the arguments */
-			uint32_t words[4] = {0};
-
-			if (rs_read_memory(task->tid, task->args[0], words, sizeof(words)) < 0 ||
-			    !(words[2] & 4))
-				return 1;
-			task->args[2] = words[2];
-			task->args[3] = words[3];
-		}
-		break;
-	case RS_CALL_mmap2:
-	case RS_CALL_mprotect:
-	case RS_CALL_pkey_mprotect:
-	case RS_CALL_prctl:
-	case RS_CALL_copy_file_range:
-	case RS_CALL_splice:
-	case RS_CALL_sendfile:
-	case RS_CALL_sendfile64:
-	case RS_CALL_uselib:
-		break;
-	default:
-		return 0;
-	}
-	rs_note(t, task, RS_TRACE_RESULT_UNKNOWN, 0);
-	return 1;
-}
-
 static void set_call(struct rs_task *task, uint32_t arch, uint64_t number, const uint64_t args[6])
 {
 	task->arch = arch;
@@ -204,7 +113,7 @@ static void on_seccomp(struct rs_tracer *t, struct rs_task *task)
 		return;
 	}
 	set_call(task, info.arch, info.seccomp.nr, info.seccomp.args);
-	if (task->call != RS_CALL_OTHER && !deny(t, task) && !note_at_entry(t, task))
+	if (task->call != RS_CALL_OTHER && !rs_call_begun(t, task))
 		task->awaiting_exit = 1;
 	go_on(t, task, 0);
 }
@@ -494,7 +403,7 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 	}
 	close(signal_fd);
 	close(t.own_fds);
-	*ret_result = (struct rs_trace_result){t.child_status, t.killed};
+	*ret_result = (struct rs_trace_result){t.child_status, t.killed, t.escapes, t.mounts};
 	free_all(&t);
 	return result;
 }

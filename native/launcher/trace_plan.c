@@ -31,22 +31,30 @@ static int parse_limit(const char **text, char end, uint64_t *ret_value)
 	return 0;
 }
 
-/* `ptrace:DIGESTS:BYTES:PROCESSES`; any other mode is one in which nobody traces. */
+/*
+ * `ptrace:DIGESTS:BYTES:PROCESSES`, or the same after `fanotify+`; any other mode is one in which
+ * nobody traces.
+ */
 int trace_plan_parse(const char *mode, struct trace_plan *ret_plan)
 {
+	static const char both[] = "fanotify+", traced[] = "ptrace:";
 	struct trace_plan plan = {.wanted = true};
-	const char *p = mode + strlen("ptrace:");
 	int r;
 
-	if (strncmp(mode, "ptrace:", strlen("ptrace:")) != 0) {
-		*ret_plan = (struct trace_plan){0};
-		return 0;
+	if (!strncmp(mode, both, strlen(both))) {
+		plan.guards = true;
+		mode += strlen(both);
 	}
-	r = parse_limit(&p, ':', &plan.files_max);
+	if (strncmp(mode, traced, strlen(traced)) != 0) {
+		*ret_plan = (struct trace_plan){0};
+		return plan.guards ? -EPROTO : 0;
+	}
+	mode += strlen(traced);
+	r = parse_limit(&mode, ':', &plan.files_max);
 	if (r >= 0)
-		r = parse_limit(&p, ':', &plan.hashed_bytes_max);
+		r = parse_limit(&mode, ':', &plan.hashed_bytes_max);
 	if (r >= 0)
-		r = parse_limit(&p, '\0', &plan.processes_max);
+		r = parse_limit(&mode, '\0', &plan.processes_max);
 	if (r >= 0)
 		*ret_plan = plan;
 	return r;

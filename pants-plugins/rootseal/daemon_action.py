@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Dict, Iterator
 
 from rootseal import __version__, diagnostics, digest, record
-from rootseal.capture.ptrace import PtraceScope, mode_text
+from rootseal.capture.ptrace import TracedByLauncher, mode_text
 from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
 from rootseal.daemon_backends import Backends, open_ima
@@ -153,6 +153,8 @@ def _has_ended(process: int) -> bool:
 
 
 def _mode(announced: Announcement, decision: Decision) -> bytes:
+    if decision.traced == "ptrace":
+        return b"fanotify+" + mode_text(announced.limits).encode("ascii")
     if decision.backend == "ptrace":
         return mode_text(announced.limits).encode("ascii")
     if decision.backend == "ima":
@@ -166,7 +168,7 @@ def _wait_exited(connection: Connection, scope: Scope) -> Exited:
     What the launcher traces meanwhile goes to the scope.
     """
     frame = connection.receive(None)
-    while frame.type == FrameType.TRACE and isinstance(scope, PtraceScope):
+    while frame.type == FrameType.TRACE and isinstance(scope, TracedByLauncher):
         scope.feed(frame.one(Tag.EVENTS))
         frame = connection.receive(None)
     if frame.type != FrameType.EXITED:

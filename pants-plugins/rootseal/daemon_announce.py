@@ -100,13 +100,13 @@ class Decision:
         backend: `fanotify`, `ptrace` or `walk`.
         requested_posture: What the caller would have at best.
         fallbacks: Each step down from it.
-        traced: Whether eBPF watches beside fanotify.
+        traced: Who watches beside fanotify: `ebpf`, `ptrace` or nobody.
     """
 
     backend: str
     requested_posture: Posture
     fallbacks: Tuple[Fallback, ...]
-    traced: bool = False
+    traced: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,9 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
     if mode == "ima" or wants_none:
         return Decision(mode, Posture.WALKED, ())
     if mode == "trace:ptrace":
-        return _ptrace_alone(requested.fanotify, missing)
+        if fanotify == "on":
+            return _with_ptrace(announced, missing)
+        return _without_fanotify(missing.ptrace, (), must_trace=True)
     problem = _fanotify_problem(announced, missing)
     if problem is None:
         return _with_fanotify(requested, missing)
@@ -201,7 +203,7 @@ def _with_fanotify(requested: Requested, missing: Missing) -> Decision:
     if mode not in EBPF_MODES:
         return Decision("fanotify", Posture.HELD, ())
     if missing.ebpf is None:
-        return Decision("fanotify", Posture.HELD, (), traced=True)
+        return Decision("fanotify", Posture.HELD, (), traced="ebpf")
     if mode == "trace:ebpf" or requested.hardening == "strict":
         raise missing.ebpf
     if mode != "auto" and requested.fanotify != "on":  # a trace was asked for: there is another
@@ -211,12 +213,19 @@ def _with_fanotify(requested: Requested, missing: Missing) -> Decision:
     return Decision("fanotify", Posture.HELD, (step,))
 
 
-def _ptrace_alone(fanotify: str, missing: Missing) -> Decision:
-    if fanotify == "on":
+def _with_ptrace(announced: Announcement, missing: Missing) -> Decision:
+    """fanotify, and ptrace as the second witness: asked for by name, so no step down."""
+    for problem in (missing.fanotify, missing.ptrace, _namespace_problem(announced.namespace)):
+        if problem is not None:
+            raise problem
+    if announced.namespace != "direct":
         raise BackendUnavailable(
-            "fanotify", "it is not combined with ptrace in this release", "Use --fanotify=auto."
+            "fanotify",
+            "beside ptrace the launcher must enter the namespace itself (a traced rootseal-scope "
+            "gets no privilege)",
+            "Run the action as root, or use --fanotify=auto.",
         )
-    return _without_fanotify(missing.ptrace, (), must_trace=True)
+    return Decision("fanotify", Posture.HELD, (), traced="ptrace")
 
 
 def _without_fanotify(

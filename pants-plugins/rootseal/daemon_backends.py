@@ -130,8 +130,8 @@ class Backends:
         if files and self._fanotify is not None:
             self._fanotify.trust_sealed(files)
 
-    def open_fanotify(self, pid: int, announced: Announcement, *, traced: bool) -> Scope:
-        """A fanotify scope for a process that waits in its namespace, `traced` with eBPF too.
+    def open_fanotify(self, pid: int, announced: Announcement, *, traced: str) -> Scope:
+        """A fanotify scope for a process that waits in its namespace, perhaps with a witness.
 
         Raises:
             BackendUnavailable: Not on this host.
@@ -139,8 +139,16 @@ class Backends:
         """
         if self._fanotify is None:
             raise self.unavailable or BackendUnavailable("fanotify", "it was not started", "")
-        engine = self._traced if traced else self._fanotify
+        if traced == "ptrace":
+            return self._open_both(pid, announced)
+        engine = self._traced if traced == "ebpf" else self._fanotify
         scope: Scope = engine.open_scope(pid=pid, root=announced.root, limits=announced.limits)
+        return scope
+
+    def _open_both(self, pid: int, announced: Announcement) -> Scope:
+        """fanotify holds, and the launcher traces too."""
+        content = self._fanotify.open_scope(pid=pid, root=announced.root, limits=announced.limits)
+        scope: Scope = _module("ptrace_beside").PtraceBeside(content, self.open_ptrace(announced))
         return scope
 
     @contextlib.contextmanager

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Dict, Iterator, Set
 
@@ -20,6 +19,7 @@ from rootseal.leaf_table import Leaf
 from running_daemon import Done, RunningDaemon, running_daemon
 from syscall_table import (
     BACKENDS,
+    BESIDE,
     BOTH,
     BURST,
     EBPF,
@@ -34,25 +34,21 @@ from syscall_table import (
     document_of,
     wanted,
 )
-from trace_action import TraceLab, build_trace_fixture, info_bytes
+from trace_action import TraceLab, build_syscalls, build_trace_fixture, info_bytes
 
 pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "launcher", "core", "gcc")
-REPO = Path(__file__).resolve().parents[2]
 OPTIONS: Dict[str, tuple[str, ...]] = {
     FANOTIFY: ("--option=capture-mode=walk", "--option=fanotify=on"),
     PTRACE: ("--option=capture-mode=trace:ptrace",),
     BOTH: ("--option=capture-mode=trace:ebpf",),
+    BESIDE: ("--option=capture-mode=trace:ptrace", "--option=fanotify=on"),
 }
 BURSTS = int(os.environ.get("ROOTSEAL_BURSTS", "10"))  # 100 for the full test
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("bin") / "syscalls"
-    sources = sorted((REPO / "tests" / "fixtures").glob("syscalls*.c"))
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-pthread"]
-    subprocess.run(["gcc", *flags, "-o", str(target), *map(str, sources)], check=True)
-    return target
+    return build_syscalls(tmp_path_factory.mktemp("bin"))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,14 @@ def build_trace_fixture(directory: Path, *flags: str, compiler: str = "gcc") -> 
     return program
 
 
+def build_syscalls(directory: Path) -> Path:
+    """Compile the fixture with a subcommand per system call."""
+    program = directory / "syscalls"
+    sources = sorted(SOURCE.parent.glob("syscalls*.c"))
+    subprocess.run(["gcc", *FLAGS, "-pthread", "-o", str(program), *map(str, sources)], check=True)
+    return program
+
+
 def trace_of(process: ProcessRecord) -> ProcessTrace:
     assert process.trace is not None
     return process.trace

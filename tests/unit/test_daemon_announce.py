@@ -7,9 +7,10 @@ from typing import List, Optional, Tuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rootseal.daemon_announce import read_announcement
+from rootseal.daemon_announce import Decision, Missing, decide, read_announcement
 from rootseal.daemon_backends import find_program
-from rootseal.errors import ConfigError, EncodingError
+from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
+from rootseal.observation import Posture
 from rootseal.wire import Frame, FrameType, Tag
 
 GOOD: Tuple[Tuple[Tag, bytes], ...] = (
@@ -131,3 +132,16 @@ def test_the_program_is_found_as_execvp_finds_it(
 ) -> None:
     announced = read_announcement(frame((Tag.ARG, program), (Tag.ENV, b"PATH=" + path)))
     assert find_program(announced) == expected
+
+
+def test_ptrace_beside_fanotify_is_asked_for_by_name() -> None:
+    options = [(Tag.OPTION, b"capture-mode=trace:ptrace"), (Tag.OPTION, b"fanotify=on")]
+    here = Missing(None, None, None)
+    direct = read_announcement(frame(*options, (Tag.NAMESPACE, b"direct")))
+    assert decide(direct, here) == Decision("fanotify", Posture.HELD, (), traced="ptrace")
+    helped = read_announcement(frame(*options, (Tag.NAMESPACE, b"helper")))
+    with pytest.raises(BackendUnavailable, match="enter the namespace itself"):
+        decide(helped, here)
+    broken = BackendUnavailable("ptrace", "Yama says no", "")
+    with pytest.raises(BackendUnavailable, match="Yama"):
+        decide(direct, Missing(None, None, broken))

@@ -9,9 +9,10 @@ user: what it says is as trustworthy as the user, which the record shows by nami
 from __future__ import annotations
 
 import collections
+import dataclasses
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Protocol, Sequence, Tuple, runtime_checkable
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.paths import relative_to
@@ -28,7 +29,7 @@ from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.walk import declared_leaves
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
-from rootseal.observation import DigestSource, MountMark, Observation, Posture
+from rootseal.observation import DigestSource, MountMark, Observation, Posture, ProcessRecord
 
 PROBE_SECONDS = 30.0
 
@@ -94,6 +95,36 @@ def mode_text(limits: CaptureLimits) -> str:
     return f"ptrace:{limits.max_digests}:{limits.max_hashed_bytes}:{limits.max_processes}"
 
 
+@runtime_checkable
+class TracedByLauncher(Protocol):
+    """A scope that takes what its launcher traces."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the EVENTS of one TRACE frame.
+
+        Raises:
+            CaptureError: Not a trace, more than the caps allow, or the scope has ended.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the tracer says of an action whose content another backend has.
+
+    Attributes:
+        processes: With their deeds.
+        files: What was opened or executed.
+        counted: By number of `Loss` and `Count`.
+        counters: Every counter of `diagnostics.NAMES`.
+    """
+
+    processes: Tuple[ProcessRecord, ...]
+    files: Tuple[FileFields, ...]
+    counted: Mapping[int, int]
+    counters: Mapping[str, int]
+
+
 class PtraceScope:
     """The capture of one action that its launcher traces."""
 
@@ -152,6 +183,22 @@ class PtraceScope:
             return self._observation(outputs_files, outputs_dirs)
         except EncodingError as error:
             raise CaptureError(f"the launcher's trace cannot be read: {error}") from None
+
+    def told(self) -> Told:
+        """End the scope beside fanotify, which has the content: what the tracer says of the rest.
+
+        Raises:
+            CaptureError: The stream is cut, or contradicts itself.
+        """
+        if self._ended:
+            raise CaptureError("the scope was ended before")
+        self._ended = True
+        try:
+            counted = self._stream.finish()
+            processes = process_table(self._stream, self._root)
+        except EncodingError as error:
+            raise CaptureError(f"the launcher's trace cannot be read: {error}") from None
+        return Told(processes, tuple(self._stream.files), counted, self._diagnostics(counted))
 
     def abort(self) -> None:
         """Forget what came."""

@@ -98,7 +98,7 @@ def merge(seen: Observation, trace: TraceObservation, ledger: Ledger) -> Observa
         trace: What the trace saw.
         ledger: The comparison.
     """
-    processes, opens = _processes(seen, trace)
+    processes, opens = merge_processes(seen, trace.processes)
     counters = dict(seen.counters)
     for name, value in trace.counters.items():
         counters[name] = min(counters[name] + value, diagnostics.COUNTER_VALUE_MAX)
@@ -115,8 +115,8 @@ def merge(seen: Observation, trace: TraceObservation, ledger: Ledger) -> Observa
     )
 
 
-def _processes(
-    seen: Observation, trace: TraceObservation
+def merge_processes(
+    seen: Observation, traced: Sequence[ProcessRecord]
 ) -> Tuple[Tuple[ProcessRecord, ...], bytes]:
     """fanotify's processes first, so that the opens table still refers to them, then the others.
 
@@ -124,14 +124,14 @@ def _processes(
     processes in the same order in both.
     """
     by_pid: Dict[int, List[ProcessRecord]] = {}
-    for process in trace.processes:
+    for process in traced:
         by_pid.setdefault(process.processid, []).append(process)
     merged = []
     for process in seen.processes:
         same = by_pid.get(process.processid)
         merged.append(_enrich(process, same.pop(0)) if same else process)
     left = {id(process) for processes in by_pid.values() for process in processes}
-    rest = [process for process in trace.processes if id(process) in left]
+    rest = [process for process in traced if id(process) in left]
     return tuple(merged + rest), opens_table.extend(seen.opens, len(rest))
 
 
