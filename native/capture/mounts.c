@@ -99,6 +99,8 @@ int rs_mount_line_parse(char *line, struct rs_mount_line *ret_line)
 		return -EBADMSG;
 	rest = separator + 3;
 	parsed.fstype = strsep(&rest, " ");
+	strsep(&rest, " "); /* the source */
+	parsed.options = rest ? rest : parsed.fstype + strlen(parsed.fstype);
 	parsed.device = field[2];
 	parsed.root = field[3];
 	parsed.point = field[4];
@@ -128,6 +130,24 @@ const struct rs_mount *rs_mounts_by_id(const struct rs_mounts *mounts, uint64_t 
 	return NULL;
 }
 
+uint32_t rs_mount_option(const char *options, const char *name)
+{
+	size_t length = strlen(name);
+	const char *at = options;
+	unsigned long value;
+	char *end;
+
+	while (at && (strncmp(at, name, length) || at[length] != '=')) {
+		at = strchr(at, ',');
+		at = at ? at + 1 : NULL;
+	}
+	if (!at || at[length + 1] < '0' || at[length + 1] > '9')
+		return UINT32_MAX;
+	errno = 0;
+	value = strtoul(at + length + 1, &end, 10);
+	return errno || (*end && *end != ',') || value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
+}
+
 static struct rs_mount *add(struct rs_mounts *mounts, const struct rs_mount_line *line)
 {
 	struct rs_mount *mount;
@@ -147,6 +167,8 @@ static struct rs_mount *add(struct rs_mounts *mounts, const struct rs_mount_line
 	    .reason = "",
 	    .reliable_times = LISTED(line->fstype, reliable),
 	    .remote = is_remote(line->fstype),
+	    .owner = rs_mount_option(line->options, "user_id"),
+	    .owner_group = rs_mount_option(line->options, "group_id"),
 	};
 	if (!mount->point || !mount->fstype || !mount->device || !mount->root)
 		return NULL;
@@ -154,13 +176,17 @@ static struct rs_mount *add(struct rs_mounts *mounts, const struct rs_mount_line
 	return mount;
 }
 
-/* Is this mount the one that its path leads to? A mount on top hides it. */
+/*
+ * Is this mount the one that its path leads to? A mount on top hides it. One that we may not look
+ * at (another user's FUSE, NFS without root) is not hidden from the action.
+ */
 static bool is_visible(int root_fd, const struct rs_mount *mount)
 {
 	struct rs_stat stat;
+	int error = rs_stat_at(root_fd, relative(mount->point), &stat);
 
-	if (rs_stat_at(root_fd, relative(mount->point), &stat))
-		return false;
+	if (error)
+		return error != -ENOENT && error != -ENOTDIR;
 	return stat.mount_id == UINT64_MAX || stat.mount_id == mount->id;
 }
 
@@ -202,16 +228,18 @@ static void ignore_devices(const struct rs_mount *mount, int group_fd, int root_
 
 static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t mask)
 {
+	int error;
+
 	if (LISTED(mount->fstype, pseudo)) {
 		mount->state = RS_MOUNT_EXCLUDED;
 		mount->reason = "a kernel interface, not a place for files";
 	} else if (!is_visible(root_fd, mount)) {
 		mount->state = RS_MOUNT_HIDDEN;
 		mount->reason = "hidden under another mount";
-	} else if (fanotify_mark(group_fd, FAN_MARK_ADD | FAN_MARK_MOUNT | FAN_MARK_DONT_FOLLOW,
-				 mask, root_fd, relative(mount->point))) {
+	} else if ((error =
+			rs_mount_mark(mount, group_fd, root_fd, relative(mount->point), mask))) {
 		mount->state = RS_MOUNT_FAILED;
-		mount->reason = (const char *)strerrordesc_np(errno);
+		mount->reason = (const char *)strerrordesc_np(-error);
 		if (!mount->reason)
 			mount->reason = "the kernel refused the mark";
 	} else {

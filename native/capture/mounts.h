@@ -21,6 +21,8 @@ struct rs_mount {
 	const char *point;  /* in the namespace, absolute */
 	const char *fstype;
 	const char *reason; /* why not marked, else "" */
+	uint32_t owner;	    /* FUSE: the one user who may look at it, else UINT32_MAX */
+	uint32_t owner_group;
 	enum rs_mount_state state;
 	bool reliable_times; /* see dcache.c: may be cached */
 	bool remote;	     /* content can change without this kernel knowing */
@@ -39,9 +41,15 @@ struct rs_mount_line {
 	char *root;   /* of the filesystem, what is mounted */
 	char *point;
 	char *fstype;
+	char *options; /* of the superblock, not unescaped; "" if there are none */
 };
 int rs_mount_line_parse(char *line, struct rs_mount_line *ret_line);
+/* The number after `name=` in mount options; UINT32_MAX (nobody) if there is none. Pure. */
+uint32_t rs_mount_option(const char *options, const char *name);
 
+/* Mark one mount, whose path is relative to root_fd. 0 or -errno. */
+int rs_mount_mark(const struct rs_mount *mount, int group_fd, int root_fd, const char *path,
+		  uint64_t mask);
 /* Mark every mount of mountinfo_fd that can hold files. Counts failures; -errno only if unreadable.
  */
 int rs_mounts_mark(struct rs_mounts *mounts, int group_fd, int root_fd, int mountinfo_fd,

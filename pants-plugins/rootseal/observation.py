@@ -113,6 +113,13 @@ class MountMark:
     marked: bool
     reason: str
 
+    @property
+    def posture(self) -> Optional[Posture]:
+        """The strongest that is honest for its files; None where they are not captured."""
+        if not self.marked:
+            return None
+        return Posture.OBSERVED if self.reason else Posture.HELD
+
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:

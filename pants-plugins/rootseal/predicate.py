@@ -158,6 +158,7 @@ _MOUNTS_SHAPE = schema.list_of(
             "mountPoint": schema.path_text,
             "filesystem": schema.text(256),
             "marked": schema.boolean,
+            "posture": schema.nullable(schema.one_of(POSTURES)),
             "reason": schema.text(4096),
         }
     ),
@@ -476,6 +477,7 @@ def _mount(mount: MountMark) -> Dict[str, object]:
         "mountPoint": canonical.path_text(mount.mount_point),
         "filesystem": mount.filesystem,
         "marked": mount.marked,
+        "posture": None if mount.posture is None else mount.posture.value,
         "reason": mount.reason,
     }
 

@@ -1,7 +1,7 @@
 """A FUSE filesystem with one file, `material`, spoken in the kernel's own protocol.
 
-Usage: python fuse_server.py MOUNTPOINT. Writes one line to stdout once it is mounted and serves
-until it is killed. No library and no package is needed; only root may mount it.
+Usage: python fuse_server.py MOUNTPOINT [UID]. Only that user (root) may look at it. Writes one line
+to stdout once it is mounted, and serves until it is killed. Needs root, no library and no package.
 
 Source: include/uapi/linux/fuse.h.
 """
@@ -98,7 +98,8 @@ def answer(request: bytes) -> Tuple[int, bytes]:
 def main() -> None:
     """Mount and serve."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    owner = sys.argv[2] if len(sys.argv) > 2 else "0"
+    options = f"fd={device},rootmode=40000,user_id={owner},group_id={owner}"
     library = ctypes.CDLL(None, use_errno=True)
     if library.mount(b"rootseal-test", os.fsencode(sys.argv[1]), b"fuse", 0, options.encode()):
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")

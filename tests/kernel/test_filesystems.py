@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Iterator
 
@@ -12,7 +14,9 @@ from fanotify_action import Lab, build_fixture
 from rootseal import diagnostics
 from rootseal.doctor_mounts import look_at_mounts
 from rootseal.observation import MountMark, Posture
+from running_daemon import running_daemon
 
+NOBODY = 65534
 LAB_SHARE = Path("/lab/out")  # 9p, in the guests of the kernel lab
 
 
@@ -79,10 +83,70 @@ def test_what_others_serve_is_only_observed(lab: Lab, tmp_path: Path) -> None:
     assert "can change after it was hashed" in mount.reason
 
 
+@contextlib.contextmanager
+def fuse(place: Path, uid: int = 0) -> Iterator[Path]:
+    """A FUSE mount of this user, with the file `material`."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("optional: no /dev/fuse here")
+    place.mkdir()
+    program = Path(__file__).with_name("fuse_server.py")
+    command = [sys.executable, str(program), str(place), str(uid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        try:
+            assert server.stdout.readline() == b"mounted\n"
+            yield place
+        finally:
+            subprocess.run(["umount", "--lazy", place], check=True)
+            server.kill()
+
+
+def test_what_a_process_serves_is_only_observed(lab: Lab, tmp_path: Path) -> None:
+    with fuse(tmp_path / "served") as place:
+        posture, mounts = read_one(lab, tmp_path / "root", place / "material")
+        found = {item.mount.mount_point: item for item in look_at_mounts(Posture.HELD)}
+    mount = mounts[os.fsencode(place)]
+    assert (posture, mount.filesystem) == (mount.posture, "fuse") == (Posture.OBSERVED, "fuse")
+    assert "can change after it was hashed" in mount.reason
+    assert found[os.fsencode(place)].posture is Posture.OBSERVED
+    assert not found[os.fsencode(place)].can_seal
+
+
+def test_another_users_fuse_mount_is_marked_though_root_may_not_look_at_it(
+    lab: Lab, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    with fuse(tmp_path / "served", uid=NOBODY) as place:
+        with pytest.raises(PermissionError):
+            (place / "material").stat()
+        seen = lab.run(root, ["/bin/true"])
+    (mount,) = (m for m in seen.observation.mounts if m.mount_point == os.fsencode(place))
+    assert mount.posture is Posture.OBSERVED and "can change after it was hashed" in mount.reason
+    assert diagnostics.losses(seen.counters) == {}
+
+
+@pytest.mark.requires("root", "fanotify", "launcher", "core")
+def test_what_the_user_reads_there_is_counted_as_lost(tmp_path: Path) -> None:
+    """The event's file can be read, but the kernel tells root nothing about it: no digest."""
+    sandbox = tmp_path / "sandbox"
+    sandbox.mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)  # pytest keeps its own folders to root
+    os.chown(sandbox, NOBODY, NOBODY)
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "served", uid=NOBODY) as place:
+        identity = f"--drop-to={NOBODY}:{NOBODY}"
+        options = (identity, "--option=capture-mode=walk", "--option=fanotify=on")
+        done = daemon.run(sandbox, ["/bin/cat", f"{place}/material"], *options)
+    assert (done.returncode, done.stdout) == (0, b"served by a process\n"), done.stderr
+    assert set(done.verified().losses) == {"handlerErrors"}
+
+
 def test_kernel_interfaces_are_left_out_with_a_reason(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "material").write_bytes(b"content\n")
     _, mounts = read_one(lab, tmp_path / "root", tmp_path / "material")
-    assert not mounts[b"/proc"].marked
+    assert mounts[b"/proc"].posture is None
     assert "kernel interface" in mounts[b"/proc"].reason
 
 

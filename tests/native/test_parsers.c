@@ -80,6 +80,16 @@ static void test_mount_lines(void)
 	CHECK(!strcmp(line.point, "/a\\000b") && !strcmp(line.fstype, "\\000"));
 	CHECK(!parse_mount("1 0 0:1 / / rw - fuse.x\\040y t rw", &line, copy));
 	CHECK(!strcmp(line.point, "/") && !strcmp(line.fstype, "fuse.x y"));
+	CHECK(!strcmp(line.options, "rw"));
+	CHECK(!parse_mount("1 0 0:1 / / rw - fuse x rw,user_id=7,group_id=0", &line, copy));
+	CHECK(rs_mount_option(line.options, "user_id") == 7);
+	CHECK(rs_mount_option(line.options, "group_id") == 0);
+	CHECK(rs_mount_option(line.options, "id") == UINT32_MAX);
+	CHECK(rs_mount_option("user_id=,rw", "user_id") == UINT32_MAX);
+	CHECK(rs_mount_option("user_id=-1", "user_id") == UINT32_MAX);
+	CHECK(rs_mount_option("user_id=4294967296", "user_id") == UINT32_MAX);
+	CHECK(rs_mount_option("user_id=7x", "user_id") == UINT32_MAX);
+	CHECK(rs_mount_option("", "user_id") == UINT32_MAX);
 	for (i = 0; i < sizeof(bad) / sizeof(*bad); i++)
 		CHECK(parse_mount(bad[i], &line, copy) == -EBADMSG);
 }
