@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from rootseal import keys, schema
 from rootseal.errors import ConfigError, EncodingError, VerificationError
@@ -11,6 +11,8 @@ from rootseal.wire import Frame, Tag
 
 OUTPUTS_MAX = 1 << 20
 TRUSTED_KEYS_MAX = 256
+EXIT_CODE_MAX = 255
+SIGNAL_MAX = 127
 
 
 def answer_check(frame: Frame, own_key: keys.PublicKey) -> Dict[str, object]:
@@ -28,6 +30,7 @@ def answer_check(frame: Frame, own_key: keys.PublicKey) -> Dict[str, object]:
     if len(action_key) != 32:
         raise EncodingError("the action key is not 32 bytes")
     outputs = _outputs(request.get("outputs"))
+    exit_code = _exit_code(request.get("exitCode"))
     trusted = [own_key, *_trusted(request.get("trustedCaptureKeys", []))]
     try:
         verified = check_record(
@@ -35,6 +38,7 @@ def answer_check(frame: Frame, own_key: keys.PublicKey) -> Dict[str, object]:
             action_key=action_key,
             trusted_public_keys=trusted,
             declared_outputs=outputs,
+            exit_code=exit_code,
         )
     except VerificationError as error:
         return {"accepted": False, "reason": str(error), "check": error.check}
@@ -60,6 +64,12 @@ def _outputs(value: object) -> Sequence[Mapping[str, object]]:
         if not isinstance(item, dict):
             raise EncodingError("an output is not an object")
     return value
+
+
+def _exit_code(value: object) -> Optional[int]:
+    if value is None or (type(value) is int and -SIGNAL_MAX <= value <= EXIT_CODE_MAX):
+        return value
+    raise EncodingError("the exit code is not a number that a process can end with")
 
 
 def _trusted(value: object) -> List[keys.PublicKey]:

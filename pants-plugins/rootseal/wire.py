@@ -436,6 +436,7 @@ def check(
     action_key: bytes,
     record: bytes,
     outputs: Iterable[Mapping[str, object]],
+    exit_code: Optional[int] = None,
     trusted_capture_keys: Sequence[str] = (),
 ) -> Dict[str, object]:
     """Ask the daemon whether a result may count.
@@ -445,6 +446,7 @@ def check(
         action_key: The action that was asked for, 32 bytes.
         record: The record that came with the result.
         outputs: Every output of the result: `{"path", "sha256", "size"}` or `{"path", "target"}`.
+        exit_code: Of the result, negative if a signal ended it; None: not to be compared.
         trusted_capture_keys: PEM public keys that count beside the daemon's own.
 
     Returns:
@@ -453,7 +455,11 @@ def check(
     Raises:
         DaemonError: No answer, or the request was malformed.
     """
-    content = {"outputs": list(outputs), "trustedCaptureKeys": list(trusted_capture_keys)}
+    content = {
+        "outputs": list(outputs),
+        "exitCode": exit_code,
+        "trustedCaptureKeys": list(trusted_capture_keys),
+    }
     tlvs = (
         (Tag.ACTION_KEY, action_key),
         (Tag.RECORD, record),

@@ -136,6 +136,7 @@ def check_record(
     action_key: str,
     record: bytes,
     outputs: Sequence[Mapping[str, Any]],
+    exit_code: int,
     trusted_capture_keys: Sequence[str],
 ) -> Verdict:
     """Let the daemon judge the record that came with a result.
@@ -145,6 +146,7 @@ def check_record(
         action_key: What the record must name, 64 hex digits.
         record: The record's bytes.
         outputs: Every file and symlink of the result; see docs/protocol.md, CHECK.
+        exit_code: Of the result.
         trusted_capture_keys: Public keys (PEM) that are accepted beside the daemon's own.
     """
     answer = wire.check(
@@ -152,6 +154,7 @@ def check_record(
         action_key=bytes.fromhex(action_key),
         record=record,
         outputs=outputs,
+        exit_code=exit_code,
         trusted_capture_keys=trusted_capture_keys,
     )
     accepted, reason = answer.get("accepted"), answer.get("reason")

@@ -88,7 +88,7 @@ async def captured_execute(process: Process, environment: Any) -> FallibleProces
             await _engine.get_digest_entries(rest), output_prefix(process.working_directory)
         )
         contents = await _engine.get_digest_contents(record)
-        admission = judge(capture, key, contents, outputs)
+        admission = judge(capture, key, contents, outputs, result.exit_code)
         problem = "" if admission.record else no_record_problem(process, result)
         if admission.verdict.accepted or problem:
             await _note(evidence_of(process, key, result, admission, problem))

@@ -82,12 +82,14 @@ class SettleRequest:
         capture: How was captured.
         action_key: Of the process.
         digest: Output directory of the wrapped process.
+        exit_code: Its exit code.
         prefix: What makes an output's path relative to the sandbox.
     """
 
     capture: Capture
     action_key: str
     digest: Digest
+    exit_code: int
     prefix: str
 
 
@@ -112,7 +114,8 @@ async def settle_result(request: SettleRequest) -> Settled:
     contents = await Get(DigestContents, Digest, record)
     entries = await Get(DigestEntries, Digest, rest)
     outputs = outputs_of(entries, request.prefix)
-    return Settled(rest, judge(request.capture, request.action_key, contents, outputs))
+    admission = judge(request.capture, request.action_key, contents, outputs, request.exit_code)
+    return Settled(rest, admission)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,11 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
         settled = await Get(
             Settled,
             SettleRequest(
-                capture, key, result.output_digest, output_prefix(process.working_directory)
+                capture,
+                key,
+                result.output_digest,
+                result.exit_code,
+                output_prefix(process.working_directory),
             ),
         )
         admission = settled.admission

@@ -93,7 +93,11 @@ def outputs_of(entries: DigestEntries, prefix: str) -> tuple[Output, ...]:
 
 
 def judge(
-    capture: Capture, key: str, contents: DigestContents, outputs: tuple[Output, ...]
+    capture: Capture,
+    key: str,
+    contents: DigestContents,
+    outputs: tuple[Output, ...],
+    exit_code: int,
 ) -> Admission:
     """Have the daemon check the record of a result, and keep it if it is good.
 
@@ -102,6 +106,7 @@ def judge(
         key: Action key.
         contents: The record's file, or nothing.
         outputs: Every file and symlink of the result.
+        exit_code: Of the result.
     """
     if not contents:
         return Admission(Verdict(False, "it came without a record"), "", 0)
@@ -113,6 +118,7 @@ def judge(
         action_key=key,
         record=record,
         outputs=[_output_json(*output) for output in outputs],
+        exit_code=exit_code,
         trusted_capture_keys=capture.daemon.trusted_capture_keys,
     )
     if verdict.accepted:

@@ -380,6 +380,27 @@ def test_check_accepts_what_the_record_explains_and_nothing_else(
     assert ask(action_key=bytes(32))["accepted"] is False
     assert ask(record=record[:-1])["accepted"] is False
     assert ask(record=b"")["accepted"] is False
+    assert ask(exit_code=0)["accepted"] is True
+    other = ask(exit_code=1)
+    assert other["accepted"] is False
+    assert "exit code is 1, the record says 0" in str(other["reason"])
+    with pytest.raises(wire.DaemonError, match="exit code"):
+        ask(exit_code=256)
+
+
+def test_check_compares_the_signal_that_ended_an_action(
+    daemon: RunningDaemon, sandbox: Path
+) -> None:
+    record = daemon.run(sandbox, shell("kill -TERM $$"), HELD).record.read_bytes()
+
+    def accepted(exit_code: int) -> object:
+        path = str(daemon.socket)
+        return wire.check(path, action_key=KEY, record=record, outputs=[], exit_code=exit_code)[
+            "accepted"
+        ]
+
+    codes = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL, signal.SIGTERM, 0)
+    assert [accepted(code) for code in codes] == [True, True, False, False, False]
 
 
 def test_a_record_of_another_machine_needs_its_key(

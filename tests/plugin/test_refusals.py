@@ -85,6 +85,18 @@ def test_a_launcher_that_forges_a_record(tmp_path: Path, status: dict[str, Any])
     assert "trusted_capture_keys" in message
 
 
+def test_a_result_that_ends_otherwise_than_its_record_says(
+    tmp_path: Path, status: dict[str, Any]
+) -> None:
+    real, socket = status["launcher"], status["socket"]
+    path = tmp_path / "launcher"
+    path.write_text(f'#!/bin/bash\n{real} "${{@/#--socket=*/--socket={socket}}}" || exit\nexit 3\n')
+    path.chmod(0o755)
+    status["launcher"] = str(path)
+    engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
+    assert "the result's exit code is 3, the record says 0" in refusal(engine)
+
+
 def test_no_daemon_for_the_launcher(tmp_path: Path, status: dict[str, Any]) -> None:
     engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
     message = refusal(engine)
