@@ -97,6 +97,8 @@ struct rs_scope {
 	_Atomic uint64_t bytes_hashed; /* moves while a file is being hashed */
 	_Atomic int64_t last_event_ns; /* engine.c: how densely events come */
 	_Atomic uint32_t dense;
+	_Atomic uint32_t servers; /* threads that serve it now */
+	_Atomic bool turned_away; /* a thread came and there were enough */
 	struct rs_once once;
 
 	/* Guarded by mutex; never held across a system call. */
@@ -133,6 +135,7 @@ struct rs_worker {
 	struct rs_hasher hasher;
 	struct rs_proc_info proc_info;
 	bool may_hand_off; /* long hashes go to the heavy threads */
+	bool pinned;	   /* to the CPU of an opener: see serve.c */
 	int own_pid;
 	_Alignas(8) uint8_t events[RS_EVENTS_PER_READ * 64];
 	char path[PATH_MAX + 1];
@@ -155,6 +158,9 @@ void rs_engine_wait_reaped(struct rs_engine *engine);
 bool rs_engine_multigrain(struct rs_engine *engine);
 const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: nothing trusted */
 bool rs_engine_may_linger(struct rs_engine *engine);
+bool rs_engine_is_alone(struct rs_engine *engine); /* no second scope is open */
+unsigned rs_engine_shards(struct rs_engine *engine);
+void rs_engine_unpin(struct rs_engine *engine); /* the thread may run anywhere again */
 bool rs_engine_hash_once(struct rs_engine *engine);
 void rs_engine_no_hash_once(struct rs_engine *engine); /* this kernel cannot */
 /* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
@@ -166,6 +172,10 @@ bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
 void rs_scope_enter(struct rs_scope *scope); /* one more in flight */
 void rs_scope_leave(struct rs_scope *scope);
 void rs_scope_destroy(struct rs_scope *scope);
+
+/* host.c */
+void rs_host_prepare(void);
+bool rs_host_multigrain(void);
 
 /* serve.c */
 void rs_serve(struct rs_worker *worker, struct rs_scope *scope);

@@ -16,12 +16,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
-#define STOP_TOKEN	  UINT64_MAX
-#define OPEN_FILES_WANTED 65536
+#define STOP_TOKEN UINT64_MAX
 
 struct heavy_item {
 	struct rs_scope *scope;
@@ -36,6 +33,8 @@ struct rs_engine {
 	struct rs_verity *_Atomic verity; /* owned; set at most once */
 	bool may_linger;		  /* more than one CPU: the opener need not wait for ours */
 	_Atomic bool hash_once;
+	_Atomic unsigned open_scopes;
+	cpu_set_t cpus;		   /* where this process may run */
 	struct rs_worker *workers; /* shards, then as many heavy ones */
 	pthread_t reaper;
 	bool reaper_started;
@@ -186,6 +185,21 @@ void rs_engine_set_hash_once(rs_engine *engine, int on)
 	atomic_store(&engine->hash_once, on != 0);
 }
 
+bool rs_engine_is_alone(struct rs_engine *engine)
+{
+	return atomic_load_explicit(&engine->open_scopes, memory_order_relaxed) <= 1;
+}
+
+unsigned rs_engine_shards(struct rs_engine *engine)
+{
+	return engine->shards;
+}
+
+void rs_engine_unpin(struct rs_engine *engine)
+{
+	pthread_setaffinity_np(pthread_self(), sizeof(engine->cpus), &engine->cpus);
+}
+
 bool rs_engine_may_linger(struct rs_engine *engine)
 {
 	return engine->may_linger;
@@ -203,6 +217,7 @@ int rs_engine_register(struct rs_engine *engine, struct rs_scope *scope)
 		scope->slot = slot;
 		scope->generation = ++engine->generation & 0x7fffffff;
 		engine->slots[slot] = scope;
+		atomic_fetch_add(&engine->open_scopes, 1);
 		error = 0;
 	}
 	pthread_mutex_unlock(&engine->mutex);
@@ -215,8 +230,10 @@ void rs_engine_forget(struct rs_engine *engine, struct rs_scope *scope)
 {
 	epoll_ctl(engine->epoll_fd, EPOLL_CTL_DEL, scope->group_fd, NULL);
 	pthread_mutex_lock(&engine->mutex);
-	if (engine->slots[scope->slot] == scope)
+	if (engine->slots[scope->slot] == scope) {
 		engine->slots[scope->slot] = NULL;
+		atomic_fetch_sub(&engine->open_scopes, 1);
+	}
 	pthread_mutex_unlock(&engine->mutex);
 }
 
@@ -320,47 +337,6 @@ void rs_engine_wait_reaped(struct rs_engine *engine)
 	pthread_mutex_unlock(&engine->mutex);
 }
 
-/* Each event being handled holds a descriptor; running out of them would refuse an action's open.
- */
-static void raise_open_files(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit))
-		return;
-	if (limit.rlim_max < OPEN_FILES_WANTED) {
-		struct rlimit higher = {OPEN_FILES_WANTED, OPEN_FILES_WANTED};
-
-		if (!setrlimit(RLIMIT_NOFILE, &higher))
-			return;
-	}
-	limit.rlim_cur = limit.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-/* A lease that a writer breaks while we hold it sends SIGIO, whose default would end the process.
- */
-static void ignore_sigio(void)
-{
-	struct sigaction action;
-
-	if (sigaction(SIGIO, NULL, &action) == 0 && action.sa_handler == SIG_DFL) {
-		action.sa_handler = SIG_IGN;
-		sigaction(SIGIO, &action, NULL);
-	}
-}
-
-/* Since 6.13 a change after a stat always gets another ctime on ext4, xfs and btrfs. */
-static bool has_multigrain(void)
-{
-	struct utsname name;
-	int major, minor;
-
-	if (uname(&name) || sscanf(name.release, "%d.%d", &major, &minor) != 2)
-		return false;
-	return major > 6 || (major == 6 && minor >= 13);
-}
-
 static int start_threads(struct rs_engine *engine)
 {
 	unsigned i, count = 2 * engine->shards;
@@ -421,11 +397,12 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	if (!engine)
 		return rs_fail(error, ENOMEM, "engine", "memory");
 	rs_hash_setup();
-	raise_open_files();
-	ignore_sigio();
+	rs_host_prepare();
 	engine->shards = shards;
-	engine->multigrain = has_multigrain();
+	engine->multigrain = rs_host_multigrain();
 	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
+	if (sched_getaffinity(0, sizeof(engine->cpus), &engine->cpus))
+		memset(&engine->cpus, 0xff, sizeof(engine->cpus)); /* more than 1024 CPUs */
 	engine->hash_once = true;
 	engine->epoll_fd = engine->stop_fd = -1;
 	pthread_mutex_init(&engine->mutex, NULL);
