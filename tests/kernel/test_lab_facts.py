@@ -26,6 +26,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # linux/fanotify.h, linux/fsverity.h
 FAN_CLASS_CONTENT, FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED = 0x4, 0x1, 0x2, 0x10 | 0x20
 FAN_MARK_ADD, FAN_OPEN_PERM, FAN_CLOSE_WRITE, FAN_ALLOW = 0x1, 0x10000, 0x8, 1
+FAN_CLASS_PRE_CONTENT, FAN_PRE_ACCESS = 0x8, 0x100000  # 6.14
 FAN_MARK_IGNORE_SURV = 0x400 | 0x40  # FAN_MARK_IGNORE | FAN_MARK_IGNORED_SURV_MODIFY, 6.0
 EVENT = struct.Struct("=IBBHQii")
 FS_IOC_ENABLE_VERITY, FS_IOC_MEASURE_VERITY, SHA256 = 0x40806685, 0xC0046686, 1
@@ -161,6 +162,25 @@ def test_ignore_mark_silences_an_inode_that_nobody_writes(group: int, tmp_path: 
     mark(group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_OPEN_PERM, path)
     thread = open_in_thread(path)
     assert wait_for_events(group, thread) == []
+
+
+def test_pre_access_events_are_there_from_6_14_on(tmp_path: Path) -> None:
+    """What compares a file again at mmap(2); elsewhere the stability pass has to do."""
+    path = tmp_path / "material"
+    path.write_bytes(b"content")
+    fd = LIBC.fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK, os.O_RDONLY)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    mask = ctypes.c_uint64(FAN_PRE_ACCESS)
+    code = LIBC.fanotify_mark(fd, FAN_MARK_ADD, mask, -100, os.fsencode(path))
+    found = ctypes.get_errno() if code else 0
+    os.close(fd)
+    release = tuple(int(number) for number in os.uname().release.split(".")[:2])
+    if release < (6, 14):
+        assert found == errno.EINVAL
+    elif found == errno.EOPNOTSUPP:
+        pytest.skip("optional: the filesystem of the temporary files has no such events")
+    else:
+        assert found == 0
 
 
 # --- fs-verity ------------------------------------------------------------------------------

@@ -50,7 +50,11 @@ def run_one(boot: Boot, kernels: dict[str, Kernel], *, quick: bool) -> dict[str,
     counts = {o: sum(t["outcome"] == o for t in tests) for o in ("passed", "failed", "skipped")}
     state = "booted" if result["booted"] else "DID NOT BOOT"
     counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    print(f"lab: {boot.name}: {state}, {result['seconds']} s, {counted}", flush=True)
+    print(
+        f"lab: {boot.name}: {state}, {result['seconds']} s "
+        f"({result['processorSeconds']} s of processors), {counted}",
+        flush=True,
+    )
     return document
 
 

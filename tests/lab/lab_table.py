@@ -24,7 +24,46 @@ for a capability fails if the kernel lacks it; *n/a* counts tests that do not ap
 reasons below.
 
 """
+FILESYSTEMS_HEAD = """## Filesystems
+
+The strongest posture that is honest for each, as `capture.mounts` of a predicate and `rootseal
+doctor` have it per mount. An action has the weakest of the files that it read.
+
+| filesystem | posture | fs-verity | shown by |
+|---|---|---|---|
+"""
+# Filesystem, posture, fs-verity, shown by.
+FILESYSTEMS = (
+    ("ext4, btrfs", "held", "ext4 made with `-O verity`; btrfs", "rows of both"),
+    ("xfs, tmpfs, ramfs", "held", "no", "rows of xfs and tmpfs; `test_filesystems`"),
+    ("overlayfs", "held (its layers are not looked at)", "no", "rows of overlay"),
+    (
+        "9p, and by the same rule NFS, CIFS, Ceph, virtiofs and the like",
+        "observed: others can change the content",
+        "no",
+        "`test_filesystems` on the guests' 9p; the others not tried, for want of a server",
+    ),
+    ("FUSE", "observed", "no", "`test_filesystems` with a server of its own"),
+    (
+        "FUSE of one user, closed to root",
+        "observed; an open of a file there counts as `handlerErrors`, a loss",
+        "no",
+        "`test_filesystems`",
+    ),
+    (
+        "one that refuses the mark",
+        "none: `unmarkedMounts`, a loss",
+        "-",
+        "`test_doctor_mounts` only: no filesystem for files refuses on these kernels",
+    ),
+    ("proc, sysfs, cgroup and the like", "none: no files of anyone", "-", "`test_filesystems`"),
+)
 MARKS = {"passed": "yes", "failed": "**no**", "skipped": "n/a"}
+
+
+def filesystems() -> str:
+    """The section on filesystems, which no run changes."""
+    return FILESYSTEMS_HEAD + "".join(f"| {' | '.join(line)} |\n" for line in FILESYSTEMS) + "\n"
 
 
 def row_label(name: str) -> str:
@@ -35,8 +74,8 @@ def row_label(name: str) -> str:
 def boots_table(boots: dict[str, Any]) -> list[str]:
     """One line per machine."""
     lines = [
-        "| machine | kernel | lsm | command line | tests | seconds |",
-        "|---|---|---|---|---|---|",
+        "| machine | kernel | lsm | command line | tests | seconds | of processors |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, boot in boots.items():
         facts = boot["facts"]
@@ -46,7 +85,8 @@ def boots_table(boots: dict[str, Any]) -> list[str]:
         tests = [t for row in boot["rows"].values() for t in row["tests"]]
         lines.append(
             f"| {name} | {facts.get('release', 'did not boot')} | {facts.get('lsm') or '-'} "
-            f"| {line or '-'} | {len(tests)} | {boot['seconds']:.0f} |"
+            f"| {line or '-'} | {len(tests)} | {boot['seconds']:.0f} "
+            f"| {boot['processorSeconds']:.0f} |"
         )
     return lines
 
@@ -120,7 +160,7 @@ def page(document: dict[str, Any]) -> str:
     parts = [
         HEAD + f"Run of {document['startedAt']}, commit {document['commit']}, "
         f"{document['seconds']:.0f} s in all.\n",
-        "## Machines\n\n" + "\n".join(boots_table(boots)) + "\n",
+        filesystems() + "## Machines\n\n" + "\n".join(boots_table(boots)) + "\n",
         "## Rows\n\n" + "\n".join(rows_table(rows)) + "\n",
         "## Tests\n\n" + "\n".join(tests_table(rows)) + "\n",
         "## Figures\n\nOn emulated processors (tcg), so only the ratios mean anything.\n\n"

@@ -80,6 +80,7 @@ def test_table_shows_failures_and_reasons() -> None:
     ]
     row = {"reason": "", "seconds": 3.0, "tests": tests}
     boot = {"facts": {"release": "6.1"}, "seconds": 9.0, "rows": {"m/ext4": row}}
+    boot["processorSeconds"] = 5.0
     document = {"startedAt": "T", "commit": "c", "seconds": 9.0, "boots": {"m": boot}}
     text = page(document)
     assert "| test_a test_x | yes 1, **no** 1 |" in text
