@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Callable, Mapping
 
 REPO = Path(__file__).resolve().parent.parent
-PROBE_TIMEOUT_SECONDS = 30
+PROBE_TIMEOUT_SECONDS = 300  # guards against a hang only: emulated machines are slow
 
 
 @dataclasses.dataclass(frozen=True)

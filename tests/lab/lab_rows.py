@@ -19,6 +19,8 @@ ALL = ("tests/kernel",)
 FACTS = kernel("lab_facts", "filesystems")
 IMA = kernel("ima_kernel")
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
+SEALING = kernel("fsverity_run")
+TOOLCHAINS = kernel("toolchain_action")
 CAPTURE = kernel("fanotify_materials", "fanotify_products")
 EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net")
 LAUNCHER = kernel("launcher")
@@ -93,16 +95,16 @@ DISKS = {
 # gets few tests; the capture on 6.12 is proven by the other one.
 ROWS = (
     Row("host", "own", ALL, (), False),
-    Row("6.1-bpf", "ext4", FACTS + VERITY, CAPTURE + LAUNCHER, True, ("fs-verity",)),
+    Row("6.1-bpf", "ext4", FACTS + VERITY, SEALING + CAPTURE + LAUNCHER, True, ("fs-verity",)),
     Row("6.1-bpf", "btrfs", FACTS + VERITY, (), False, ("fs-verity",)),
     Row("6.1-bpf", "overlay", FACTS, CAPTURE, False),
     Row("6.1-bpf", "tmpfs", FACTS, CAPTURE, True, ("no-fs-verity",)),
     Row("6.1-bpf", "xfs", FACTS, (), False, ("no-fs-verity",)),
-    Row("6.12-bpf-ima", "ext4", FACTS + IMA, VERITY + EBPF, True, ("fs-verity",)),
+    Row("6.12-bpf-ima", "ext4", FACTS + IMA, EBPF, True, ("fs-verity",)),
     Row("6.12-bpf-ima", "overlay", FACTS + IMA, (), False),
     Row("6.12-bpf-ima", "tmpfs", FACTS + IMA, (), False, ("no-fs-verity",)),
-    Row("6.12-nobpf", "overlay", FACTS, CAPTURE + EBPF, True),
-    Row("6.12-nobpf", "ext4", FACTS + VERITY, (), False, ("fs-verity",), 1 << 30),
+    Row("6.12-nobpf", "overlay", FACTS, TOOLCHAINS + CAPTURE + EBPF, True),
+    Row("6.12-nobpf", "ext4", FACTS + VERITY + SEALING, (), False, ("fs-verity",), 1 << 30),
     Row("6.12-nobpf", "btrfs", FACTS + VERITY, (), False, ("fs-verity",)),
     Row("6.12-nobpf", "xfs", FACTS, (), False, ("no-fs-verity",)),
 )
