@@ -23,6 +23,7 @@
 
 #define KILL_ROUNDS_MAX 10000
 #define ROUND_PAUSE_NS	1000000
+#define TOLD_MS_MAX	2000
 
 typedef int (*visit_pid)(pid_t pid, void *data);
 
@@ -182,12 +183,27 @@ static bool drain_signals(int signal_fd)
 	return stop;
 }
 
-/* Wait for the descendants as --descendants says, then kill what is left. */
-int descendants_end(const struct options *options, int signal_fd, int conn_fd, struct guard *guard,
+/*
+ * How long to wait for descendants from now on, as --descendants says. A signal that comes while
+ * the action's process is ending is lost on it, and nobody can tell; so whoever told the launcher
+ * to end, however early, does not wait for long.
+ */
+int64_t descendants_deadline(const struct options *options, bool told)
+{
+	int64_t wait = options->descendants == DESCENDANTS_KILL
+			   ? options->descendants_seconds * 1000ll
+			   : INT64_MAX;
+
+	if (told && wait > TOLD_MS_MAX)
+		wait = TOLD_MS_MAX;
+	return wait == INT64_MAX ? wait : monotonic_ms() + wait;
+}
+
+/* Until the deadline wait for the descendants, then kill what is left. */
+int descendants_end(int64_t deadline, int signal_fd, int conn_fd, struct guard *guard,
 		    uint64_t *ret_killed)
 {
-	bool forever = options->descendants == DESCENDANTS_WAIT;
-	int64_t deadline = monotonic_ms() + options->descendants_seconds * 1000ll;
+	bool forever = deadline == INT64_MAX;
 	struct pollfd fds[3] = {{signal_fd, POLLIN, 0}, {conn_fd, POLLIN, 0}, {-1, POLLIN, 0}};
 
 	for (;;) {

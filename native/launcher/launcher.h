@@ -186,7 +186,8 @@ int exec_action(char **argv);
 int descendants_kill_all(uint64_t *ret_killed);
 bool ends_the_wait(uint32_t signo);
 int64_t monotonic_ms(void);
-int descendants_end(const struct options *options, int signal_fd, int conn_fd, struct guard *guard,
+int64_t descendants_deadline(const struct options *options, bool told);
+int descendants_end(int64_t deadline, int signal_fd, int conn_fd, struct guard *guard,
 		    uint64_t *ret_killed);
 
 /* supervise.c: from fork to the end of the last descendant. */

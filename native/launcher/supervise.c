@@ -54,11 +54,22 @@ void control_event(struct supervision *s)
 	}
 }
 
-/* The shell shows the job as stopped only if we stop too; SIGCONT comes to us and is forwarded. */
+/*
+ * Our parent sees the job as stopped, and by what, only if we stop too; SIGCONT comes to us and is
+ * forwarded. Not after a SIGSTOP: who sends that to one process sends SIGCONT to it alone as well,
+ * and we would stay behind.
+ */
 void mirror_stop(int signo)
 {
-	if (signo == SIGTSTP || signo == SIGTTIN || signo == SIGTTOU)
-		kill(getpid(), SIGSTOP);
+	sigset_t set;
+
+	if (signo != SIGTSTP && signo != SIGTTIN && signo != SIGTTOU)
+		return;
+	sigemptyset(&set);
+	sigaddset(&set, signo);
+	kill(getpid(), signo);
+	sigprocmask(SIG_UNBLOCK, &set, NULL); /* here we stop */
+	sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
 /* Reap whoever ended or stopped; -ECHILD cannot happen before the child itself was reaped. */
@@ -91,7 +102,8 @@ bool forward_signals(struct supervision *s)
 	while (read(s->signal_fd, &info, sizeof(info)) == sizeof(info)) {
 		if (signal_is_for_child(info.ssi_signo, info.ssi_code) && !s->ended)
 			kill(s->pid, info.ssi_signo); /* ESRCH: it has just ended */
-		stop |= ends_the_wait(info.ssi_signo);
+		s->told |= ends_the_wait(info.ssi_signo);
+		stop |= s->ended && ends_the_wait(info.ssi_signo);
 	}
 	return stop;
 }
@@ -179,7 +191,8 @@ int supervise(const struct options *options, pid_t pid, int signal_fd, int contr
 	if (r >= 0)
 		r = check_armed(&s, ret_outcome);
 	if (r >= 0)
-		r = descendants_end(options, signal_fd, conn_fd, &s.guard, &killed);
+		r = descendants_end(descendants_deadline(options, s.told), signal_fd, conn_fd,
+				    &s.guard, &killed);
 	if (s.guard.listener >= 0)
 		close(s.guard.listener);
 	if (r < 0) {

@@ -14,6 +14,7 @@ struct supervision {
 	bool armed;
 	bool failed; /* the child has said why */
 	bool ended;
+	bool told; /* to end: whether the action lived to see it cannot be known */
 	int wait_status;
 	struct guard guard;
 };
@@ -21,6 +22,6 @@ struct supervision {
 void control_event(struct supervision *s);
 void last_words(struct supervision *s);
 void mirror_stop(int signo);
-/* True if a signal came that ends the wait for descendants, once the action has ended. */
+/* True if a signal came that ends the wait for descendants: the action has ended. */
 bool forward_signals(struct supervision *s);
 int check_armed(const struct supervision *s, struct outcome *ret_outcome);

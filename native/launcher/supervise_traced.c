@@ -31,7 +31,7 @@ static int before_wait(void *context, struct pollfd *ret_fds, int fds_max, int *
 	ret_fds[0] = (struct pollfd){s->signal_fd, POLLIN, 0};
 	ret_fds[1] = (struct pollfd){s->control_fd, POLLIN, 0};
 	ret_fds[2] = (struct pollfd){s->armed ? s->conn_fd : -1, POLLIN, 0};
-	if (s->ended && s->options->descendants == DESCENDANTS_KILL) {
+	if (s->ended && traced->deadline_ms != INT64_MAX) {
 		int64_t left = traced->deadline_ms - monotonic_ms();
 
 		*ret_timeout_ms = left <= 0 ? 0 : left < INT32_MAX ? (int)left : INT32_MAX;
@@ -61,8 +61,7 @@ static int after_wait(void *context, const struct pollfd *fds, int count)
 		stop = forward_signals(s);
 	if (!s->ended)
 		return 0;
-	return stop || (s->options->descendants == DESCENDANTS_KILL &&
-			monotonic_ms() >= traced->deadline_ms);
+	return stop || monotonic_ms() >= traced->deadline_ms;
 }
 
 static void child_ended(void *context, int wait_status)
@@ -71,7 +70,7 @@ static void child_ended(void *context, int wait_status)
 
 	traced->s.ended = true;
 	traced->s.wait_status = wait_status;
-	traced->deadline_ms = monotonic_ms() + traced->s.options->descendants_seconds * 1000ll;
+	traced->deadline_ms = descendants_deadline(traced->s.options, traced->s.told);
 }
 
 static void child_stopped(void *context, int signo)
