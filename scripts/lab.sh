@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the kernel lab and judge its results. Usage: scripts/lab.sh [--quick] [--only BOOT]…
+# Run the kernel lab and judge its results. The options are those of tests/lab/lab_run.py.
 # --quick runs the rows that `make ci` has time for; all others take part in `make lab`.
 set -euo pipefail
 cd "$(dirname "$0")/.."

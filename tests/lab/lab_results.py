@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab_kernels import LAB, LabError
-from lab_rows import BOOTS, rows_of
+from lab_rows import ROWS, Row
 
 RESULTS = LAB / "results.json"
 TEXT_CHARACTERS_MAX = 6000
@@ -57,10 +57,10 @@ def read_junit(path: Path) -> list[TestResult]:
     return results
 
 
-def boot_document(boot: str, result: dict[str, Any], *, quick: bool) -> dict[str, Any]:
+def boot_document(boot: str, result: dict[str, Any], chosen: tuple[Row, ...]) -> dict[str, Any]:
     """Put what a boot returned and what its rows left into one JSON object."""
     rows = {}
-    for row in rows_of(boot, quick=quick):
+    for row in chosen:
         stem = LAB / "run" / boot / row.filesystem
         ended = result["rows"].get(row.filesystem)
         if ended is None:
@@ -90,15 +90,12 @@ def write_results(document: dict[str, Any]) -> None:
 
 
 def read_results() -> dict[str, Any]:
-    """The results of the last run, which must hold every boot and row it was to run."""
+    """The results of the last run; a whole one must hold every row."""
     try:
         document: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))
     except FileNotFoundError:
         raise LabError("the kernel lab has not run yet: make lab") from None
-    for boot in BOOTS:
-        rows = rows_of(boot.name, quick=document["quick"])
-        if document["only"] and boot.name not in document["only"]:
-            continue
-        if rows and set(document["boots"][boot.name]["rows"]) != {row.name for row in rows}:
-            raise LabError("the results are of other rows than those of today: make lab")
+    found = {row for boot in document["boots"].values() for row in boot["rows"]}
+    if document["whole"] and found != {row.name for row in ROWS}:
+        raise LabError("the results are of other rows than those of today: make lab")
     return document

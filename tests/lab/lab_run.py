@@ -1,6 +1,9 @@
 """Run the kernel lab: every boot, every row, and keep the results for test_lab.py.
 
-Usage: python tests/lab/lab_run.py [--quick] [--only BOOT]…
+Usage: python tests/lab/lab_run.py [--quick] [--only BOOT]… [--filesystem NAME] [--tests FILE]…
+
+--tests runs other tests in the rows that are left, for example real Pants on ext4 with verity:
+--only 6.12-nobpf --filesystem ext4 --tests tests/integration/test_fsverity_pants.py
 
 Exit code 0 once there are results, whatever they say (test_lab.py judges them); 2 if the lab
 itself cannot run here, with what to do.
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import datetime
 import os
 import subprocess
@@ -20,7 +24,7 @@ from typing import Any
 from lab_host import run_host
 from lab_kernels import LAB, REPO, Kernel, LabError, fetch, require_tools
 from lab_results import RESULTS, boot_document, write_results
-from lab_rows import BOOTS, Boot, rows_of
+from lab_rows import BOOTS, Boot, Row, rows_of
 from lab_vm import run_boot
 
 ROW_SECONDS = 900  # guards against a hang; a row takes one to five minutes on a quiet machine
@@ -37,15 +41,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def run_one(boot: Boot, kernels: dict[str, Kernel], *, quick: bool) -> dict[str, Any]:
+def run_one(
+    boot: Boot, rows: tuple[Row, ...], kernels: dict[str, Kernel], *, quick: bool
+) -> dict[str, Any]:
     """Run one boot and say how it went."""
-    rows = rows_of(boot.name, quick=quick)
     seconds = int(os.environ.get("ROOTSEAL_LAB_ROW_SECONDS", ROW_SECONDS))
     if boot.series is None:
         result = run_host(rows, seconds)
     else:
         result = run_boot(boot, kernels[boot.series], rows, row_seconds=seconds, quick=quick)
-    document = boot_document(boot.name, result, quick=quick)
+    document = boot_document(boot.name, result, rows)
     tests = [test for row in document["rows"].values() for test in row["tests"]]
     counts = {o: sum(t["outcome"] == o for t in tests) for o in ("passed", "failed", "skipped")}
     state = "booted" if result["booted"] else "DID NOT BOOT"
@@ -58,24 +63,44 @@ def run_one(boot: Boot, kernels: dict[str, Kernel], *, quick: bool) -> dict[str,
     return document
 
 
-def run(only: list[str], *, quick: bool) -> None:
+def chosen_rows(boot: str, options: argparse.Namespace) -> tuple[Row, ...]:
+    """The rows of a boot that the options leave, with other tests if they say so."""
+    if options.only and boot not in options.only:
+        return ()
+    rows = rows_of(boot, quick=options.quick)
+    if options.filesystem:
+        rows = tuple(row for row in rows if row.filesystem == options.filesystem)
+    if options.tests:
+        rows = tuple(dataclasses.replace(row, tests=tuple(options.tests), more=()) for row in rows)
+    return rows
+
+
+def run(options: argparse.Namespace) -> None:
     """Run the boots, as many at once as there are processors; the host's own rows first."""
-    boots = [b for b in BOOTS if rows_of(b.name, quick=quick) and (not only or b.name in only)]
+    quick = options.quick
+    rows = {b.name: chosen_rows(b.name, options) for b in BOOTS}
+    boots = [b for b in BOOTS if rows[b.name]]
+    if not boots:
+        raise LabError("no row is left by these options; tests/lab/lab_rows.py lists them")
     (LAB / "run").mkdir(parents=True, exist_ok=True)
     RESULTS.unlink(missing_ok=True)
     require_tools()
     kernels = {series: fetch(series) for series in sorted({b.series for b in boots if b.series})}
     started, when = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
-    documents = {b.name: run_one(b, kernels, quick=quick) for b in boots if b.series is None}
+    documents = {
+        b.name: run_one(b, rows[b.name], kernels, quick=quick) for b in boots if b.series is None
+    }
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         guests = [b for b in boots if b.series is not None]
-        futures = {b.name: pool.submit(run_one, b, kernels, quick=quick) for b in guests}
+        futures = {
+            b.name: pool.submit(run_one, b, rows[b.name], kernels, quick=quick) for b in guests
+        }
         documents.update({name: future.result() for name, future in futures.items()})
     write_results(
         {
             "version": 1,
             "quick": quick,
-            "only": only,
+            "whole": not (quick or options.only or options.filesystem or options.tests),
             "commit": commit(),
             "startedAt": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - started, 1),
@@ -89,9 +114,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the kernel lab.")
     parser.add_argument("--quick", action="store_true", help="only the rows of `make ci`")
     parser.add_argument("--only", action="append", default=[], choices=[b.name for b in BOOTS])
+    parser.add_argument("--filesystem", help="only the rows on this filesystem")
+    parser.add_argument("--tests", action="append", default=[], help="these instead of a row's own")
     options = parser.parse_args()
     try:
-        run(options.only, quick=options.quick)
+        run(options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,6 @@ from typing import Any
 
 from lab_kernels import REPO, LabError
 from lab_results import read_results
-from lab_rows import ROWS
 
 TARGET = REPO / "docs" / "kernels.md"
 HEAD = """# Kernels
@@ -178,8 +177,7 @@ def main() -> int:
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 2
-    rows = {name for boot in document["boots"].values() for name in boot["rows"]}
-    if rows != {row.name for row in ROWS}:
+    if not document["whole"]:
         print("lab: not all rows ran; docs/kernels.md is left as it is")
         return 0
     TARGET.write_text(page(document), "utf-8")
