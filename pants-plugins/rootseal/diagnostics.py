@@ -69,7 +69,12 @@ COUNTERS: Tuple[Counter, ...] = (
     Counter("excludedWriteOnlyOpens", False, "Opens for writing only: products.", _NONE),
     Counter("deniedIoUringCalls", False, "io_uring calls that were refused to the action.", _NONE),
     # Loss: each is gating.
-    Counter("fanotifyTimeouts", True, "Hashes that were abandoned for time.", _REPORT),
+    Counter(
+        "fanotifyTimeouts",
+        True,
+        "Hashes that were abandoned for time: none ever is, so always 0.",
+        _REPORT,
+    ),
     Counter("fanotifyQueueOverflows", True, "Times the kernel dropped events.", _REPORT),
     Counter(
         "fanotifyDigestsCapHit",
@@ -110,7 +115,7 @@ COUNTERS: Tuple[Counter, ...] = (
     Counter(
         "ringbufReadTapDrops",
         True,
-        "Read events that the trace ring buffer dropped.",
+        "Read events that the ring dropped: reads need none here, so always 0.",
         "Raise the ring size (`rootseal daemon run --trace-ring`, ROOTSEAL_TRACE_RING).",
     ),
     Counter(
@@ -176,7 +181,10 @@ COUNTERS: Tuple[Counter, ...] = (
     Counter("handlerErrors", True, "Errors of the capture's own threads.", _REPORT),
     Counter("lateEvents", True, "Events that came after the scope was closed.", _REPORT),
     Counter(
-        "scopeRestarts", True, "Times the capture of this action was interrupted.", "Build again."
+        "scopeRestarts",
+        True,
+        "Interruptions of the capture: each fails the action, so always 0.",
+        "Build again.",
     ),
 )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Iterator, List, Sequence
 
 import pytest
+from injected import attached, strace
 from rootseal import keys
 from running_daemon import (
     GIVE_UP_SECONDS,
@@ -43,26 +44,6 @@ def sandbox(tmp_path: Path) -> Path:
     place.mkdir()
     (place / "in").write_text("in")
     return place
-
-
-def strace(call: str, when: int, what: str = "signal=KILL") -> List[str]:
-    """A tracer that meets the `when`-th such call of a thread with a signal or an error."""
-    quiet = ["strace", "-o", "/dev/null", "-e", f"trace={call}"]
-    return [*quiet, "-e", f"inject={call}:{what}:when={when}"]
-
-
-@contextlib.contextmanager
-def attached(daemon: RunningDaemon, words: Sequence[str], thread: int = 0) -> Iterator[None]:
-    """strace on a running daemon, all its threads or one, until that ends."""
-    argv = [*words, "-p", str(thread)] if thread else [*words, "-f", "-p", str(daemon.process.pid)]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stderr is not None
-        assert "attached" in tracer.stderr.readline()
-        try:
-            yield
-        finally:
-            tracer.terminate()
-            tracer.communicate(timeout=GIVE_UP_SECONDS)
 
 
 def leftovers(directory: Path) -> List[str]:

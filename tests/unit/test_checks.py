@@ -17,6 +17,7 @@ from rootseal.leaf_table import Domain
 from rootseal.observation import Posture
 from rootseal.policy import Policy
 from rootseal.predicate import StoredTables
+from rootseal.record import encode_record, parse_record
 from rootseal.record_check import check_record
 from rootseal.verify import ArtifactDigest, verify_bundle, verify_root
 
@@ -204,6 +205,23 @@ def tree_of_another_build(path: Path) -> None:
     run(path)
 
 
+@case(Check.TREE)
+def record_dropped(path: Path) -> None:
+    forged(path)
+    replace_records(path, lambda items: items[:-1])
+    run(path)
+
+
+@case(Check.TREE)
+def genuine_record_added(path: Path) -> None:
+    forged(path)
+    data = factory.signed_record(CAPTURE, 4)
+    sha256 = digest.sha256(parse_record(data).envelope)
+    new = NewRecord(factory.description(4).action_key, sha256, len(data))
+    replace_records(path, lambda items: sorted([*items, (new, data)]))
+    run(path)
+
+
 @case(Check.ENGINE_INPUTS)
 def engine_inputs_swapped(path: Path) -> None:
     table = leaf_table.encode(Domain.ENGINE_INPUT, [factory.leaf(b"OTHER")])
@@ -232,6 +250,15 @@ def record_envelope_not_in_the_tree(path: Path) -> None:
     assert len(ours) == len(theirs)
     forged(path, records=three_records(ours))
     path.write_bytes(path.read_bytes().replace(ours, theirs))
+    run(path)
+
+
+@case(Check.RECORD_ENVELOPE)
+def record_without_a_signature(path: Path) -> None:
+    found = parse_record(factory.signed_record(CAPTURE, 2))
+    document = json.loads(found.envelope)
+    document["signatures"] = []
+    forged(path, records=three_records(encode_record(canonical.encode(document), found.tables)))
     run(path)
 
 
@@ -507,6 +534,27 @@ def test_it_is_refused_there(check: Check, function: Case, tmp_path: Path) -> No
     assert caught.value.check == check.name
     assert str(caught.value).startswith(check.label)
     assert "\n" not in str(caught.value)
+
+
+def replace_records(
+    path: Path,
+    change: Callable[[list[tuple[NewRecord, bytes]]], list[tuple[NewRecord, bytes]]],
+) -> None:
+    """Write the bundle again with other records and the same root envelope."""
+    with BundleReader(path) as reader:
+        items = [
+            (NewRecord(e.action_key, e.envelope_sha256, e.length), reader.read_record(e))
+            for e in reader.entries()
+        ]
+        root, inputs = reader.root_envelope, reader.engine_inputs
+    changed = change(items)
+    write_bundle(
+        path,
+        root_envelope=root,
+        engine_inputs=inputs,
+        index=[entry for entry, _ in changed],
+        records=[data for _, data in changed],
+    )
 
 
 def replace_root(path: Path, change: Callable[[bytes], bytes]) -> None:
