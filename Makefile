@@ -40,7 +40,7 @@ bench: build ## Run the benchmarks and write docs/benchmarks.md.
 	@$(PY) bench/run_all.py
 
 soak: build ## Hostile writers against the digest cache, then actions for SOAK_MINUTES (30): no loss, no growth.
-	@$(MAKE) -s -C native hostile
+	@$(MAKE) -s -C native hostile records
 	@$(PY) bench/soak.py --minutes $(SOAK_MINUTES)
 
 demo: build ## The main job on examples/: package, attest, verify, prove, refuse a tampered copy.

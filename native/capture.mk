@@ -4,6 +4,7 @@
 #   make -C native asan                    C tests under ASan and UBSan
 #   make -C native tsan                    the same under ThreadSanitizer
 #   make -C native hostile COMPARED=400000 the digest cache against hostile writers, at length
+#   make -C native records RECORDS=2000000   so many records in one action, in memory and in a file
 #   make -C native fuzz FUZZ_SECONDS=60    each fuzz target (clang)
 #   make -C native portable                compiles with clang, and for aarch64
 
@@ -15,6 +16,7 @@ CORE_FLAGS := -std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -Icapture -f
 ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
 FUZZ_SECONDS ?= 60
 COMPARED ?= 400000
+RECORDS ?= 2000000
 TEST_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/test_*.c)))
 FUZZ_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/fuzz_*.c)))
 
@@ -34,7 +36,7 @@ $(CORE_BUILD)/fuzz/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
 	@mkdir -p $(@D)
 	clang $(CORE_FLAGS) -fsanitize=fuzzer,address,undefined $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
 
-.PHONY: asan tsan hostile fuzz portable
+.PHONY: asan tsan hostile records fuzz portable
 asan: $(TEST_NAMES:%=$(CORE_BUILD)/asan/%)
 	@set -e; for name in $(TEST_NAMES); do \
 		code=0; $(CORE_BUILD)/asan/$$name || code=$$?; \
@@ -54,6 +56,9 @@ tsan: $(TEST_NAMES:%=$(CORE_BUILD)/tsan/%)
 
 hostile: $(CORE_BUILD)/plain/test_dcache_hostile
 	@$< $(COMPARED) || [ $$? = 77 ]
+
+records: $(CORE_BUILD)/plain/test_records_scale
+	@$< $(RECORDS) || [ $$? = 77 ]
 
 fuzz: $(FUZZ_NAMES:%=$(CORE_BUILD)/fuzz/%)
 	@set -e; for name in $(FUZZ_NAMES); do \

@@ -88,6 +88,17 @@ int rs_engine_cache_export(rs_engine *engine, uint8_t **ret_bytes, size_t *ret_l
 /* Take what was exported, of these devices (st_dev) only. How many, or -EINVAL. */
 int64_t rs_engine_cache_import(rs_engine *engine, const uint8_t *bytes, size_t length,
 			       const uint64_t *devices, size_t device_count);
+/*
+ * Records of actions beyond `bytes` go to unlinked files in `directory`. Before the first scope,
+ * once (-EBUSY afterwards).
+ */
+int rs_engine_set_memory(rs_engine *engine, uint64_t bytes, const char *directory);
+typedef struct {
+	uint64_t budget, used; /* bytes */
+	uint64_t spilled;      /* bytes in files now */
+	uint64_t failures;     /* times that neither memory nor disk had room */
+} rs_memory;
+void rs_engine_memory(rs_engine *engine, rs_memory *ret_memory);
 /* Whether repeated opens are ignored (once.c); on from the start. */
 void rs_engine_set_hash_once(rs_engine *engine, int on);
 /*

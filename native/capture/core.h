@@ -101,7 +101,7 @@ struct rs_scope {
 	_Atomic bool turned_away; /* a thread came and there were enough */
 	struct rs_once once;
 
-	/* Guarded by mutex; never held across a system call. */
+	/* Guarded by mutex; never held across a system call but those that make room in spill.c. */
 	pthread_mutex_t mutex;
 	pthread_cond_t idle; /* in_flight became 0 */
 	uint32_t
@@ -111,8 +111,11 @@ struct rs_scope {
 	rs_counters counters;
 	struct rs_mounts mounts;
 	struct rs_arena arena;
-	struct rs_material *materials;
-	uint32_t materials_count, materials_capacity, young_count;
+	struct rs_spill spill;
+	struct rs_arena material_arena;
+	struct rs_material **material_pages; /* see rs_material_at */
+	uint32_t materials_count, young_count;
+	uint32_t pages, pages_capacity;
 	struct rs_index by_material; /* (dev, ino, path, digest) -> material */
 	struct rs_index by_exec;     /* (dev, ino) -> material that was executed */
 	struct rs_product *products;
@@ -128,6 +131,14 @@ struct rs_scope {
 	bool snapshot_partial;
 	struct rs_scope *reap_next;
 };
+
+#define RS_MATERIALS_PER_PAGE 256U
+
+static inline struct rs_material *rs_material_at(const struct rs_scope *scope, uint32_t number)
+{
+	return &scope->material_pages[number / RS_MATERIALS_PER_PAGE]
+				     [number % RS_MATERIALS_PER_PAGE];
+}
 
 /* What a thread that handles events needs; one per thread, so nothing here is shared. */
 struct rs_worker {
@@ -166,6 +177,7 @@ void rs_engine_no_hash_once(struct rs_engine *engine); /* this kernel cannot */
 /* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
 int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake);
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
+struct rs_budget *rs_engine_budget(struct rs_engine *engine);
 /* True if a heavy thread took the event over. */
 bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
 			const struct rs_event *event);

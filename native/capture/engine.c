@@ -27,6 +27,7 @@ struct heavy_item {
 
 struct rs_engine {
 	struct rs_dcache *cache;
+	struct rs_budget budget;
 	int epoll_fd, stop_fd; /* owned */
 	unsigned shards;
 	bool multigrain;
@@ -77,6 +78,11 @@ void rs_worker_close(struct rs_worker *worker)
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine)
 {
 	return engine->cache;
+}
+
+struct rs_budget *rs_engine_budget(struct rs_engine *engine)
+{
+	return &engine->budget;
 }
 
 bool rs_engine_multigrain(struct rs_engine *engine)
@@ -404,6 +410,7 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	if (sched_getaffinity(0, sizeof(engine->cpus), &engine->cpus))
 		memset(&engine->cpus, 0xff, sizeof(engine->cpus)); /* more than 1024 CPUs */
 	engine->hash_once = true;
+	rs_budget_init(&engine->budget);
 	engine->epoll_fd = engine->stop_fd = -1;
 	pthread_mutex_init(&engine->mutex, NULL);
 	pthread_cond_init(&engine->heavy_ready, NULL);
@@ -456,6 +463,7 @@ void rs_engine_close(rs_engine *engine)
 	if (engine->stop_fd >= 0)
 		close(engine->stop_fd);
 	rs_dcache_close(engine->cache);
+	rs_budget_close(&engine->budget);
 	rs_verity_close(atomic_load(&engine->verity));
 	free(engine->workers);
 	pthread_mutex_destroy(&engine->mutex);

@@ -153,7 +153,7 @@ static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
 	if (!leaves)
 		return -ENOMEM;
 	for (i = 0; i < scope->materials_count; i++) {
-		const struct rs_material *material = &scope->materials[i];
+		const struct rs_material *material = rs_material_at(scope, i);
 		struct rs_leaf *leaf = &leaves[count];
 
 		if (is_intermediate(scope, material))
@@ -321,7 +321,7 @@ static const uint8_t *exe_digest(const struct rs_scope *scope, const struct rs_p
 
 	while (proc->exe_ino &&
 	       (value = rs_index_next(&scope->by_exec, &cursor)) != RS_INDEX_EMPTY) {
-		const struct rs_material *material = &scope->materials[value];
+		const struct rs_material *material = rs_material_at(scope, value);
 
 		if (material->stat.ino == proc->exe_ino && material->stat.dev == proc->exe_dev)
 			digest = material->digest; /* the last content seen */
@@ -363,7 +363,7 @@ static void encode_files(const struct rs_scope *scope, struct rs_result *result)
 	uint32_t i;
 
 	for (i = 0; i < scope->materials_count; i++) {
-		const struct rs_stat *stat = &scope->materials[i].stat;
+		const struct rs_stat *stat = &rs_material_at(scope, i)->stat;
 		uint64_t pair[2] = {stat->dev, stat->ino};
 
 		rs_buf_append(&result->files, pair, sizeof(pair));

@@ -17,7 +17,8 @@
 
 struct rs_arena_chunk {
 	struct rs_arena_chunk *next;
-	size_t size;
+	size_t size, whole; /* of data; with this head */
+	bool in_file;
 	_Alignas(16) uint8_t data[];
 };
 
@@ -98,6 +99,29 @@ void rs_buf_free(struct rs_buf *buf)
 	*buf = (struct rs_buf){0};
 }
 
+static struct rs_arena_chunk *chunk_new(struct rs_arena *arena, size_t data_bytes)
+{
+	size_t whole = sizeof(struct rs_arena_chunk) + data_bytes;
+	struct rs_arena_chunk *chunk;
+	bool in_file = false;
+
+	chunk = arena->spill ? rs_spill_take(arena->spill, whole, &whole, &in_file) : malloc(whole);
+	if (chunk) {
+		chunk->whole = whole;
+		chunk->size = whole - sizeof(*chunk);
+		chunk->in_file = in_file;
+	}
+	return chunk;
+}
+
+static void chunk_free(struct rs_arena *arena, struct rs_arena_chunk *chunk)
+{
+	if (arena->spill)
+		rs_spill_give(arena->spill, chunk, chunk->whole, chunk->in_file);
+	else
+		free(chunk);
+}
+
 void *rs_arena_alloc(struct rs_arena *arena, size_t size)
 {
 	struct rs_arena_chunk *chunk = arena->chunks;
@@ -110,11 +134,12 @@ void *rs_arena_alloc(struct rs_arena *arena, size_t size)
 		chunk_bytes = size > ARENA_CHUNK_BYTES ? size : ARENA_CHUNK_BYTES;
 		if (!arena->chunks && size < 4096)
 			chunk_bytes = 16 * 1024; /* a small action stays small */
-		chunk = malloc(sizeof(*chunk) + chunk_bytes);
+		chunk = chunk_new(arena, chunk_bytes);
 		if (!chunk)
 			return NULL;
+		if (arena->chunks && arena->chunks->in_file)
+			rs_spill_rest(arena->chunks, arena->chunks->whole);
 		chunk->next = arena->chunks;
-		chunk->size = chunk_bytes;
 		arena->chunks = chunk;
 		arena->used = 0;
 	}
@@ -141,7 +166,7 @@ void rs_arena_free(struct rs_arena *arena)
 
 	for (chunk = arena->chunks; chunk; chunk = next) {
 		next = chunk->next;
-		free(chunk);
+		chunk_free(arena, chunk);
 	}
 	arena->chunks = NULL;
 	arena->used = arena->total = 0;

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdbool.h>
+#include "spill.h"
 
 /* Bytes that grow. After the first failed allocation every append fails, so one check at the end
  * does. */
@@ -29,8 +30,9 @@ void rs_buf_free(struct rs_buf *buf);
 struct rs_arena {
 	struct rs_arena_chunk *chunks;
 	size_t used;
-	size_t total; /* bytes handed out */
-	size_t limit; /* 0: none */
+	size_t total;		/* bytes handed out */
+	size_t limit;		/* 0: none */
+	struct rs_spill *spill; /* borrowed; NULL: plain memory */
 };
 
 void *rs_arena_alloc(struct rs_arena *arena, size_t size);

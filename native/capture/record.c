@@ -64,7 +64,7 @@ static uint32_t material_find(struct rs_scope *scope, const struct rs_seen *seen
 	uint32_t value;
 
 	while ((value = rs_index_next(&scope->by_material, &cursor)) != RS_INDEX_EMPTY) {
-		const struct rs_material *material = &scope->materials[value];
+		const struct rs_material *material = rs_material_at(scope, value);
 
 		if (rs_same_inode(&material->stat, &seen->stat) &&
 		    material->path_length == seen->path_length &&
@@ -73,6 +73,25 @@ static uint32_t material_find(struct rs_scope *scope, const struct rs_seen *seen
 			return value;
 	}
 	return RS_INDEX_EMPTY;
+}
+
+/* Room for one more material. */
+static int material_room(struct rs_scope *scope)
+{
+	uint32_t pages = scope->materials_count / RS_MATERIALS_PER_PAGE;
+	struct rs_material *page;
+
+	if (scope->materials_count % RS_MATERIALS_PER_PAGE || scope->pages > pages)
+		return 0;
+	if (rs_grow((void **)&scope->material_pages, &scope->pages_capacity, pages + 1,
+		    sizeof(*scope->material_pages)))
+		return -ENOMEM;
+	page = rs_arena_alloc(&scope->material_arena, RS_MATERIALS_PER_PAGE * sizeof(*page));
+	if (!page)
+		return -ENOMEM;
+	scope->material_pages[pages] = page;
+	scope->pages = pages + 1;
+	return 0;
 }
 
 /* The new material's number; RS_INDEX_EMPTY: a cap, counted. */
@@ -87,14 +106,12 @@ static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen,
 		return RS_INDEX_EMPTY;
 	}
 	path = rs_arena_copy(&scope->arena, seen->path, seen->path_length);
-	if (!path ||
-	    rs_grow((void **)&scope->materials, &scope->materials_capacity,
-		    scope->materials_count + 1, sizeof(*material)) ||
+	if (!path || material_room(scope) ||
 	    rs_index_add(&scope->by_material, key, scope->materials_count)) {
 		RS_COUNT(scope, record_bytes_cap_hit);
 		return RS_INDEX_EMPTY;
 	}
-	material = &scope->materials[scope->materials_count];
+	material = rs_material_at(scope, scope->materials_count);
 	*material = (struct rs_material){
 	    .stat = seen->stat,
 	    .path = path,
@@ -111,7 +128,7 @@ static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen,
 
 static void note_exec_file(struct rs_scope *scope, uint32_t number)
 {
-	struct rs_material *material = &scope->materials[number];
+	struct rs_material *material = rs_material_at(scope, number);
 
 	if (material->kind == RS_KIND_EXECUTABLE)
 		return;
@@ -160,13 +177,13 @@ static void note_exec(struct rs_scope *scope, struct rs_proc *proc, const struct
 void rs_record_ignored(struct rs_scope *scope, uint32_t material)
 {
 	pthread_mutex_lock(&scope->mutex);
-	scope->materials[material].ignored = true;
+	rs_material_at(scope, material)->ignored = true;
 	pthread_mutex_unlock(&scope->mutex);
 }
 
 static bool may_be_ignored(struct rs_scope *scope, const struct rs_seen *seen, uint32_t number)
 {
-	const struct rs_material *material = &scope->materials[number];
+	const struct rs_material *material = rs_material_at(scope, number);
 
 	return seen->trusted && !seen->exec && !seen->unlinked && seen->stat.nlink == 1 &&
 	       !material->young && !material->unstable &&
@@ -205,7 +222,7 @@ uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
 	}
 	if (material != RS_INDEX_EMPTY) {
 		if (seen->unstable)
-			scope->materials[material].unstable = true;
+			rs_material_at(scope, material)->unstable = true;
 		if (seen->exec)
 			note_exec_file(scope, material);
 		if (proc)

@@ -51,7 +51,8 @@ void rs_scope_destroy(struct rs_scope *scope)
 	close_fd(&scope->root_fd);
 	close_fd(&scope->mountinfo_fd);
 	rs_mounts_free(&scope->mounts);
-	free(scope->materials);
+	free(scope->material_pages);
+	rs_arena_free(&scope->material_arena);
 	free(scope->products);
 	rs_index_free(&scope->by_material);
 	rs_index_free(&scope->by_exec);
@@ -63,6 +64,7 @@ void rs_scope_destroy(struct rs_scope *scope)
 	rs_set_free(&scope->snapshot_inodes);
 	rs_set_free(&scope->snapshot_names);
 	rs_arena_free(&scope->arena);
+	rs_spill_close(&scope->spill);
 	pthread_mutex_destroy(&scope->mutex);
 	pthread_cond_destroy(&scope->idle);
 	free(scope);
@@ -80,6 +82,8 @@ static struct rs_scope *scope_new(struct rs_engine *engine, const rs_limits *lim
 	scope->group_fd = scope->ns_root_fd = scope->root_fd = scope->mountinfo_fd = -1;
 	scope->procs.arena = &scope->arena;
 	scope->procs.limit = (uint32_t)limits->max_processes;
+	rs_spill_init(&scope->spill, rs_engine_budget(engine));
+	scope->arena.spill = scope->material_arena.spill = &scope->spill;
 	scope->arena.limit = 4 * limits->max_record_bytes + (1U << 20);
 	pthread_mutex_init(&scope->mutex, NULL);
 	pthread_cond_init(&scope->idle, NULL);

@@ -251,6 +251,27 @@ class Engine:
             if self._handle is not None:
                 _lib.rs_engine_set_hash_once(self._handle, int(on))
 
+    def set_memory(self, budget_bytes: int, directory: bytes) -> None:
+        """Keep records beyond the budget in unlinked files of this directory. Once.
+
+        Raises:
+            NativeError: Set before (EBUSY), or the directory cannot be used.
+        """
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("set_memory", 9, "the capture engine is closed")
+            code = _lib.rs_engine_set_memory(self._handle, budget_bytes, directory)
+        if code:
+            raise NativeError("set_memory", -code, f"set_memory: {os.strerror(-code)}")
+
+    def memory(self) -> Dict[str, int]:
+        """Bytes of records: `budget`, `used`, `spilled` (in files); `failures`: no room."""
+        memory = _ffi.new("rs_memory *")
+        with self._lock:
+            if self._handle is not None:
+                _lib.rs_engine_memory(self._handle, memory)
+        return {name: int(getattr(memory, name)) for name, _ in _ffi.typeof("rs_memory").fields}
+
     def cache_entries(self) -> int:
         """Digests in the cache."""
         with self._lock:

@@ -21,6 +21,7 @@ from rootseal.errors import ConfigError
 
 RING_VARIABLE = "ROOTSEAL_TRACE_RING"
 _SECONDS_MAX = 10**9
+_BYTES_MAX = 2**60
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
@@ -101,6 +102,14 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         help="ring buffer of the eBPF trace, a power of two (64K to 1G, default 16M; also "
         f"${RING_VARIABLE}): what it cannot hold is counted as lost",
     )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="BYTES",
+        type=_bytes,
+        default=daemon.MEMORY_BYTES_DEFAULT,
+        help="memory for what running actions opened; more goes to unlinked files in the state "
+        "directory (default: %(default)s)",
+    )
     parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--slots", type=_seconds, default=0, help=argparse.SUPPRESS)
 
@@ -117,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
             slots=arguments.slots,
             clients=arguments.clients,
             sealed=_sealed(arguments),
+            memory_bytes=arguments.memory_budget,
             given=_run_options(arguments),
             trace_ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
         )
@@ -171,6 +181,7 @@ def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
     if idle is None:
         idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
     options = ["--idle-exit", str(idle), "--slots", str(arguments.slots)]
+    options += ["--memory-budget", str(arguments.memory_budget)]
     for name in ("allow_uid", "allow_group", "toolchain", "toolchain_key"):
         for value in getattr(arguments, name):
             options += ["--" + name.replace("_", "-"), value]
@@ -236,6 +247,13 @@ def _gids(names: Sequence[str]) -> FrozenSet[int]:
 def _seconds(text: str) -> int:
     value = int(text)
     if not 0 <= value <= _SECONDS_MAX:
+        raise ValueError(text)
+    return value
+
+
+def _bytes(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= _BYTES_MAX:
         raise ValueError(text)
     return value
 

@@ -44,6 +44,7 @@ from rootseal.errors import (
 from rootseal.wire import Frame, FrameType, Tag
 
 CONNECTIONS_MAX = 1024
+MEMORY_BYTES_DEFAULT = 512 * 2**20  # about two and a half million materials at once
 LARGE_PAYLOADS_MAX = 4
 STOP_SECONDS = 10.0
 SOCKET_CHECK_SECONDS = 2.0  # so long may clients miss a socket whose file was removed
@@ -65,6 +66,7 @@ class DaemonOptions:
         slots: Actions at once; 0: as many as the kernel's fanotify group limit allows.
         clients: Connections at once; who comes later is told to try again.
         sealed: fs-verity digest, SHA-256 and size of the files that are measured, not hashed.
+        memory_bytes: Memory for records of running actions; what is beyond goes to the disk.
         trace_ring_bytes: Of eBPF; 0: the default.
     """
 
@@ -75,6 +77,7 @@ class DaemonOptions:
     slots: int
     clients: int = CONNECTIONS_MAX
     sealed: Tuple[Tuple[bytes, bytes, int], ...] = ()
+    memory_bytes: int = MEMORY_BYTES_DEFAULT
     given: Tuple[str, ...] = ()
     trace_ring_bytes: int = 0
 
@@ -118,6 +121,7 @@ class Daemon:
             fanotify=options.fanotify,
             slots=options.slots,
             cache_file=options.place.digest_cache,
+            memory_bytes=options.memory_bytes,
             trace_ring_bytes=options.trace_ring_bytes,
         )
         self._backends.trust_sealed(options.sealed)
@@ -318,6 +322,7 @@ class Daemon:
             "stateDirectory": str(place.state),
             "slots": self._backends.slots,
             "digestCache": self._backends.cache.status(),
+            "recordMemory": self._backends.memory_status(),
             "actions": {"running": running, "queued": self._backends.queued},
             "counts": self._counts.all(),
         }

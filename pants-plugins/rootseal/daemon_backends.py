@@ -38,6 +38,7 @@ class Backends:
         fanotify: bool,
         slots: int,
         cache_file: Path,
+        memory_bytes: int,
         trace_ring_bytes: int = 0,
     ) -> None:
         """Start what this host allows.
@@ -47,6 +48,7 @@ class Backends:
             fanotify: Whether fanotify may be used at all.
             slots: How many actions may run at once; 0: as many as the kernel has groups.
             cache_file: Where the digest cache outlives this daemon.
+            memory_bytes: For records of all actions; more goes to files beside the cache file.
             trace_ring_bytes: Size of eBPF's ring buffer; 0: the default.
         """
         self._walk = WalkEngine()
@@ -56,6 +58,8 @@ class Backends:
             self._fanotify = _start_fanotify(fanotify)
         except BackendUnavailable as error:
             self.unavailable = error
+        if self._fanotify is not None:
+            self._fanotify.set_memory(memory_bytes, cache_file.parent)
         self.cache = CacheKeeper(self._fanotify, cache_file)
         self._keeper = Keeper() if self._fanotify is not None else None
         self._tracer: Any = None
@@ -85,6 +89,10 @@ class Backends:
     def missing(self) -> Missing:
         """What this daemon cannot use, and why."""
         return Missing(self.unavailable, self.ebpf_unavailable, self.ptrace_unavailable)
+
+    def memory_status(self) -> Dict[str, int]:
+        """Bytes that records take, in memory and in files."""
+        return {} if self._fanotify is None else dict(self._fanotify.memory())
 
     def trace_status(self) -> Dict[str, object]:
         """The loader and programs of eBPF, or why there are none."""

@@ -85,8 +85,10 @@ COUNTERS: Tuple[Counter, ...] = (
     Counter(
         "recordBytesCapHit",
         True,
-        "Entries left out because the action record reached its size cap.",
-        "Raise the record cap (--max-record-bytes, [rootseal].max_record_bytes).",
+        "Entries left out because the action record reached its size cap, or disk and memory were "
+        "full.",
+        "Raise the record cap (--max-record-bytes, [rootseal].max_record_bytes), or free disk "
+        "space where the daemon keeps its state.",
     ),
     Counter(
         "hashedBytesCapHit",

@@ -351,6 +351,23 @@ def test_caps_mark_only_their_action(lab: Lab, root: Path, tmp_path: Path) -> No
     assert diagnostics.losses(seen.counters) == {}
 
 
+def test_records_beyond_the_budget_are_all_there(lab: Lab, root: Path, tmp_path: Path) -> None:
+    own = Lab(lab.fixture, digest_cache_entries=1024)
+    own.engine.set_memory(0, tmp_path)
+    try:
+        fill(root, 600)
+        action = own.start(root, [lab.fixture, "read-many", ".", "600"])
+        action.process.wait()
+        assert own.engine.memory()["spilled"] > 0
+        seen = action.finish()
+    finally:
+        own.engine.close()
+    inside = {leaf.path: leaf.digest for leaf in seen.materials if b"/" not in leaf.path}
+    assert inside == {b"%d" % number: sha256(b"%d:" % number + bytes(600)) for number in range(600)}
+    assert diagnostics.losses(seen.counters) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
+
+
 def test_pids_are_reused_without_mixing_processes(lab: Lab, root: Path) -> None:
     last = Path("/proc/sys/kernel/ns_last_pid")
     if not last.exists():

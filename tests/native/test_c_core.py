@@ -20,7 +20,13 @@ def make(*words: str) -> str:
 
 def test_core_under_the_sanitizers() -> None:
     out = make("asan")
-    for name in ("test_capture", "test_containers", "test_dcache_hostile", "test_parsers"):
+    for name in (
+        "test_capture",
+        "test_containers",
+        "test_dcache_hostile",
+        "test_parsers",
+        "test_records_scale",
+    ):
         assert f"asan: {name} " in out
 
 

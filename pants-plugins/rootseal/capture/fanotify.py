@@ -298,6 +298,22 @@ class FanotifyEngine:
         """Digests in the shared cache."""
         return self._engine.cache_entries()
 
+    def set_memory(self, budget_bytes: int, directory: pathlib.Path) -> None:
+        """Bound the memory of records; what is beyond goes to unlinked files.
+
+        Args:
+            budget_bytes: For the records of all actions together.
+            directory: Where the files are; only this process needs to write there.
+
+        Raises:
+            NativeError: Set before, or the directory cannot be used.
+        """
+        self._engine.set_memory(budget_bytes, os.fsencode(directory))
+
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of records: `budget`, `used`, `spilled` (in files); `failures`: no room."""
+        return self._engine.memory()
+
     def cache_learned(self) -> int:
         """Digests that this engine took itself and entered, ever."""
         return self._engine.cache_learned()
