@@ -160,20 +160,27 @@ static int64_t coarse_now_ns(void)
 
 int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest)
 {
+	struct statx st;
+	int result;
+
+	if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
+		return -RS_TRACE_LOSS_READ;
+	result = rs_hash_cached(t, &st, ret_digest) ? 0 : rs_hash_anew(t, fd, &st, ret_digest);
+	if (result == 0)
+		*ret_st = st;
+	return result;
+}
+
+int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_digest *ret_digest)
+{
 	uint64_t limit = t->config->limits.hashed_bytes_max;
 	struct rs_file_id before, after;
-	struct statx st;
+	struct statx st = *state;
 
 	if (!t->read_buffer)
 		t->read_buffer = malloc(READ_BYTES);
 	if (!t->read_buffer)
 		return -RS_TRACE_LOSS_MEMORY;
-	if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
-		return -RS_TRACE_LOSS_READ;
-	if (rs_hash_cached(t, &st, ret_digest)) {
-		*ret_st = st;
-		return 0;
-	}
 	for (int attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
 		int64_t begun_ns = coarse_now_ns();
 		int result;
@@ -189,7 +196,7 @@ int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_di
 		rs_file_id_from(&st, &after);
 		if (memcmp(&before, &after, sizeof(before)) == 0) {
 			cache_add(t, fd, &after, begun_ns, ret_digest);
-			*ret_st = st;
+			*state = st;
 			return 0;
 		}
 	}

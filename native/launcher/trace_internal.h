@@ -119,6 +119,10 @@ struct rs_tracer {
 	int child_status, child_ended, killing, error;
 	uint64_t killed;	  /* processes, since killing */
 	uint64_t escapes, mounts; /* trace_guard.c */
+	struct rs_wait {
+		void *timer; /* timer_t; wakes a wait for stops, so that the hooks get their turn */
+		uint8_t dense, seen; /* stops come one after the other; one came since the tick */
+	} wait;
 	uint64_t counters[RS_TRACE_COUNTER_COUNT];
 	uint32_t loss_examples;
 	int64_t start_ns; /* CLOCK_REALTIME when the trace began */
@@ -210,6 +214,8 @@ void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id);
 /* SHA-256 of the open regular file `fd`, from the cache if that is safe. `ret_st` is its state
  * when it was hashed. Returns 0 or the negative enum rs_trace_loss. */
 int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest);
+/* The same without the cache; `state` is the file's state just now, then that when hashed. */
+int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_digest *ret_digest);
 /* The digest of a file in this state, if the cache has it. */
 int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest);
 int rs_filesystem_is_pseudo(int fd);
@@ -252,6 +258,12 @@ void rs_net_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_note(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t flags);
 void rs_notes_flush(struct rs_tracer *t);
+
+/* trace_wait.c */
+int rs_wait_begin(struct rs_tracer *t);
+void rs_wait_end(struct rs_tracer *t);
+/* As waitpid(-1, …, __WALL): waits while stops come densely, else 0 if there is none. */
+pid_t rs_wait_next(struct rs_tracer *t, int *ret_status);
 
 /* trace_entry.c */
 int rs_call_begun(struct rs_tracer *t, struct rs_task *task);

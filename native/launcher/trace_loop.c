@@ -269,15 +269,16 @@ static void on_wait(struct rs_tracer *t, pid_t tid, int status)
 		on_stop(t, task, status);
 }
 
-/* Whether any child or traced task is left. */
+/* Whether any child or traced task is left: 0 none; 1 the hooks may wait; 2 stops are waited for.
+ */
 static int wait_some(struct rs_tracer *t)
 {
 	for (int i = 0; i < EVENTS_PER_ROUND && !t->error; i++) {
 		int status;
-		pid_t tid = waitpid(-1, &status, __WALL | WNOHANG);
+		pid_t tid = rs_wait_next(t, &status);
 
 		if (tid == 0)
-			return 1;
+			return t->wait.dense ? 2 : 1;
 		if (tid < 0)
 			return errno != ECHILD;
 		on_wait(t, tid, status);
@@ -389,7 +390,10 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 		return -errno;
 	if (!rs_task_add(&t, child, NULL))
 		t.error = t.error ? t.error : -ENOMEM;
-	result = loop(&t, signal_fd);
+	result = rs_wait_begin(&t);
+	if (result == 0)
+		result = loop(&t, signal_fd);
+	rs_wait_end(&t);
 	if (result < 0) {
 		reap_all(&t);
 	} else {

@@ -126,7 +126,7 @@ static int hash_content(struct rs_tracer *t, struct opened *o, struct rs_digest 
 		if (fd < 0)
 			return -(int)loss_of(-fd);
 	}
-	result = rs_hash_file(t, fd, &o->st, ret_digest);
+	result = rs_hash_anew(t, fd, &o->st, ret_digest);
 	if (fd != o->fd)
 		close(fd);
 	return result;
