@@ -62,6 +62,7 @@ def test_a_product_and_its_parts(lab: Lab, root: Path) -> None:
     assert product.source == DigestSource.FANOTIFY_CLOSE_WRITE
 
 
+@pytest.mark.heavy
 def test_ten_thousand_files(lab: Lab, root: Path) -> None:
     check_many(lab.do(root, "write-many", ".", "10000"), 10_000)
 

@@ -15,6 +15,7 @@ from rootseal.build_predicate import Artifact
 from rootseal.bundle import BundleReader
 from rootseal.errors import BackendUnavailable, ConfigError, IncompleteError, StatementError
 from rootseal.manifest import read_manifest
+from rootseal.observation import Posture
 
 
 @pytest.fixture
@@ -181,3 +182,29 @@ def test_nothing_is_signed_if_sealing_is_demanded_and_impossible(
             artifacts_dir=no_verity,
         )
     assert not out.exists()
+
+
+def test_sealed_artifacts_are_in_the_counters_of_the_root_and_counted_once() -> None:
+    seals = build_predicate.ArtifactSeals(True, 0, (("a", "0" * 64), ("b", "1" * 64)))
+    for by_actions, total in ((0, 2), (2, 2), (3, 3)):
+        totals = build_predicate.Totals()
+        totals.diagnostics["fsVerityFilesSealed"] = by_actions
+        totals.add_seals(seals)
+        assert totals.diagnostics["fsVerityFilesSealed"] == total
+        assert totals.diagnostics["fsVerityAvailable"] == 1
+
+
+def test_seals_that_the_summary_does_not_count_are_refused(document: dict[str, object]) -> None:
+    genuine = build_predicate.read_build_predicate(document)
+    claimed = build_predicate.read_build_predicate({**document, "fsverity": sealed()})
+    summary = dict(genuine.summary)
+    fields = ("actions", "materials", "products", "processes", "diagnostics")
+    totals = build_predicate.Totals(**{name: summary[name] for name in fields})  # type: ignore[arg-type]
+    totals.diagnostics = dict(totals.diagnostics)
+    totals.posture = Posture(summary["posture"])
+    totals.fanotify_only_digests = int(str(summary["fanotifyOnlyDigests"]))
+    totals.add_seals(genuine.seals)
+    verify.check_summary(genuine, totals)
+    totals.add_seals(claimed.seals)
+    with pytest.raises(IncompleteError, match="diagnostics is not what the actions give"):
+        verify.check_summary(claimed, totals)
