@@ -17,6 +17,8 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 
+#define GUARD_MESSAGE	      'G' /* of the helper to the launcher: the listener comes with it */
+#define GUARD_NO_LISTENER     'R' /* the same: the calls are refused, so there is none */
 #define GUARD_NEWNS	      0x00020000
 #define GUARD_OPEN_TREE_CLONE 1
 #define GUARD_ENOSYS	      38

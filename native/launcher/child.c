@@ -52,7 +52,7 @@ static int inherit(int fd)
 /* The helper is exec'd with the action's arguments and environment; only argv grows. */
 static int exec_helper(const struct options *options, const struct child *child)
 {
-	char self[PATH_MAX], stage2[64];
+	char self[PATH_MAX], stage2[64], control[16];
 	size_t count = 0;
 	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 	char **argv;
@@ -63,16 +63,18 @@ static int exec_helper(const struct options *options, const struct child *child)
 	self[n] = 0;
 	while (options->argv[count])
 		count++;
-	argv = calloc(count + 5, sizeof(*argv));
+	argv = calloc(count + 6, sizeof(*argv));
 	if (!argv)
 		return -ENOMEM;
 	snprintf(stage2, sizeof(stage2), "--stage2=%d,%d,%d", child->conn_fd, child->control_fd,
 		 (int)child->parent_pid);
+	snprintf(control, sizeof(control), "%d", child->control_fd);
 	argv[0] = (char *)child->helper;
-	argv[1] = self;
-	argv[2] = stage2;
-	argv[3] = "--";
-	memcpy(argv + 4, options->argv, count * sizeof(*argv));
+	argv[1] = control;
+	argv[2] = self;
+	argv[3] = stage2;
+	argv[4] = "--";
+	memcpy(argv + 5, options->argv, count * sizeof(*argv));
 	r = inherit(child->conn_fd);
 	if (r >= 0)
 		r = inherit(child->control_fd);
@@ -198,7 +200,7 @@ void child_run(const struct options *options, struct child *child)
 void child_stage2(const struct options *options)
 {
 	const struct stage2 *stage2 = &options->stage2;
-	int r = 0, listener = -1;
+	int r = 0;
 
 	if (fcntl(stage2->conn_fd, F_SETFD, FD_CLOEXEC) < 0 ||
 	    fcntl(stage2->control_fd, F_SETFD, FD_CLOEXEC) < 0) {
@@ -211,13 +213,10 @@ void child_stage2(const struct options *options)
 		r = die_with_parent(stage2->parent_pid);
 	if (r < 0)
 		fail(stage2->control_fd);
-	r = guard_find(&listener);
-	if (r < 0) {
-		say("the action's calls cannot be watched: %s.",
-		    r == -ENOKEY ? "rootseal-scope is of another release; run `sudo make "
-				   "install-helper`"
-				 : strerror(-r));
+	if (guard_check() < 0) {
+		say("the action's calls cannot be watched: rootseal-scope is of another release; "
+		    "run `sudo make install-helper`.");
 		fail(stage2->control_fd);
 	}
-	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, listener, options);
+	ready_and_exec(stage2->conn_fd, stage2->control_fd, -1, -1, options);
 }

@@ -2,7 +2,7 @@
  * guard.c: no process of the action comes to files that the capture's marks do not cover without
  * being counted.
  *
- *   child: filter (guard_filter.h) → listener → control socket → parent
+ *   child or helper: filter (guard_filter.h) → listener → control socket → parent
  *   parent: listener → one count per call → the call goes on
  *
  * The call is held until it has been counted, so no count comes too late. Owns: the listener, in
@@ -13,7 +13,6 @@
 #include "mount_flags.h"
 #include "../guard_filter.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -23,8 +22,6 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-
-static const char listener_name[] = "anon_inode:seccomp notify";
 
 static long seccomp_call(long operation, long flags, const void *program)
 {
@@ -42,36 +39,10 @@ int guard_enter(int *ret_listener)
 	return (int)r;
 }
 
-/* The helper installed the filter before it gave up its privilege; its listener is among our fds.
- */
-int guard_find(int *ret_listener)
+/* The helper installed the filter before it gave up its privilege: clone3 tells. */
+int guard_check(void)
 {
-	DIR *dir = opendir("/proc/self/fd");
-	struct dirent *entry;
-	int found = -1;
-
-	if (!dir)
-		return -errno;
-	while (found < 0 && (entry = readdir(dir))) {
-		char path[64], name[64];
-		ssize_t n;
-
-		snprintf(path, sizeof(path), "/proc/self/fd/%.20s", entry->d_name);
-		n = readlink(path, name, sizeof(name) - 1);
-		if (n < 0)
-			continue;
-		name[n] = 0;
-		if (!strcmp(name, listener_name))
-			found = (int)strtol(entry->d_name, NULL, 10);
-	}
-	closedir(dir);
-	if (found >= 0 && fcntl(found, F_SETFD, FD_CLOEXEC) < 0)
-		return -errno;
-	/* Without a listener the filter must be the one that refuses: clone3 tells. */
-	if (found < 0 && (syscall(SYS_clone3, NULL, 0) != -1 || errno != ENOSYS))
-		return -ENOKEY;
-	*ret_listener = found;
-	return 0;
+	return syscall(SYS_clone3, NULL, 0) != -1 || errno != ENOSYS ? -ENOKEY : 0;
 }
 
 int guard_send(int control_fd, char message, int listener)

@@ -152,7 +152,7 @@ struct guard {
 	uint64_t unseen; /* inherited files that the capture could not be shown */
 };
 int guard_enter(int *ret_listener);
-int guard_find(int *ret_listener);
+int guard_check(void);
 int guard_send(int control_fd, char message, int listener);
 ssize_t guard_receive(int control_fd, char *ret_message, int *ret_listener);
 int guard_event(struct guard *guard);

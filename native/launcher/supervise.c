@@ -8,6 +8,7 @@
  * does. Owns none of the fds. Privilege: none (the namespace was the child's affair).
  */
 #include "supervise.h"
+#include "../guard_filter.h"
 #include "../protocol.h"
 
 #include <errno.h>
@@ -45,6 +46,8 @@ void control_event(struct supervision *s)
 	if (n == 1 && message == CONTROL_ARMED) {
 		s->armed = true;
 		s->control_fd = -1; /* the last message: its end, at exec, need not wake us */
+	} else if (n == 1 && (message == GUARD_MESSAGE || message == GUARD_NO_LISTENER)) {
+		/* of the helper; the listener, if any, is in its place */
 	} else if (n == 1 && message == CONTROL_UNSEEN) {
 		s->guard.unseen++;
 	} else if (n == 1) {

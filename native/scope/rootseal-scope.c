@@ -1,7 +1,15 @@
 /*
  * rootseal-scope: enter a private mount namespace, give up every privilege, exec.
  *
- *   rootseal-scope PROGRAM ARGUMENT…
+ *   rootseal-scope CONTROL_FD PROGRAM ARGUMENT…
+ *
+ *   namespace → guard (seccomp filter and its listener) → privileges dropped → listener sent to the
+ *   launcher over CONTROL_FD → exec
+ *
+ * The guard (guard_filter.h) holds the calls that lead away from the namespace's mounts until the
+ * launcher has counted them. Its listener goes to the launcher and is closed here, so that the
+ * program never holds it: if the launcher ends, such calls fail at once (ENOSYS), and if nobody
+ * takes the listener, nothing is executed.
  *
  * This is the only privileged program of Rootseal (file capability cap_sys_admin+ep, or set-user-ID
  * root where a filesystem has no capabilities). It uses no C library, reads no file, no environment
@@ -13,6 +21,8 @@
 #include "../guard_filter.h"
 #include "start.h"
 
+#include <sys/socket.h>
+
 #define CAPABILITY_VERSION_3	 0x20080522
 #define CLONE_NEWNS		 0x00020000
 #define MS_REC			 16384
@@ -20,7 +30,7 @@
 #define PR_CAP_AMBIENT		 47
 #define PR_CAP_AMBIENT_CLEAR_ALL 4
 #define EXIT_ROOTSEAL		 125
-#define F_SETFD			 2
+#define CONTROL_FD_MAX		 65535
 
 struct capability_header {
 	unsigned int version;
@@ -70,17 +80,50 @@ static long seccomp_call(long operation, long flags, const void *program)
 	return system_call3(SYS_seccomp, operation, flags, (long)program);
 }
 
-/*
- * The filter of guard_filter.h, while there is still the privilege for it. Its listener, if it has
- * one, is for the launcher that is executed below: the kernel makes it close-on-exec.
- */
-static long guard(void)
+/* A decimal number, or -1. */
+static long number_of(const char *text)
 {
-	long listener, r = guard_install(seccomp_call, &listener);
+	long value = 0;
 
-	if (r < 0 || listener < 0) /* without a listener the calls are refused */
-		return r;
-	return system_call3(SYS_fcntl, listener, F_SETFD, 0);
+	if (!*text)
+		return -1;
+	for (; *text; text++) {
+		if (*text < '0' || *text > '9' || value > CONTROL_FD_MAX)
+			return -1;
+		value = value * 10 + (*text - '0');
+	}
+	return value <= CONTROL_FD_MAX ? value : -1;
+}
+
+/* Give the listener away, or say that there is none. The caller's socket, the caller's rights. */
+static long tell_launcher(long control_fd, long listener)
+{
+	char message = listener >= 0 ? GUARD_MESSAGE : GUARD_NO_LISTENER;
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec data;
+	struct msghdr header;
+	long r;
+
+	data.iov_base = &message;
+	data.iov_len = 1;
+	header.msg_name = 0;
+	header.msg_namelen = 0;
+	header.msg_iov = &data;
+	header.msg_iovlen = 1;
+	header.msg_control = listener >= 0 ? control.space : 0;
+	header.msg_controllen = listener >= 0 ? sizeof(control.space) : 0;
+	header.msg_flags = 0;
+	control.header.cmsg_level = SOL_SOCKET;
+	control.header.cmsg_type = SCM_RIGHTS;
+	control.header.cmsg_len = CMSG_LEN(sizeof(int));
+	*(int *)CMSG_DATA(&control.header) = (int)listener;
+	r = system_call3(SYS_sendmsg, control_fd, (long)&header, MSG_NOSIGNAL);
+	if (listener >= 0)
+		system_call1(SYS_close, listener);
+	return r == 1 ? 0 : -1;
 }
 
 /* The ids first (with set-user-ID root this needs the privilege), then every capability. */
@@ -117,15 +160,22 @@ static int holds_privilege(void)
 
 int scope_main(long argc, char **argv, char **environment)
 {
-	if (argc < 2)
-		return fail("usage: rootseal-scope PROGRAM ARGUMENT... (started by rootseal-exec)");
+	long control_fd, listener;
+
+	control_fd = argc < 3 ? -1 : number_of(argv[1]);
+	if (control_fd < 0)
+		return fail("usage: rootseal-scope CONTROL_FD PROGRAM ARGUMENT... (started by "
+			    "rootseal-exec; of no use by hand)");
 	if (enter_namespace() < 0)
 		return fail(
 		    "no private mount namespace: not permitted. Run `sudo make install-helper`.");
-	if (guard() < 0)
+	if (guard_install(seccomp_call, &listener) < 0)
 		return fail("seccomp filters are not available; the action could leave unseen.");
 	if (drop_privileges() < 0 || holds_privilege())
 		return fail("the privileges cannot be dropped; nothing was started.");
-	system_call3(SYS_execve, (long)argv[1], (long)(argv + 1), (long)environment);
+	if (tell_launcher(control_fd, listener) < 0)
+		return fail("no launcher listens, so nothing was started. Start actions with "
+			    "rootseal-exec.");
+	system_call3(SYS_execve, (long)argv[2], (long)(argv + 2), (long)environment);
 	return fail("the launcher cannot be executed. Build again with the same release of both.");
 }

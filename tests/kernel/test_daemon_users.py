@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Callable, Iterator, List, Tuple
 
 import pytest
 import rootseal.capture.fanotify  # the fork below cannot: it may not read the interpreter's files
@@ -176,29 +177,80 @@ def run_helper(helper: Path, *argv: str, **more: object) -> subprocess.Completed
     )
 
 
+@contextlib.contextmanager
+def somebody_listening() -> Iterator[Tuple[str, socket.socket]]:
+    """A control socket as the launcher makes it: the helper's end by number, and ours."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield str(theirs.fileno()), ours
+
+
 def test_the_helper_alone_gives_no_power(helper: Path) -> None:
     """Whoever runs it has a namespace of the same mounts, and may change none of them."""
-    none = run_helper(helper)
-    assert (none.returncode, none.stderr.splitlines()[0][:22]) == (125, b"rootseal-scope: usage:")
-    missing = run_helper(helper, "/no/such/program")
+
+    def run(*argv: str) -> subprocess.CompletedProcess[bytes]:
+        with somebody_listening() as (number, _):
+            return run_helper(helper, number, *argv, pass_fds=[int(number)])
+
+    missing = run("/no/such/program")
     assert missing.returncode == 125
     assert b"cannot be executed" in missing.stderr
-    # Without a launcher nobody answers the guard's question about mount(2): it waits for ever.
-    limit = ("/usr/bin/timeout", "--signal=KILL", "1")
-    mount = run_helper(helper, *limit, "/bin/mount", "-t", "tmpfs", "none", "/mnt")
-    assert mount.returncode != 0
-    shadow = run_helper(helper, "/bin/cat", "/etc/shadow")
+    shadow = run("/bin/cat", "/etc/shadow")
     assert (shadow.returncode != 0, shadow.stdout) == (True, b"")
-    mounts = run_helper(helper, "/bin/cat", "/proc/self/mountinfo").stdout.splitlines()
+    mounts = run("/bin/cat", "/proc/self/mountinfo").stdout.splitlines()
     assert mounts
     assert not [line for line in mounts if b"shared:" in line or b"master:" in line]
+
+
+@pytest.mark.parametrize(
+    "argv", [(), ("3",), ("/bin/true",), ("/bin/true", "x"), ("3x", "/bin/true")]
+)
+def test_the_helper_by_hand_is_refused(helper: Path, argv: Tuple[str, ...]) -> None:
+    done = run_helper(helper, *argv)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert done.stderr.startswith(b"rootseal-scope: usage: ") and b"by hand" in done.stderr
+
+
+def test_the_helper_starts_nothing_where_nobody_listens(helper: Path) -> None:
+    with somebody_listening() as (number, ours):
+        ours.close()
+        pipe_read, pipe_write = os.pipe()
+        numbers = (number, str(pipe_write), "2", "65535")
+        for given in numbers:
+            done = run_helper(helper, given, "/bin/echo", "ran", pass_fds=[int(number), pipe_write])
+            assert (done.returncode, done.stdout) == (125, b"")
+            assert b"no launcher listens" in done.stderr
+        os.close(pipe_read)
+        os.close(pipe_write)
+
+
+def test_a_guarded_call_fails_at_once_when_the_listener_is_gone(helper: Path) -> None:
+    """The program never holds the listener, so nobody waits for an answer that cannot come."""
+    words = "mount -t tmpfs none /mnt; ls -l /proc/self/fd"
+    with somebody_listening() as (number, ours):
+        process = subprocess.Popen(
+            [str(helper), number, "/bin/sh", "-c", f"read line; {words}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[int(number)],
+            user=NOBODY.pw_uid,
+            group=NOBODY.pw_gid,
+            extra_groups=[],
+        )
+        message, listeners, _, _ = socket.recv_fds(ours, 1, 1)
+        assert (message, len(listeners)) == (b"G", 1)
+        os.close(listeners[0])
+        out, err = process.communicate(b"\n", timeout=GIVE_UP_SECONDS)
+    assert b"seccomp" not in out and b"pipe:" in out
+    assert b"mount" in err and process.returncode == 0  # of ls
 
 
 def test_the_helper_without_its_capability_says_what_to_do(place: Path) -> None:
     path = place / "libexec" / "bare"
     shutil.copy(BIN / "rootseal-scope", path)
     try:
-        done = run_helper(path, "/bin/true")
+        done = run_helper(path, "3", "/bin/true")
     finally:
         path.unlink()
     assert done.returncode == 125
