@@ -77,18 +77,16 @@ def process_table(stream: TraceStream, root: bytes) -> Tuple[ProcessRecord, ...]
     for call in stream.call_events:
         parts[call.process].calls.append(_call(call, root))
     pairs = zip(stream.processes, parts)
-    return tuple(_record(process, stream, collected, root) for process, collected in pairs)
+    return tuple(_record(process, stream, collected) for process, collected in pairs)
 
 
-def _record(
-    process: TracedProcess, stream: TraceStream, parts: _Parts, root: bytes
-) -> ProcessRecord:
+def _record(process: TracedProcess, stream: TraceStream, parts: _Parts) -> ProcessRecord:
     parent = 0 if process.parent is None else stream.processes[process.parent].pid
     cmdline = process.cmdline[:-1] if process.cmdline.endswith(b"\0") else process.cmdline
     return ProcessRecord(
         processid=process.pid,
         parentpid=parent,
-        program=relative_to(root, process.program[:_PATH_BYTES_MAX]),
+        program=process.program[:_PATH_BYTES_MAX],
         comm=process.comm,
         cmdline=tuple(cmdline.split(b"\0")) if process.cmdline else (),
         programdigest=_digest(stream.files, process.program_file),

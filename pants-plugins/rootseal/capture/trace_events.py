@@ -216,7 +216,7 @@ class Reader:
         *_file, parent, walk, name, cut, args, environ, comm = event.fields
         process.parent = process.parent or parent
         process.comm = _text(comm)
-        process.program = self._path(event.tail(0, walk), b"") if walk else event.tail(walk, name)
+        process.program = kernel_path(event.tail(0, walk), b"") if walk else event.tail(walk, name)
         process.args, process.environ = b"", b""
         process.args_total, process.environ_total = args, environ
         process.cut |= bool(cut)
