@@ -204,8 +204,8 @@ def verify_proof_file(arguments: argparse.Namespace) -> int:
     policy = policy_from(arguments)
     if policy.needs_whole_build:
         raise ConfigError(
-            "the policy demands what one proof cannot show (targets, counters, materials); give "
-            "it to `rootseal verify` with the bundle"
+            "the policy demands what one proof cannot show (targets, counters, materials, keys, "
+            "hosts); give it to `rootseal verify` with the bundle"
         )
     data = files.read_bounded(arguments.proof, bytes_max=prove.PROOF_BYTES_MAX, what="the proof")
     fact = verify_proof.verify_proof(

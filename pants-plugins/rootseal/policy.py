@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib
+import ipaddress
+import re
 import sys
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Tuple, Union
 
 from rootseal import diagnostics
 from rootseal.errors import ConfigError
@@ -21,7 +24,48 @@ _KEYS = {
     "forbidden_materials",
     "counters_min",
     "counters_max",
+    "trusted_signing_keys",
+    "trusted_capture_keys",
+    "allowed_hosts",
 }
+_KEY_ID = re.compile("[0-9a-f]{64}")
+UNIX = "unix:"
+
+
+Networks = Tuple[Union[ipaddress.IPv4Network, ipaddress.IPv6Network], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Whom actions may connect to.
+
+    Attributes:
+        networks: Addresses.
+        names: Globs of TLS server names, which are what the action itself said.
+        sockets: Globs of paths of Unix sockets (`@` stands for an abstract name).
+    """
+
+    networks: Networks
+    names: Tuple[str, ...]
+    sockets: Tuple[str, ...]
+
+    def allow_address(self, text: str) -> bool:
+        """Whether a network holds this address; an IPv4 address mapped into IPv6 is itself."""
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self.networks)
+
+    def allow_name(self, name: str) -> bool:
+        """Whether a glob matches this TLS server name; an empty one says nothing."""
+        return bool(name) and any(fnmatch.fnmatchcase(name.lower(), glob) for glob in self.names)
+
+    def allow_socket(self, path: str) -> bool:
+        """Whether a glob matches the path of a Unix socket."""
+        return any(fnmatch.fnmatchcase(path, glob) for glob in self.sockets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +80,9 @@ class Policy:
         forbidden_materials: Globs; no action may have read a path that one of them matches.
         counters_min: The least value of a counter in each action.
         counters_max: The greatest value of a counter in each action.
+        trusted_signing_keys: Ids of the keys that may have signed the root; none: any of --key.
+        trusted_capture_keys: Ids of the keys that may have signed records; none: any of the root's.
+        allowed_hosts: Whom actions may have connected to; None: anybody.
     """
 
     required_posture: Optional[Posture] = None
@@ -45,6 +92,9 @@ class Policy:
     forbidden_materials: Tuple[str, ...] = ()
     counters_min: Tuple[Tuple[str, int], ...] = ()
     counters_max: Tuple[Tuple[str, int], ...] = ()
+    trusted_signing_keys: Tuple[str, ...] = ()
+    trusted_capture_keys: Tuple[str, ...] = ()
+    allowed_hosts: Optional[Hosts] = None
 
     @property
     def needs_whole_build(self) -> bool:
@@ -54,6 +104,9 @@ class Policy:
             or self.forbidden_materials
             or self.counters_min
             or self.counters_max
+            or self.trusted_signing_keys
+            or self.trusted_capture_keys
+            or self.allowed_hosts is not None
         )
 
 
@@ -94,6 +147,9 @@ def parse_policy(text: str, *, where: str) -> Policy:
         forbidden_materials=_texts(values, "forbidden_materials", where),
         counters_min=_counters(values, "counters_min", where),
         counters_max=_counters(values, "counters_max", where),
+        trusted_signing_keys=_key_ids(values, "trusted_signing_keys", where),
+        trusted_capture_keys=_key_ids(values, "trusted_capture_keys", where),
+        allowed_hosts=_hosts(values, where),
     )
 
 
@@ -104,6 +160,40 @@ def _texts(values: Mapping[str, object], key: str, where: str) -> Tuple[str, ...
     if len(found) > LIST_ITEMS_MAX:
         raise ConfigError(f"{where} has more than {LIST_ITEMS_MAX} items in {key}")
     return tuple(found)
+
+
+def _key_ids(values: Mapping[str, object], key: str, where: str) -> Tuple[str, ...]:
+    found = _texts(values, key, where)
+    for item in found:
+        if not _KEY_ID.fullmatch(item):
+            raise ConfigError(f"{where}: {key} has {item!r}, which is no key id (64 hex digits)")
+    if key in values and not found:
+        raise ConfigError(f"{where}: {key} trusts nobody; name a key, or leave it out")
+    return found
+
+
+def _hosts(values: Mapping[str, object], where: str) -> Optional[Hosts]:
+    if "allowed_hosts" not in values:
+        return None
+    networks: List[Union[ipaddress.IPv4Network, ipaddress.IPv6Network]] = []
+    names: List[str] = []
+    sockets: List[str] = []
+    for item in _texts(values, "allowed_hosts", where):
+        if item.startswith(UNIX):
+            sockets.append(item[len(UNIX) :])
+        elif re.fullmatch(r"[0-9a-fA-F.:]+(/[0-9]+)?", item) and re.search(r"[.:]\d|::", item):
+            try:
+                networks.append(ipaddress.ip_network(item))
+            except ValueError as error:
+                raise ConfigError(f"{where}: allowed_hosts: {error}") from None
+        elif re.fullmatch(r"[\w*?.-]+", item) and item.strip("*?."):
+            names.append(item.lower())
+        else:
+            raise ConfigError(
+                f"{where}: allowed_hosts has {item!r}; use an address, a network in CIDR form, a "
+                "host name (with globs), or unix:PATH"
+            )
+    return Hosts(tuple(networks), tuple(names), tuple(sockets))
 
 
 def _counters(values: Mapping[str, object], key: str, where: str) -> Tuple[Tuple[str, int], ...]:

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import re
-from typing import Optional, Pattern, Sequence
+from typing import Mapping, Optional, Pattern, Sequence
 
-from rootseal import canonical, leaf_table
+from rootseal import canonical, leaf_table, schema
 from rootseal.build_predicate import Target
 from rootseal.checks import Check, checking
 from rootseal.errors import PolicyError
 from rootseal.leaf_table import Domain
 from rootseal.observation import Posture
-from rootseal.policy import Policy
+from rootseal.policy import Hosts, Policy
 from rootseal.record_check import VerifiedRecord
+
+# A connection that failed for good reached nobody; these may still succeed later.
+_PENDING = frozenset((-errno.EINPROGRESS, -errno.EALREADY, -errno.EINTR, -errno.EAGAIN, -512))
+_NOBODY = frozenset(("AF_UNSPEC", "AF_NETLINK"))  # a disconnect, and the kernel itself
+
+
+def check_policy_signer(keyid: str, policy: Policy) -> None:
+    """The root was signed by a key that the policy trusts.
+
+    Raises:
+        PolicyError: It was not; names the key.
+    """
+    with checking(Check.POLICY, PolicyError):
+        _trusted(keyid, policy.trusted_signing_keys, "build was signed")
+
+
+def _trusted(keyid: str, trusted: Sequence[str], what: str) -> None:
+    if trusted and keyid not in trusted:
+        raise PolicyError(
+            f"the {what} by the key {keyid}, which the policy does not trust",
+            data={"keyid": keyid, "trusted": list(trusted)},
+        )
 
 
 def check_policy_targets(targets: Sequence[Target], policy: Policy) -> None:
@@ -32,10 +55,10 @@ def check_policy_targets(targets: Sequence[Target], policy: Policy) -> None:
 
 
 def check_policy_action(verified: VerifiedRecord, policy: Policy, *, about: str) -> None:
-    """One action's counters are within their bounds, and it read nothing forbidden.
+    """One action's counters are within bounds, it read nothing forbidden, met nobody forbidden.
 
     Raises:
-        PolicyError: Names the counter, or the path.
+        PolicyError: Names the counter, the path, the key or the host.
     """
     with checking(Check.POLICY, PolicyError, about=about):
         for name, least in policy.counters_min:
@@ -44,6 +67,9 @@ def check_policy_action(verified: VerifiedRecord, policy: Policy, *, about: str)
         for name, most in policy.counters_max:
             if verified.counters[name] > most:
                 raise _counter(name, verified.counters[name], "at most", most)
+        _trusted(verified.keyid, policy.trusted_capture_keys, "action was captured")
+        if policy.allowed_hosts is not None:
+            _check_hosts(verified, policy.allowed_hosts)
         if policy.forbidden_materials:
             _check_materials(verified, _matcher(policy.forbidden_materials))
 
@@ -78,3 +104,40 @@ def _first_match(stored: bytes, forbidden: Pattern[str]) -> Optional[str]:
         if forbidden.match(text):
             return text
     return None
+
+
+def _check_hosts(verified: VerifiedRecord, hosts: Hosts) -> None:
+    processes = [
+        schema.as_object(p) for p in schema.as_list(verified.predicate.document["processes"])
+    ]
+    if not processes or not all("network" in process for process in processes):
+        raise PolicyError("no trace watched its connections, so nothing shows whom it met")
+    for process in processes:
+        for event in map(schema.as_object, schema.as_list(process["syscallEvents"])):
+            if event["syscall"] == "io_uring_setup" and not _failed(event["result"]):
+                raise PolicyError("it used io_uring, whose connections no trace sees")
+        network = schema.as_object(process["network"])
+        for connection in map(schema.as_object, schema.as_list(network["connections"])):
+            _check_connection(connection, hosts)
+
+
+def _failed(result: object) -> bool:
+    """For good; null is a call whose end nobody saw."""
+    return type(result) is int and result < 0 and result not in _PENDING
+
+
+def _check_connection(connection: Mapping[str, object], hosts: Hosts) -> None:
+    family, address = str(connection["family"]), str(connection["address"])
+    if family in _NOBODY or _failed(connection["result"]):
+        return
+    if family == "AF_UNIX":
+        allowed = hosts.allow_socket(address)
+    else:
+        allowed = hosts.allow_address(address) or hosts.allow_name(str(connection["hostname"]))
+    if not allowed:
+        named = f" ({connection['hostname']})" if connection["hostname"] else ""
+        place = f"unix:{address}" if family == "AF_UNIX" else f"{address}{named}"
+        raise PolicyError(
+            f"it connected to {place} by {family}, which allowed_hosts does not have",
+            data={"family": family, "address": address, "hostname": connection["hostname"]},
+        )

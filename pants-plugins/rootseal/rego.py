@@ -6,10 +6,14 @@ Accepted only if the policy's package says `allow` is true and produces nothing 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import json
+import os
 import re
-from typing import Any, Mapping
+import sys
+from typing import Any, Iterator, Mapping
 
 from rootseal.checks import Check, checking
 from rootseal.errors import ConfigError, PolicyError
@@ -50,14 +54,32 @@ def _evaluate(text: str, document: object, where: str) -> Mapping[str, Any]:
     if package is None:
         raise ConfigError(f"{where} has no package")
     try:
-        interpreter = engine.Interpreter()
-        interpreter.strict_built_in_errors = True
-        interpreter.set_input(document)
-        interpreter.add_module(where, text)
-        output = interpreter.query(f"data.{package.group(1)}")
-        expressions = output.results[0].expressions if output.ok() else []
+        with _stdout_is_stderr():
+            interpreter = engine.Interpreter()
+            interpreter.strict_built_in_errors = True
+            interpreter.set_input(document)
+            interpreter.add_module(where, text)
+            output = interpreter.query(f"data.{package.group(1)}")
+            expressions = output.results[0].expressions if output.ok() else []
     except Exception as error:  # noqa: BLE001 - whatever the engine raises, it accepts nothing
-        raise ConfigError(f"{where} cannot be evaluated: {error}") from None
+        said = " ".join(str(error).split())[:500]
+        raise ConfigError(f"{where} cannot be evaluated: {said}") from None
     if len(expressions) != 1 or not isinstance(expressions[0], dict):
         raise ConfigError(f"{where} cannot be evaluated: its package has no rules with values")
     return expressions[0]
+
+
+@contextlib.contextmanager
+def _stdout_is_stderr() -> Iterator[None]:
+    """The engine prints what it dislikes to descriptor 1, where `--json` has its one object."""
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    libc.fflush(None)
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        libc.fflush(None)  # what it left in C's buffer would come out later
+        os.dup2(kept, 1)
+        os.close(kept)

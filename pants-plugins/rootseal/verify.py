@@ -123,6 +123,7 @@ def verify_bundle(
     check_targets(root)  # 19
     posture = root_posture(root.predicate)
     check_policy(posture, policy)  # 20
+    policy_check.check_policy_signer(root.keyid, policy)
     policy_check.check_policy_targets(root.predicate.targets, policy)
     return VerifiedBuild(root, matched, posture, diagnostics.losses(totals.diagnostics))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Callable
 
@@ -12,6 +13,7 @@ from rootseal.checks import Check
 from rootseal.errors import ConfigError, PolicyError
 from rootseal.observation import Posture
 from rootseal.policy import parse_policy
+from rootseal.process_trace import Connection, Network, ProcessTrace, SyscallEvent
 from rootseal.verify import verify_bundle
 
 SIGNER, CAPTURE = keys.generate("ed25519"), keys.generate("ed25519")
@@ -21,11 +23,12 @@ Verify = Callable[..., None]
 
 @pytest.fixture
 def verify(tmp_path: Path) -> Verify:
-    """Seal two actions, the second as given, and verify the bundle under a policy."""
+    """Seal two actions, the second as given (both, if traced), and verify under a policy."""
 
     def run(text: str, observed: Any = None, **changes: object) -> None:
+        is_traced = observed is not None and any(item.trace for item in observed.processes)
         records = [
-            factory.signed_record(CAPTURE, 1),
+            factory.signed_record(CAPTURE, 1, observed=observed if is_traced else None),
             factory.signed_record(CAPTURE, 2, observed=observed),
         ]
         path = tmp_path / "bundle"
@@ -94,9 +97,76 @@ def test_what_is_demanded_and_there_is_accepted(verify: Verify, text: str) -> No
     verify(text)
 
 
+OTHER = keys.generate("ed25519").public_key.keyid
+OWN, CAPTURED = SIGNER.public_key.keyid, CAPTURE.public_key.keyid
+
+
+def test_only_trusted_keys_count(verify: Verify) -> None:
+    verify(f'trusted_signing_keys = ["{OTHER}", "{OWN}"]\ntrusted_capture_keys = ["{CAPTURED}"]')
+    refused(verify, f'trusted_signing_keys = ["{OTHER}"]', f"signed by the key {OWN}")
+    refused(verify, f'trusted_capture_keys = ["{OWN}"]', f"captured by the key {CAPTURED}")
+
+
+def traced(*connections: tuple[str, str, str, int], calls: tuple[SyscallEvent, ...] = ()) -> Any:
+    """An observation whose one process made these connections (family, address, name, result)."""
+    made = tuple(
+        Connection("connect", family, address, 443, 3, result, 1, name)
+        for family, address, name, result in connections
+    )
+    trace = ProcessTrace(network=Network(connections=made), syscall_events=calls)
+    seen = factory.observation()
+    processes = tuple(dataclasses.replace(item, trace=trace) for item in seen.processes)
+    return dataclasses.replace(seen, processes=processes)
+
+
+HOSTS = 'allowed_hosts = ["10.0.0.0/8", "::1", "*.example.com", "unix:/run/*"]'
+
+
+def test_allowed_hosts_may_be_met(verify: Verify) -> None:
+    seen = traced(
+        ("AF_INET", "10.9.8.7", "", 0),
+        ("AF_INET6", "::1", "", 0),
+        ("AF_INET6", "::ffff:10.1.2.3", "", -115),
+        ("AF_INET", "93.184.216.34", "Files.Example.com", 0),
+        ("AF_UNIX", "/run/daemon.sock", "", 0),
+        ("AF_UNIX", "/var/run/nscd/socket", "", -2),  # reached nobody
+        ("AF_UNSPEC", "", "", 0),
+    )
+    verify(HOSTS, seen)
+
+
+@pytest.mark.parametrize(
+    ("connection", "match"),
+    [
+        (("AF_INET", "11.0.0.1", "", 0), "11.0.0.1 by AF_INET"),
+        (("AF_INET", "11.0.0.1", "", -115), "11.0.0.1"),  # still on its way
+        (("AF_INET", "11.0.0.1", "example.com.evil.org", 0), "evil.org"),
+        (("AF_INET6", "::ffff:11.0.0.1", "", 0), "11.0.0.1"),
+        (("AF_UNIX", "/var/run/docker.sock", "", 0), "unix:/var/run/docker.sock"),
+        (("AF_UNIX", "@hidden", "", 0), "unix:@hidden"),
+        (("AF_VSOCK", "", "", 0), "AF_VSOCK"),
+    ],
+)
+def test_other_hosts_are_refused(verify: Verify, connection: Any, match: str) -> None:
+    refused(verify, HOSTS, match, traced(connection))
+
+
+def test_where_nobody_watched_connections_nothing_is_allowed(verify: Verify) -> None:
+    refused(verify, HOSTS, "no trace watched its connections")
+    ring = SyscallEvent("io_uring_setup", 3, (("entries", 4),), 1)
+    refused(verify, "allowed_hosts = []", "io_uring", traced(calls=(ring,)))
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
+        ('trusted_signing_keys = ["ab"]', "no key id"),
+        ("trusted_capture_keys = []", "trusts nobody"),
+        ('allowed_hosts = ["10.0.0.1/8"]', "host bits set"),
+        ('allowed_hosts = ["10.0.0.0/33"]', "allowed_hosts"),
+        ('allowed_hosts = ["*"]', "use an address"),
+        ('allowed_hosts = ["https://example.com"]', "use an address"),
+        ('allowed_hosts = "10.0.0.0/8"', "list of texts"),
         ("required_targets = 1", "list of texts for required_targets"),
         ('forbidden_materials = ["", "a"]', "list of texts for forbidden_materials"),
         ("forbidden_materials = [1]", "list of texts"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Dict
 
@@ -63,6 +65,20 @@ def test_refused(text: str, match: str) -> None:
 def test_a_policy_that_cannot_be_evaluated_accepts_nothing(text: str) -> None:
     with pytest.raises((ConfigError, PolicyError)):
         check_rego(text, STATEMENT, where="p.rego")
+
+
+@needs_engine
+@pytest.mark.parametrize("text", ["package p\nallow {", "package p\nallow { nosuch(1) }"])
+def test_a_broken_policy_prints_nothing_to_stdout(text: str) -> None:
+    """The engine does, from C++: so this looks at the descriptor, in a process of its own."""
+    program = (
+        "import sys\nfrom rootseal.errors import ConfigError, PolicyError\n"
+        "from rootseal.rego import check_rego\n"
+        f"try: check_rego({text!r}, {STATEMENT!r}, where='p.rego')\n"
+        "except (ConfigError, PolicyError) as error: print(len(str(error).splitlines()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done
 
 
 @needs_engine
