@@ -32,6 +32,8 @@ typedef struct {
 	uint64_t events;	  /* all events read, not a diagnostics counter */
 	uint64_t remote_files;	  /* materials on a filesystem that others serve: not held */
 	uint64_t hash_once_marks; /* files whose further opens are ignored: see once.c */
+	uint64_t long_hashes;	  /* large files that are being hashed at this moment */
+	uint64_t long_bytes;	  /* their sizes together */
 	uint64_t special_files;	  /* events of other than regular files: allowed, nothing to hash */
 	uint64_t fanotify_events_hashed;
 	uint64_t digest_cache_hits;

@@ -114,6 +114,21 @@ static bool over_hash_cap(struct rs_scope *scope, const struct rs_stat *stat)
 	       stat->size > scope->limits.max_hashed_bytes - hashed;
 }
 
+/* rs_hash_fd; what takes long is to be seen in rs_scope_progress meanwhile. */
+static int hash_shown(struct rs_worker *worker, struct rs_scope *scope, int fd,
+		      struct rs_stat *stat, struct rs_hash_result *result)
+{
+	uint64_t size = stat->size > RS_HEAVY_BYTES ? stat->size : 0;
+	int error;
+
+	__atomic_fetch_add(&scope->counters.long_bytes, size, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&scope->counters.long_hashes, size != 0, __ATOMIC_RELAXED);
+	error = rs_hash_fd(&worker->hasher, fd, stat, &scope->bytes_hashed, result);
+	__atomic_fetch_sub(&scope->counters.long_hashes, size != 0, __ATOMIC_RELAXED);
+	__atomic_fetch_sub(&scope->counters.long_bytes, size, __ATOMIC_RELAXED);
+	return error;
+}
+
 enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope *scope, int fd,
 				       struct rs_stat *stat, bool may_be_long,
 				       uint8_t *ret_digest32, bool *ret_trusted)
@@ -136,7 +151,7 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	}
 	settled = rs_settled(stat, rs_coarse_now_ns());
 	quiet = reliable && rs_no_writer(fd);
-	if (rs_hash_fd(&worker->hasher, fd, stat, &scope->bytes_hashed, &result)) {
+	if (hash_shown(worker, scope, fd, stat, &result)) {
 		RS_COUNT(scope, fallback_hash_failures);
 		return RS_DIGEST_LEFT_OUT;
 	}

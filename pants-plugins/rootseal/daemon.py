@@ -324,6 +324,7 @@ class Daemon:
             "digestCache": self._backends.cache.status(),
             "recordMemory": self._backends.memory_status(),
             "actions": {"running": running, "queued": self._backends.queued},
+            "activity": self._backends.activity(),
             "counts": self._counts.all(),
         }
 

@@ -94,6 +94,7 @@ def run_action(
             if decision.backend == "fanotify":
                 running.enter_context(backends.kept(scope, connection.peer.pid))
             connection.send(Frame(FrameType.ARMED))
+            running.enter_context(backends.watched(scope, connection.peer.pid))
             exited = _wait_exited(connection, scope)
         with connection.pulse(b"finishing the capture"):
             observation = _finish(scope, announced, decision, connection.peer)

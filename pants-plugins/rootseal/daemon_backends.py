@@ -11,7 +11,7 @@ import importlib
 import os
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal.capture import ptrace
 from rootseal.capture.ima import ImaScope, ImaWindow
@@ -26,6 +26,7 @@ from rootseal.observation import Posture
 
 DIGEST_CACHE_ENTRIES = 1 << 20
 GROUPS_RESERVED = 8  # left to other programs of this user
+ACTIVITY_ROWS_MAX = 64
 
 
 class Backends:
@@ -74,6 +75,7 @@ class Backends:
         self._places = threading.BoundedSemaphore(self.slots)
         self._lock = threading.Lock()
         self.queued = 0
+        self._watched: Dict[int, Scope] = {}
 
     def _start_ebpf(self, ring_bytes: int) -> None:
         """Attach the trace programs, which are of use beside fanotify only."""
@@ -132,6 +134,25 @@ class Backends:
             yield
         finally:
             self._places.release()
+
+    @contextlib.contextmanager
+    def watched(self, scope: Scope, pid: int) -> Iterator[None]:
+        """Show the progress of an action, by its launcher's pid, in `activity`."""
+        with self._lock:
+            self._watched[pid] = scope
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched.pop(pid, None)
+
+    def activity(self) -> List[Dict[str, int]]:
+        """How far the running actions are, those that hash large files first; not all of many."""
+        with self._lock:
+            watched = list(self._watched.items())
+        rows = [_activity(pid, scope.progress()) for pid, scope in watched]
+        rows.sort(key=lambda row: (-row["longBytes"], row["launcher"]))
+        return rows[:ACTIVITY_ROWS_MAX]
 
     def trust_sealed(self, files: Sequence[Tuple[bytes, bytes, int]]) -> None:
         """Measure these files (fs-verity digest, SHA-256, size) where fanotify would hash them."""
@@ -202,6 +223,17 @@ class Backends:
             self._fanotify.close()
         if self._keeper is not None:
             self._keeper.close()
+
+
+def _activity(launcher: int, progress: Mapping[str, int]) -> Dict[str, int]:
+    """One row of `Backends.activity`."""
+    names = {
+        "events": "events",
+        "bytesHashed": "bytes_hashed",
+        "longHashes": "long_hashes",
+        "longBytes": "long_bytes",
+    }
+    return {"launcher": launcher, **{name: progress.get(key, 0) for name, key in names.items()}}
 
 
 def open_ima(walk: Scope, announced: Announcement) -> Scope:
