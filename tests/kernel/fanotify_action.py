@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
@@ -19,8 +23,15 @@ FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror")
 
 
 def build_fixture(directory: Path) -> Path:
-    """Compile the fixture program."""
-    program = directory / "files_fixture"
+    """The fixture program in a directory; compiled once, since emulated machines take long."""
+    return Path(shutil.copy(_compiled(), directory / "files_fixture"))
+
+
+@functools.cache
+def _compiled() -> Path:
+    directory = tempfile.mkdtemp(prefix="rootseal-fixture-")
+    atexit.register(shutil.rmtree, directory)
+    program = Path(directory, "files_fixture")
     subprocess.run(["gcc", *FLAGS, str(SOURCE), "-o", str(program)], check=True)
     return program
 
