@@ -33,7 +33,7 @@ fmt: setup ## Format Python and C in place.
 asan: setup ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 	@scripts/native_tests.sh asan
 
-fuzz: setup ## Fuzz each C parser for FUZZ_SECONDS (60).
+fuzz: build ## Fuzz each C parser, then all Python parsers, for FUZZ_SECONDS (60).
 	@scripts/native_tests.sh fuzz $(FUZZ_SECONDS)
 
 bench: build ## Run the benchmarks and write docs/benchmarks.md.

@@ -32,9 +32,15 @@ $(CORE_BUILD)/plain/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(CORE_FLAGS) -O2 $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
 
-$(CORE_BUILD)/fuzz/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
+# Most targets are of the capture core; these two are of other parts.
+FUZZED_fuzz_wire := launcher/wire.c
+FUZZED_fuzz_trace_events := trace/agg.c trace/check.c
+OTHER_PARTS := $(wildcard launcher/*.[ch] trace/*.[ch] ../bpf/event.h) protocol.h
+
+$(CORE_BUILD)/fuzz/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS) $(OTHER_PARTS)
 	@mkdir -p $(@D)
-	clang $(CORE_FLAGS) -fsanitize=fuzzer,address,undefined $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
+	clang $(CORE_FLAGS) -fsanitize=fuzzer,address,undefined $< \
+		$(or $(FUZZED_$*),$(CORE_SOURCES)) -lcrypto -lpthread -o $@
 
 .PHONY: asan tsan hostile records fuzz portable
 asan: $(TEST_NAMES:%=$(CORE_BUILD)/asan/%)
@@ -65,7 +71,10 @@ fuzz: $(FUZZ_NAMES:%=$(CORE_BUILD)/fuzz/%)
 		mkdir -p $(CORE_BUILD)/corpus/$$name; \
 		echo "fuzz: $$name for $(FUZZ_SECONDS) s"; \
 		$(CORE_BUILD)/fuzz/$$name -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 \
-			-artifact_prefix=$(CORE_BUILD)/corpus/$$name. $(CORE_BUILD)/corpus/$$name; \
+			-artifact_prefix=$(CORE_BUILD)/corpus/$$name. -print_final_stats=1 \
+			$(CORE_BUILD)/corpus/$$name >$(CORE_BUILD)/fuzz/$$name.log 2>&1 || \
+			{ tail -n 80 $(CORE_BUILD)/fuzz/$$name.log; echo "fuzz: $$name FAILED"; exit 1; }; \
+		grep "^stat::number_of_executed_units" $(CORE_BUILD)/fuzz/$$name.log; \
 	done
 
 # libcrypto's headers are the host's: only its types matter for a check without linking.
