@@ -206,6 +206,9 @@ int connection_event(int conn_fd);
 int supervise_traced(const struct options *options, const struct trace_plan *plan, pid_t pid,
 		     int signal_fd, int control_fd, int conn_fd, struct outcome *ret_outcome);
 
+/* descriptors.c: close every fd from `first` on that is not one of the `kept` (ascending). */
+int close_all_but(unsigned int first, const int *kept, size_t kept_count);
+
 /* record.c: where the record goes, and how it comes there. */
 struct record_place {
 	int dir_fd; /* owned */

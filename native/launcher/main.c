@@ -18,12 +18,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-
-#ifndef SYS_close_range
-#define SYS_close_range 436 /* the same number everywhere */
-#endif
 
 struct run {
 	struct options options;
@@ -53,19 +48,6 @@ static int release_stdio(void)
 			return -errno;
 	if (null <= 1)
 		null = -1;
-	return 0;
-}
-
-/* Close every fd from `first` on that is not one of the `kept` (ascending). */
-static int close_all_but(unsigned int first, const int *kept, size_t kept_count)
-{
-	for (size_t i = 0; i <= kept_count; i++) {
-		unsigned int last = i < kept_count ? (unsigned int)kept[i] - 1 : ~0u;
-
-		if (first <= last && syscall(SYS_close_range, first, last, 0) < 0)
-			return -errno;
-		first = last + 2;
-	}
 	return 0;
 }
 
@@ -250,8 +232,7 @@ int main(int argc, char **argv)
 		child_stage2(&run.options);
 	/* First of all: from here on every fd above stdio is our own. */
 	if (run.options.stdio_only && close_all_but(3, NULL, 0) < 0) {
-		say("inherited descriptors cannot be closed: %s. Use Linux 5.9 or later.",
-		    strerror(errno));
+		say("inherited descriptors cannot be closed: %s. Mount /proc.", strerror(errno));
 		return EXIT_ROOTSEAL;
 	}
 	if (prepare(&run) < 0)

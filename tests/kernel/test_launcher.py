@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator, List
+from typing import Any, Iterator, List
 
 import pytest
+from injected import strace
 from running_daemon import LAUNCHER, RunningDaemon, is_alive, one_line, running_daemon, until
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
@@ -181,6 +182,32 @@ def test_standard_streams_and_other_descriptors_are_the_callers(
         os.close(extra)
     assert done.stdout == bare.stdout
     assert f"{extra} ".encode() in bare.stdout
+
+
+@pytest.mark.requires("strace")
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_without_close_range_descriptors_are_closed_one_by_one(
+    daemon: RunningDaemon, sandbox: Path, error: str
+) -> None:
+    """Container profiles that are older than the call refuse it, on any kernel."""
+    words = strace("close_range", "1+", f"error={error}")
+
+    def under_strace(argv: List[str], **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*words, *argv], **options)
+
+    read, write = os.pipe()
+    pipe = os.readlink(f"/proc/self/fd/{write}")  # noqa: PTH115 - a name that is no path
+    show = shell("ls /proc/self/fd | wc -l; read line")
+    process = daemon.start(
+        sandbox, show, HELD, "--stdio-only", popen=under_strace, pass_fds=[write]
+    )
+    assert process.stdout.readline() == b"4\n"  # stdio, and the directory that ls reads
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    launcher = Path(f"/proc/{int(children)}/fd")
+    assert pipe not in [os.readlink(entry) for entry in launcher.iterdir()]  # noqa: PTH115
+    assert daemon.end(process, sandbox / "the-record", b"\n").returncode == 0
+    os.close(read)
+    os.close(write)
 
 
 def test_bytes_pass_through(daemon: RunningDaemon, sandbox: Path) -> None:
