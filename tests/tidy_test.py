@@ -47,8 +47,17 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("verify", "policy_check", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }
-PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity", "build_id"}
-STDLIB_ONLY = ("errors", "canonical", "action", "wire", "fsverity", "keeper", "build_id")
+PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity", "build_id", "hardening"}
+STDLIB_ONLY = (
+    "errors",
+    "canonical",
+    "action",
+    "wire",
+    "fsverity",
+    "keeper",
+    "build_id",
+    "hardening",
+)
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
 VERIFIER_NEVER = ("capture", "daemon", "cli", "seal", "wire")
 

@@ -157,7 +157,11 @@ def capture_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -
         name: hardening.switch(name, getattr(arguments, name), environ)
         for name in ("fanotify", "fsverity")
     }
-    hardening.check_level(arguments.hardening, arguments.capture_mode, switches)
+    hardening.check_level(
+        hardening.Said(arguments.hardening, f"--hardening={arguments.hardening}"),
+        hardening.Said(arguments.capture_mode, f"--capture-mode={arguments.capture_mode}"),
+        list(switches.values()),
+    )
     options = {
         "capture-mode": arguments.capture_mode,
         "fanotify": switches["fanotify"].value,

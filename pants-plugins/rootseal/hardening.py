@@ -6,10 +6,11 @@ directions are an error that names both: neither is obeyed in silence.
 
 from __future__ import annotations
 
-from typing import List, Mapping, NamedTuple, Optional
+from typing import List, Mapping, NamedTuple, Optional, Sequence
 
 from rootseal.errors import ConfigError
 
+LEVELS = ("off", "standard", "strict")
 _WORDS = {"0": "off", "off": "off", "auto": "auto", "1": "on", "on": "on"}
 WEAK_MODES = ("walk", "ima", "trace:ptrace")  # those that hold nobody in the kernel for a digest
 
@@ -31,33 +32,67 @@ def switch(name: str, flag: Optional[str], environ: Mapping[str, str]) -> Said:
     text = environ.get(variable, "").lower() or "auto"
     if text not in _WORDS:
         raise ConfigError(f"{variable} must be one of 0, off, auto, 1, on; not {text!r}")
-    said = Said(_WORDS[text], f"{variable}={text}")
-    if flag is None or flag == said.value:
-        return said
-    given = Said(flag, f"--{name}={flag}")
-    if {flag, said.value} == {"on", "off"}:
-        raise ConfigError(f"{given.source} contradicts {said.source}; drop one of them")
-    return said if flag == "auto" else given
+    said = [Said(_WORDS[text], f"{variable}={text}")]
+    if flag is not None:
+        said.append(Said(flag, f"--{name}={flag}"))
+    return decided(said)
 
 
-def check_level(hardening: str, capture_mode: str, switches: Mapping[str, Said]) -> None:
+def decided(said: Sequence[Said]) -> Said:
+    """The one word for a switch: `auto` gives way to any other.
+
+    Args:
+        said: What each source says, at least one.
+
+    Raises:
+        ConfigError: One says on and another off.
+    """
+    found = said[0]
+    for other in said[1:]:
+        if {found.value, other.value} == {"on", "off"}:
+            raise ConfigError(f"{other.source} contradicts {found.source}; drop one of them")
+        if found.value == "auto":
+            found = other
+    return found
+
+
+def strengthened(said: Sequence[Said], order: Sequence[str]) -> Said:
+    """The last word for something that may only get stronger.
+
+    Args:
+        said: What each source says, the one that is asked first (a file) first; at least one.
+        order: The values, the weakest first.
+
+    Raises:
+        ConfigError: A later source would weaken what an earlier one demands.
+    """
+    for earlier, later in zip(said, said[1:]):
+        if order.index(later.value) < order.index(earlier.value):
+            raise ConfigError(
+                f"{later.source} is weaker than {earlier.source}; flags and environment may "
+                "strengthen what a file demands, never weaken it: drop one of them"
+            )
+    return said[-1]
+
+
+def check_level(hardening: Said, capture_mode: Said, others: Sequence[Said]) -> None:
     """Refuse what would weaken the level `strict`.
 
     Args:
         hardening: off, standard or strict.
         capture_mode: As given.
-        switches: fanotify and fsverity.
+        others: Switches; those that are off are against the level.
 
     Raises:
         ConfigError: Names the level and each word against it.
     """
-    if hardening != "strict":
+    if hardening.value != "strict":
         return
-    against: List[str] = [said.source for said in switches.values() if said.value == "off"]
-    if capture_mode in WEAK_MODES:
-        against.append(f"--capture-mode={capture_mode}")
+    against: List[str] = [said.source for said in others if said.value == "off"]
+    if capture_mode.value in WEAK_MODES:
+        against.append(capture_mode.source)
     if against:
         raise ConfigError(
-            f"--hardening=strict contradicts {', '.join(against)}; drop one of them: strict needs "
+            f"{hardening.source} contradicts {', '.join(against)}; drop one of them: strict needs "
             "fanotify and a trace, and fs-verity wherever there is one"
         )

@@ -54,12 +54,19 @@ def _build_all(session: SchedulerSession, specs: Any) -> int:
         logger.error("There is nothing to attest: no target of these can be packaged.")
         return 1
     failed = _failures(session, roots)
+    if not failed:
+        return 0
+    bad = {address for address, _ in failed}
+    good = sorted({root.address.spec for root in roots} - bad)
+    for address in good:
+        logger.info(f"{address} is good.")
     for address, error in failed:
         logger.error(f"{address} is not attested: {error}")
-    if failed:
-        logger.error(f"{len(failed)} of {len(roots)} targets failed; nothing was attested.")
-        return 1
-    return 0
+    alone = f" `pants attest {' '.join(good)}` attests the good ones alone." if good else ""
+    logger.error(
+        f"{len(bad)} of {len(bad) + len(good)} targets failed; nothing was attested.{alone}"
+    )
+    return 1
 
 
 def _failures(session: SchedulerSession, roots: tuple[Any, ...]) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ from pants.base.specs import Specs
 from pants.core.goals.package import BuiltPackage, EnvironmentAwarePackageRequest, PackageFieldSet
 from pants.engine.environment import EnvironmentName
 from pants.engine.fs import Digest, DigestEntries
-from pants.engine.internals.session import RunId
 from pants.engine.rules import Get, QueryRule, collect_rules, rule
 from pants.engine.target import (
     NoApplicableTargetsBehavior,
@@ -43,12 +42,6 @@ async def attest_target(request: AttestTarget) -> AttestedTarget:
     package = await Get(BuiltPackage, EnvironmentAwarePackageRequest(request.field_set))
     entries = await Get(DigestEntries, Digest, package.digest)
     return attested_target(request, package, entries)
-
-
-@rule
-async def current_run(run_id: RunId) -> CurrentRun:
-    """Ask the engine."""
-    return CurrentRun(int(run_id))
 
 
 def rules() -> list[object]:

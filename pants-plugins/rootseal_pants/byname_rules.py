@@ -1,33 +1,27 @@
 """The rules of the plugin for the rule API of Pants 2.23 and later (calls by name).
 
-The same rules as setup_rules.py and attest_rules.py; `Get` is gone from Pants 2.32. See
-wrap_byname.py for what has been tried of it.
+The same rules as setup_rules.py and attest_rules.py; `Get` is gone from Pants 2.32. What asks the
+engine for nothing is in common_rules.py. See wrap_byname.py for what has been tried of it.
 """
 
 # mypy: disable-error-code="attr-defined"
 
 from __future__ import annotations
 
-from typing import Any
-
-from pants.base.build_root import BuildRoot
 from pants.base.specs import Specs
 from pants.core.goals.package import (
     EnvironmentAwarePackageRequest,
     PackageFieldSet,
     environment_aware_package,
 )
-from pants.core.util_rules import distdir
-from pants.core.util_rules.distdir import DistDir
 from pants.engine.environment import EnvironmentName
-from pants.engine.internals.session import RunId
 from pants.engine.internals.specs_rules import find_valid_field_sets_for_target_roots
 from pants.engine.intrinsics import create_digest, get_digest_entries
 from pants.engine.platform import Platform
-from pants.engine.rules import QueryRule, _uncacheable_rule, collect_rules, implicitly, rule
+from pants.engine.rules import QueryRule, collect_rules, implicitly, rule
 from pants.engine.target import NoApplicableTargetsBehavior, TargetRootsToFieldSetsRequest
-from pants.option.global_options import GlobalOptions
 
+from rootseal_pants import common_rules
 from rootseal_pants.attest_types import (
     AttestedTarget,
     AttestRoots,
@@ -35,41 +29,15 @@ from rootseal_pants.attest_types import (
     CurrentRun,
     attested_target,
 )
+from rootseal_pants.common_rules import ready_daemon
 from rootseal_pants.settings import (
     Capture,
-    DaemonRequest,
     LauncherDirectory,
     LauncherRequest,
-    ReadyDaemon,
     Settings,
     daemon_request,
     launcher_files,
-    make_ready,
-    resolve_settings,
 )
-from rootseal_pants.subsystem import RootsealSubsystem
-
-
-@rule
-async def settings_of_run(
-    rootseal: RootsealSubsystem,
-    global_options: GlobalOptions,
-    build_root: BuildRoot,
-    dist_dir: DistDir,
-) -> Settings:
-    """Read the options."""
-    return resolve_settings(
-        rootseal,
-        workdir=global_options.pants_workdir,
-        build_root=build_root.path,
-        dist_dir=str(dist_dir.relpath),
-    )
-
-
-@_uncacheable_rule
-async def ready_daemon(request: DaemonRequest) -> ReadyDaemon:
-    """Make sure, once in every run, that a daemon answers."""
-    return make_ready(request)
 
 
 @rule
@@ -111,18 +79,11 @@ async def attest_target(request: AttestTarget) -> AttestedTarget:
     return attested_target(request, package, entries)
 
 
-@rule
-async def current_run(run_id: RunId) -> CurrentRun:
-    """Ask the engine."""
-    return CurrentRun(int(run_id))
-
-
 def rules() -> list[object]:
     """The rules of this module."""
-    module: Any = distdir
     return [
         *collect_rules(),
-        *module.rules(),
+        *common_rules.rules(),
         QueryRule(Capture, ()),
         QueryRule(AttestRoots, (Specs, EnvironmentName)),
         QueryRule(AttestedTarget, (AttestTarget, EnvironmentName)),

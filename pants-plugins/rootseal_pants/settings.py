@@ -1,6 +1,7 @@
 """What capture needs to know of a run: options, daemon, launcher. Types, and how they are made.
 
-The rules that connect these are in setup_rules.py and byname_rules.py, one for each rule API.
+The rules that connect these are in common_rules.py, and in setup_rules.py or byname_rules.py, one
+for each rule API.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pants.engine.fs import CreateDigest, Digest, FileContent
 from rootseal import fsverity
 from rootseal.errors import ConfigError
 
+from rootseal_pants.demands import Demands
 from rootseal_pants.identity import LAUNCHER_DIRECTORY
 from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.subsystem import RootsealSubsystem
@@ -132,12 +134,18 @@ class Capture:
 
 
 def resolve_settings(
-    rootseal: RootsealSubsystem, *, workdir: str, build_root: str, dist_dir: str
+    rootseal: RootsealSubsystem,
+    *,
+    demands: Demands,
+    workdir: str,
+    build_root: str,
+    dist_dir: str,
 ) -> Settings:
     """Read the options once.
 
     Args:
         rootseal: The options.
+        demands: What follows from those that say how much is demanded.
         workdir: Pants' working directory.
         build_root: Absolute.
         dist_dir: Relative to the build root.
@@ -159,14 +167,14 @@ def resolve_settings(
             str(Path(root, Path(path).expanduser())) for path in rootseal.trusted_capture_keys
         ),
         daemon_socket=rootseal.daemon_socket,
-        capture_mode=rootseal.capture_mode,
-        fanotify=rootseal.fanotify.value,
-        fsverity=rootseal.fsverity.value,
-        hardening=rootseal.hardening.value,
-        require_zero_drops=rootseal.require_zero_drops,
+        capture_mode=demands.capture_mode,
+        fanotify=demands.fanotify,
+        fsverity=demands.fsverity,
+        hardening=demands.hardening,
+        require_zero_drops=demands.require_zero_drops,
         toolchain_arguments=_toolchain_arguments(rootseal, root),
         toolchain_files=_toolchain_files(rootseal, root),
-        launcher_arguments=_launcher_arguments(rootseal),
+        launcher_arguments=_launcher_arguments(rootseal, demands),
     )
 
 
@@ -249,13 +257,13 @@ def _toolchain_files(rootseal: RootsealSubsystem, root: str) -> tuple[tuple[str,
     )
 
 
-def _launcher_arguments(rootseal: RootsealSubsystem) -> tuple[str, ...]:
+def _launcher_arguments(rootseal: RootsealSubsystem, demands: Demands) -> tuple[str, ...]:
     options = {
-        "capture-mode": rootseal.capture_mode,
-        "fanotify": rootseal.fanotify.value,
-        "fsverity": rootseal.fsverity.value,
-        "hardening": rootseal.hardening.value,
-        "require-zero-drops": "1" if rootseal.require_zero_drops else "0",
+        "capture-mode": demands.capture_mode,
+        "fanotify": demands.fanotify,
+        "fsverity": demands.fsverity,
+        "hardening": demands.hardening,
+        "require-zero-drops": "1" if demands.require_zero_drops else "0",
         "max-digests": str(rootseal.max_digests),
         "max-record-bytes": str(rootseal.max_record_bytes),
         "max-hashed-bytes": str(rootseal.max_hashed_bytes),

@@ -9,7 +9,7 @@ the rule's node, and nothing is added to the rule graph.
                                                -> native digest calls: record stripped and checked
                                                -> a Snapshot node that notes the evidence
 
-Written from the source of Pants 2.23 to 2.34.0.dev3 and type-checked against it. No such Pants is
+Written from the source of Pants 2.23 to 2.34.0.dev3 and type-checked against 2.23. No such Pants is
 on PyPI, so it has not been run; docs/pants.md says so.
 """
 

@@ -90,6 +90,27 @@ def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) ->
     assert "nothing to attest" in nothing.output
 
 
+def test_the_loss_of_one_action_fails_its_own_targets_only(repo: PantsRepo) -> None:
+    """The right command reads more files than the cap allows; what depends on it is refused."""
+    build = (repo.root / "BUILD").read_text("utf-8")
+    repo.write({f"many/{number}": "x" for number in range(200)})
+    build = build.replace('sources=["right.txt"]', 'sources=["right.txt", "many/*"]')
+    repo.write({"BUILD": build.replace("cat twice.txt right.txt", "cat many/* right.txt")})
+    gated = ("--rootseal-max-digests=100", "--rootseal-require-zero-drops", "attest")
+    failed = repo.run(*gated, "::").failed()
+    assert f"{LEFT} is good" in failed.output
+    assert f"{RIGHT} is not attested" in failed.output
+    assert "fanotifyDigestsCapHit" in failed.output
+    assert f"`pants attest {LEFT}` attests the good ones alone" in failed.output
+    assert not (repo.root / "dist" / "rootseal").exists()
+
+    repo.run(*gated, LEFT).succeeded()
+    repo.verify()
+    (target,) = repo.manifest().document["targets"]
+    assert target["address"] == LEFT
+    repo.run(*gated, RIGHT).failed()  # the refused result is in no cache
+
+
 def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
     repo.run("package", "::").succeeded()
     repo.verify()

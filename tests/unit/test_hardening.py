@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 import pytest
 from rootseal.errors import ConfigError
-from rootseal.hardening import WEAK_MODES, Said, check_level, switch
+from rootseal.hardening import LEVELS, WEAK_MODES, Said, check_level, strengthened, switch
 
 AUTO = Said("auto", "ROOTSEAL_FANOTIFY=auto")
+STRICT = Said("strict", "--hardening=strict")
+MODE = Said("auto", "--capture-mode=auto")
 
 
 @pytest.mark.parametrize(
@@ -51,22 +53,36 @@ def test_strict_cannot_be_weakened_by_the_environment(name: str) -> None:
     with pytest.raises(
         ConfigError, match=f"--hardening=strict contradicts ROOTSEAL_{name.upper()}=0"
     ):
-        check_level("strict", "auto", {name: said})
+        check_level(STRICT, MODE, [said])
 
 
 @pytest.mark.parametrize("mode", WEAK_MODES)
 def test_strict_cannot_be_weakened_by_the_mode(mode: str) -> None:
     with pytest.raises(ConfigError, match=f"contradicts --capture-mode={mode}"):
-        check_level("strict", mode, {"fanotify": AUTO})
+        check_level(STRICT, Said(mode, f"--capture-mode={mode}"), [AUTO])
 
 
 def test_everything_against_strict_is_named_at_once() -> None:
-    switches = {"fanotify": Said("off", "--fanotify=off"), "fsverity": Said("off", "F=0")}
+    switches = [Said("off", "--fanotify=off"), Said("off", "F=0")]
     with pytest.raises(ConfigError, match="--fanotify=off, F=0, --capture-mode=walk"):
-        check_level("strict", "walk", switches)
+        check_level(STRICT, Said("walk", "--capture-mode=walk"), switches)
 
 
 @pytest.mark.parametrize("level", ["off", "standard"])
 def test_the_other_levels_may_be_strengthened_or_switched_off(level: str) -> None:
-    check_level(level, "walk", {"fanotify": Said("off", "--fanotify=off")})
-    check_level(level, "auto", {"fanotify": Said("on", "--fanotify=on")})
+    said = Said(level, f"--hardening={level}")
+    check_level(said, Said("walk", "--capture-mode=walk"), [Said("off", "--fanotify=off")])
+    check_level(said, MODE, [Said("on", "--fanotify=on")])
+
+
+@pytest.mark.parametrize("values", [("off", "standard"), ("strict",), ("standard", "strict")])
+def test_a_level_may_be_strengthened(values: Tuple[str, ...]) -> None:
+    said = [Said(value, f"source of {value}") for value in values]
+    assert strengthened(said, LEVELS) == said[-1]
+
+
+@pytest.mark.parametrize("values", [("strict", "standard"), ("off", "strict", "off")])
+def test_a_level_is_never_weakened_and_both_sources_are_named(values: Tuple[str, ...]) -> None:
+    said = [Said(value, f"source of {value}") for value in values]
+    with pytest.raises(ConfigError, match=f"source of {values[-1]} is weaker than source of str"):
+        strengthened(said, LEVELS)
