@@ -146,6 +146,8 @@ static int parse_one(const char *argument, struct options *options, bool *have_k
 		return parse_once(&options->record, value);
 	if ((value = value_of(argument, "--socket")))
 		return parse_once(&options->socket, value);
+	if ((value = value_of(argument, "--error")))
+		return parse_once(&options->error, value);
 	if ((value = value_of(argument, "--helper")))
 		return parse_once(&options->helper, value);
 	if ((value = value_of(argument, "--descendants")))

@@ -17,8 +17,9 @@
 #define EXIT_NOT_EXECUTABLE 126 /* as a shell's */
 #define EXIT_NOT_FOUND	    127 /* as a shell's */
 
-#define DROP_GROUPS_MAX	  1024
-#define MESSAGE_BYTES_MAX 4096
+#define DROP_GROUPS_MAX	     1024
+#define MESSAGE_BYTES_MAX    4096
+#define ERROR_JSON_BYTES_MAX 32768 /* every counter with meaning and remedy: a third of it */
 
 /* An fd that is closed when its variable goes out of scope. */
 static inline void cleanup_fd_(int *fd)
@@ -54,6 +55,7 @@ struct options {
 	const char *record;
 	const char *socket; /* NULL: the fixed places */
 	const char *helper; /* NULL: the fixed places */
+	const char *error;  /* NULL: nowhere; a file for the daemon's ERROR frame */
 	const char **output_files;
 	size_t output_file_count;
 	const char **output_dirs;
@@ -109,6 +111,7 @@ int read_exactly(int fd, void *data, size_t length);
 int frame_read_header(int fd, struct frame_header *ret_header);
 int frame_skip(int fd, size_t length);
 int frame_read_text(int fd, size_t length, uint16_t tag, char *text, size_t text_bytes);
+void frame_errors_to(const char *path);
 int frame_say_error(int fd, size_t length, bool *ret_not_allowed);
 uint32_t read_u32(const uint8_t *data);
 uint16_t read_u16(const uint8_t *data);

@@ -230,6 +230,7 @@ int main(int argc, char **argv)
 		return EXIT_ROOTSEAL;
 	if (run.options.stage2.wanted)
 		child_stage2(&run.options);
+	frame_errors_to(run.options.error);
 	/* First of all: from here on every fd above stdio is our own. */
 	if (run.options.stdio_only && close_all_but(3, NULL, 0) < 0) {
 		say("inherited descriptors cannot be closed: %s. Mount /proc.", strerror(errno));

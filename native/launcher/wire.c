@@ -8,6 +8,8 @@
 #include "../protocol.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -222,10 +224,31 @@ int frame_read_text(int fd, size_t length, uint16_t tag, char *text, size_t text
 	return 0;
 }
 
+static const char
+    *error_path; /* of --error: NULL, or where the caller wants an ERROR frame's values */
+
+void frame_errors_to(const char *path)
+{
+	error_path = path;
+}
+
+/* For whoever started us: code, message and JSON, a line each (the daemon breaks no line). */
+static void keep_error(const char *code, const char *message, const char *json)
+{
+	const int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC;
+	cleanup_fd int fd = error_path ? open(error_path, flags, 0600) : -1;
+
+	if (fd >= 0)
+		dprintf(fd, "%s\n%s\n%s\n", code, message, json);
+	else if (error_path)
+		say("%s cannot be written: %s.", error_path, strerror(errno));
+}
+
 /* Say the message of an ERROR frame, unless it is NotAllowed and the caller wants to know. */
 int frame_say_error(int fd, size_t length, bool *ret_not_allowed)
 {
-	char value[MESSAGE_BYTES_MAX], message[MESSAGE_BYTES_MAX] = "", code[64] = "";
+	char value[ERROR_JSON_BYTES_MAX], json[ERROR_JSON_BYTES_MAX] = "{}";
+	char message[MESSAGE_BYTES_MAX] = "", code[64] = "";
 	uint16_t tag;
 
 	while (length) {
@@ -234,15 +257,18 @@ int frame_say_error(int fd, size_t length, bool *ret_not_allowed)
 		if (r < 0)
 			return r;
 		if (tag == RS_TAG_MESSAGE)
-			memcpy(message, value, sizeof(message));
+			memcpy(message, value, sizeof(message) - 1);
 		else if (tag == RS_TAG_CODE)
 			memcpy(code, value, sizeof(code) - 1);
+		else if (tag == RS_TAG_JSON)
+			memcpy(json, value, sizeof(json));
 	}
 	if (ret_not_allowed) {
 		*ret_not_allowed = !strcmp(code, "NotAllowed");
 		if (*ret_not_allowed)
 			return 0;
 	}
+	keep_error(code, message, json);
 	say("%s", message[0] ? message : "the daemon refused the action without a reason");
 	return 0;
 }

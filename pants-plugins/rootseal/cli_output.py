@@ -9,6 +9,7 @@ import re
 import sys
 from typing import Callable, Iterator, Mapping, Optional
 
+from rootseal import diagnostics
 from rootseal.errors import (
     CaptureError,
     CaptureLost,
@@ -61,12 +62,20 @@ def report(error: Error, *, as_json: bool) -> int:
             "type": kind,
             "check": getattr(error, "check", None),
             "message": str(error),
-            "data": dict(getattr(error, "data", None) or getattr(error, "counters", None) or {}),
+            "data": _data_of(error),
         }
         print(json.dumps({"ok": False, "error": data}))
     refused = exit_code_of(error) == EXIT_REFUSED
     print(f"rootseal: {'refused: ' if refused else ''}{message}", file=sys.stderr)
     return exit_code_of(error)
+
+
+def _data_of(error: Error) -> Mapping[str, object]:
+    if isinstance(error, CaptureLost):
+        return diagnostics.loss_details(error.counters)
+    if isinstance(error, PostureError):
+        return {"requested": error.requested, "achieved": error.achieved}
+    return dict(getattr(error, "data", None) or {})
 
 
 @contextlib.contextmanager

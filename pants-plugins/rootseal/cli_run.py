@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import platform
 import secrets
@@ -20,6 +21,7 @@ from rootseal import (
     __version__,
     action,
     canonical,
+    diagnostics,
     digest,
     files,
     hardening,
@@ -38,7 +40,7 @@ from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
 from rootseal.daemon_peer import groups_of
 from rootseal.daemon_place import place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, ensure, places_of
-from rootseal.errors import ConfigError
+from rootseal.errors import CaptureError, ConfigError, Error, PostureError, ZeroDropsError
 from rootseal.manifest import read_manifest
 from rootseal.observation import Posture
 from rootseal.record import RECORD_BYTES_MAX
@@ -75,6 +77,11 @@ def register(subparsers: Any) -> None:
     add_capture(parser)
     add_toolchain(parser)
     add_signing(parser)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object as the last line of stdout (before it: the command's own)",
+    )
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     parser.set_defaults(handler=run)
 
@@ -119,10 +126,14 @@ def run(arguments: argparse.Namespace) -> int:
     with _record_directory() as directory:
         record = directory / "record"
         command = _launcher_command(arguments, daemon, key, record, options)
+        command.append(f"--error={directory / 'error'}")
+        _forget_the_last_run(arguments)
         started = _now()
         time.sleep(CLOCK_TICK_SECONDS)
         code = _run_launcher([*command, "--", *argv])
         if not record.exists():
+            if arguments.json:
+                raise _why(directory / "error")
             return EXIT_NO_RECORD  # the launcher has said why
         data = files.read_bounded(record, bytes_max=RECORD_BYTES_MAX, what="the action record")
     if arguments.record:
@@ -142,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
             artifacts_dir=Path(arguments.root),
             tools=tools,
         )
-    _report(verified, arguments.out)
+    _report(verified, arguments.out, code, arguments.json)
     return code
 
 
@@ -343,9 +354,41 @@ def _manifest(
     }
 
 
-def _report(verified: VerifiedRecord, out: Optional[str]) -> None:
-    """One line on stderr; stdout is the command's."""
+def _forget_the_last_run(arguments: argparse.Namespace) -> None:
+    """A run that fails leaves nothing behind that could be taken for its own."""
+    for path in filter(None, (arguments.out, arguments.record)):
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot replace {path}: {error.strerror}") from None
+
+
+def _why(path: Path) -> Error:
+    """The error that the daemon told the launcher, as it was raised there."""
+    if not path.exists():
+        return CaptureError("the launcher ended without a record; see what it said on stderr")
+    text = path.read_text("utf-8", "replace")
+    code, message, details = (text.split("\n", 2) + ["", ""])[:3]
+    values = json.loads(details) if details.strip() else {}
+    if code == ZeroDropsError.__name__:
+        return ZeroDropsError(message, {name: item["value"] for name, item in values.items()})
+    if code == PostureError.__name__:
+        return PostureError(message, values["requested"], values["achieved"])
+    return (ConfigError if code == ConfigError.__name__ else CaptureError)(message)
+
+
+def _report(verified: VerifiedRecord, out: Optional[str], code: int, as_json: bool) -> None:
+    """One line on stderr, and for machines one on stdout; the rest of stdout is the command's."""
     predicate = verified.predicate
+    if as_json:
+        document = {
+            "ok": True,
+            "exitCode": code,
+            "posture": predicate.posture.value,
+            "losses": diagnostics.loss_details(verified.losses),
+            "bundle": out,
+        }
+        print(json.dumps(document))
     text = (
         f"rootseal: {predicate.materials.tree_size} materials, {predicate.products.tree_size} "
         f"products, {predicate.process_count} processes, posture {predicate.posture.value}"

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
-from rootseal import __version__, daemon_action, keys
+from rootseal import __version__, daemon_action, diagnostics, keys
 from rootseal.build_id import build_digest
 from rootseal.daemon_backends import Backends
 from rootseal.daemon_check import answer_check
@@ -397,7 +397,7 @@ def _raise_descriptor_limit() -> None:
 def _error_frame(error: Exception) -> Tuple[str, Optional[Mapping[str, object]]]:
     """Code and JSON of the ERROR frame for an error."""
     if isinstance(error, CaptureLost):
-        return "ZeroDropsError", daemon_action.loss_details(error.counters)
+        return "ZeroDropsError", diagnostics.loss_details(error.counters)
     if isinstance(error, PostureError):
         return "PostureError", {"requested": error.requested, "achieved": error.achieved}
     if isinstance(error, ToolchainError):

@@ -263,18 +263,6 @@ def _ending(exited: Exited) -> Dict[str, Any]:
     }
 
 
-def loss_details(counters: Dict[str, int]) -> Dict[str, object]:
-    """Each counter with its meaning and remedy: the JSON of a ZeroDropsError frame."""
-    return {
-        name: {
-            "value": value,
-            "meaning": diagnostics.BY_NAME[name].meaning,
-            "remedy": diagnostics.BY_NAME[name].remedy,
-        }
-        for name, value in sorted(counters.items())
-    }
-
-
 def now_text() -> str:
     """The time, RFC 3339 in UTC with microseconds."""
     now = datetime.datetime.now(datetime.timezone.utc)

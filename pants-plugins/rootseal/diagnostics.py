@@ -212,6 +212,22 @@ def losses(counters: Mapping[str, int]) -> dict[str, int]:
     return {name: checked[name] for name in _GATING if checked[name]}
 
 
+def loss_details(counters: Mapping[str, int]) -> dict[str, object]:
+    """Each of these counters with its value, meaning and remedy: how losses are told to machines.
+
+    Args:
+        counters: Names of `NAMES` and values.
+    """
+    return {
+        name: {
+            "value": value,
+            "meaning": BY_NAME[name].meaning,
+            "remedy": BY_NAME[name].remedy,
+        }
+        for name, value in sorted(counters.items())
+    }
+
+
 def add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
     """Sum of two complete sets of counters, capped at `COUNTER_VALUE_MAX`."""
     a, b = diagnostics_from_json(left), diagnostics_from_json(right)

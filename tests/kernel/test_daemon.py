@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -542,6 +543,31 @@ def test_run_fails_with_one_line_when_the_gate_refuses(
     assert done.returncode == 1
     assert "fanotifyDigestsCapHit" in one_line(done.stderr)
     assert not bundle.exists()
+
+
+def test_run_tells_machines_why_the_gate_refused(
+    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, key: Path
+) -> None:
+    """Counter, value, meaning and remedy; and no bundle or record, not even an older run's."""
+    bundle, record = tmp_path / "bundle", tmp_path / "record"
+    places = ("--key", str(key), "--out", str(bundle), "--record", str(record))
+    common = ("run", "--json", "--socket", str(daemon.socket), *places)
+    good = rootseal(*common, "--", "echo", "said", cwd=sandbox)
+    assert good.returncode == 0, good.stderr
+    first, last = good.stdout.splitlines()
+    found = json.loads(last)
+    assert (first, found["ok"], found["losses"], found["posture"]) == ("said", True, {}, "held")
+    assert bundle.exists() and record.exists()
+    options = ("--require-zero-drops", "--max-digests", "1")
+    done = rootseal(*common, *options, "--", "true", cwd=sandbox)
+    assert done.returncode == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "ZeroDropsError"
+    loss = error["data"]["fanotifyDigestsCapHit"]
+    assert loss["value"] > 0 and "cap" in loss["meaning"] and "--max-digests" in loss["remedy"]
+    assert not bundle.exists() and not record.exists()
+    again = rootseal(*common, "--fanotify=on", "--", "true", cwd=sandbox)
+    assert again.returncode == 0, again.stderr
 
 
 @pytest.mark.parametrize(
