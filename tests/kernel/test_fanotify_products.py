@@ -92,6 +92,9 @@ def test_atomic_renames_outside_the_root(lab: Lab, root: Path, tmp_path: Path) -
 
 
 def test_moved_to_another_directory_outside_the_root(lab: Lab, root: Path, tmp_path: Path) -> None:
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, check=True)
+    if kind.stdout.strip() == b"overlayfs":
+        pytest.skip("optional: no file handles on overlayfs, so this is not found there")
     for name in ("from", "to"):
         (tmp_path / name).mkdir()
     command = f"echo moved > {tmp_path}/from/f; mv {tmp_path}/from/f {tmp_path}/to/g"

@@ -35,7 +35,13 @@ doctor` have it per mount. An action has the weakest of the files that it read.
 FILESYSTEMS = (
     ("ext4, btrfs", "held", "ext4 made with `-O verity`; btrfs", "rows of both"),
     ("xfs, tmpfs, ramfs", "held", "no", "rows of xfs and tmpfs; `test_filesystems`"),
-    ("overlayfs", "held (its layers are not looked at)", "no", "rows of overlay"),
+    (
+        "overlayfs",
+        "held; its layers are not looked at, and a product that is moved to another directory "
+        "outside the root is not found, for want of file handles",
+        "no",
+        "rows of overlay",
+    ),
     (
         "9p, and by the same rule NFS, CIFS, Ceph, virtiofs and the like",
         "observed: others can change the content",
