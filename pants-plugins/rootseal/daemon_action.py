@@ -228,8 +228,8 @@ def gate(announced: Announcement, observation: Observation) -> None:
             Posture.HELD.value,
             achieved,
         )
-    losses = diagnostics.losses(observation.counters)
-    if requested.require_zero_drops and losses:
+    losses = diagnostics.losses(observation.counters) if requested.require_zero_drops else {}
+    if losses:
         text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
         remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
         raise ZeroDropsError(f"the capture of this action lost something: {text}. {remedy}", losses)

@@ -48,7 +48,12 @@ class Workers:
     def _start(self) -> None:
         with self._lock:
             self._spare += 1
-        threading.Thread(target=self._work, daemon=True).start()
+        try:
+            threading.Thread(target=self._work, daemon=True).start()
+        except RuntimeError as error:  # out of memory or of processes: who is there goes on
+            with self._lock:
+                self._spare -= 1
+            _log.error("cannot start a thread: %s", error)
 
     def _work(self) -> None:
         while self._take_one() and daemon_peer.identity_is_own():

@@ -288,7 +288,6 @@ def build_action_predicate(
     """
     try:
         document = _document(observation, action, tables)
-        diagnostics.diagnostics_from_json(observation.counters)
         _read(schema.check(document, _BUILT_SHAPE, "predicate"))
     except StatementError as error:
         raise EncodingError(f"the action cannot be described: {error}") from None
@@ -422,14 +421,14 @@ def _check_agreement(
 
 
 def _summary(observation: Observation, action: ActionDescription) -> Dict[str, object]:
-    counters = dict(observation.counters)
+    counters = diagnostics.diagnostics_from_json(observation.counters)
     counters["descendantsKilled"] = action.descendants_killed
     return {
         "materials": observation.materials.tree_size,
         "products": observation.products.tree_size,
         "processes": len(observation.processes),
         "losses": sorted(diagnostics.losses(counters)),
-        "diagnostics": diagnostics.diagnostics_from_json(counters),
+        "diagnostics": counters,
         "fanotifyOnlyDigests": observation.fanotify_only,
     }
 
