@@ -1,7 +1,8 @@
 """A policy in Rego over the signed root Statement, through regopy (the extra `rego`).
 
 Accepted only if the policy's package says `allow` is true and produces nothing under `deny`,
-`violation` or `violations`. What is undefined, odd or an error refuses: a policy never fails open.
+`violation`, `violations`, `warn` or `warnings`. What is undefined, odd or an error refuses:
+a policy never fails open.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rootseal.checks import Check, checking
 from rootseal.errors import ConfigError, PolicyError
 
 _PACKAGE = re.compile(r"^\s*package\s+([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*(?:#.*)?$", re.MULTILINE)
-OBJECTIONS = ("deny", "violation", "violations")
+OBJECTIONS = ("deny", "violation", "violations", "warn", "warnings")
 
 
 def check_rego(text: str, statement: bytes, *, where: str) -> None:

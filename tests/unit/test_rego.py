@@ -48,6 +48,7 @@ def test_accepted(text: str) -> None:
         (f'{NEW}allow := true\nviolation contains {{"msg": "v"}}\n', "objects"),
         (f'{NEW}allow := true\nviolations := ["w"]\n', "objects"),
         (f"{NEW}allow := true\ndeny := true\n", "objects"),
+        (f'{NEW}allow := true\nwarn contains "a warning is an error"\n', "a warning"),
         (f"{NEW}allow if input.predicate.missing == 0\nx := 1\n", "does not say"),
     ],
 )
