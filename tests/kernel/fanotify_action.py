@@ -27,6 +27,12 @@ def build_fixture(directory: Path) -> Path:
     return Path(shutil.copy(_compiled(), directory / "files_fixture"))
 
 
+def gives_file_handles(path: Path) -> bool:
+    """Whether the filesystem of a path has handles that can be opened; overlayfs has none."""
+    done = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, check=True)
+    return done.stdout.strip() != b"overlayfs"
+
+
 @functools.cache
 def _compiled() -> Path:
     directory = tempfile.mkdtemp(prefix="rootseal-fixture-")
