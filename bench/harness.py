@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -73,6 +74,11 @@ def alternate(
             if turn >= warmups:
                 samples[variant.name].append(seconds)
     return samples
+
+
+def peak_memory_mib() -> int:
+    """The largest resident size that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def first_line(path: str, prefix: str) -> str:

@@ -1,10 +1,11 @@
-"""Write docs/benchmarks.md from the results in build/bench.
+"""Write docs/benchmarks.md and its chart from the results in build/bench.
 
 Usage: bench/report.py [RESULTS_DIRECTORY]
 """
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, Mapping, Sequence
 
 REPO = Path(__file__).resolve().parent.parent
 TARGET = REPO / "docs" / "benchmarks.md"
+CHART = REPO / "docs" / "benchmarks.svg"
+BAR_HEIGHT, BAR_GAP, LABEL_WIDTH, BAR_WIDTH = 14, 6, 330, 420
+RATIO_SHOWN_MAX = 10.0  # longer bars are cut, their number stays
 
 HEAD = """# Benchmarks
 
@@ -45,12 +49,55 @@ def section(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def bars(documents: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """Label and ratio of each captured or traced way of what was also run bare."""
+    found = []
+    for document in documents:
+        names = list(document["variants"])
+        if names[0] != "bare":
+            continue
+        for name in names[1:]:
+            label = f"{document['name']}: {name}"
+            found.append((label, float(document["variants"][name]["ratio"])))
+    return found
+
+
+def chart(rows: Sequence[tuple[str, float]]) -> str:
+    """An SVG with a bar for each ratio; the line is the bare run."""
+    scale = BAR_WIDTH / RATIO_SHOWN_MAX
+    height = len(rows) * (BAR_HEIGHT + BAR_GAP) + BAR_GAP
+    width = LABEL_WIDTH + BAR_WIDTH + 60
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for number, (label, ratio) in enumerate(rows):
+        top = BAR_GAP + number * (BAR_HEIGHT + BAR_GAP)
+        length = min(ratio, RATIO_SHOWN_MAX) * scale
+        colour = "#b0b0b0" if "strace" in label else "#2f6f9f"
+        text = f'y="{top + BAR_HEIGHT - 3}" fill="black"'
+        parts += [
+            f'<text x="{LABEL_WIDTH - 6}" {text} text-anchor="end">{html.escape(label)}</text>',
+            f'<rect x="{LABEL_WIDTH}" y="{top}" width="{length:.1f}" height="{BAR_HEIGHT}" '
+            f'fill="{colour}"/>',
+            f'<text x="{LABEL_WIDTH + length + 4:.1f}" {text}>{ratio:.2f}×</text>',
+        ]
+    bare = LABEL_WIDTH + scale
+    parts.append(
+        f'<line x1="{bare:.1f}" y1="0" x2="{bare:.1f}" y2="{height}" stroke="#c03030" '
+        'stroke-dasharray="3 3"/>'
+    )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
 def page(documents: Sequence[Mapping[str, Any]]) -> str:
     """The whole page."""
     if not documents:
         return HEAD + "\nNo results yet: run `make bench`.\n"
     ordered = sorted(documents, key=lambda document: str(document["name"]))
-    return HEAD + "\n" + "\n\n".join(section(document) for document in ordered) + "\n"
+    figure = "![Ratios to the bare run](benchmarks.svg)\n\n" if bars(ordered) else ""
+    return HEAD + "\n" + figure + "\n\n".join(section(document) for document in ordered) + "\n"
 
 
 def main() -> int:
@@ -58,6 +105,8 @@ def main() -> int:
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO / "build" / "bench"
     documents = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("*.json"))]
     TARGET.write_text(page(documents), "utf-8")
+    if bars(documents):
+        CHART.write_text(chart(bars(documents)), "utf-8")
     print(f"{TARGET.relative_to(REPO)}: {len(documents)} results")
     return 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Sequence
 
 BENCH = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"harness", "report", "run_all", "soak"}
+NOT_BENCHMARKS = {"captured", "harness", "report", "run_all", "soak"}
 TIMEOUT_SECONDS = 30 * 60
 
 

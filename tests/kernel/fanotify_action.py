@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from rootseal import leaf_table, opens_table
 from rootseal.capture.fanotify import FanotifyEngine, FanotifyScope
@@ -124,7 +124,7 @@ class Action:
 class Lab:
     """One engine, one fixture program, many actions."""
 
-    def __init__(self, fixture: Path, **options: int) -> None:
+    def __init__(self, fixture: Path, **options: Any) -> None:
         self.fixture = fixture
         self.engine = FanotifyEngine(**options)
 

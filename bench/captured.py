@@ -1,0 +1,41 @@
+"""A daemon of one's own, and commands below the launcher, for benchmarks of whole programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator, List, Mapping, Sequence, Tuple
+
+REPO = Path(__file__).resolve().parent.parent
+LAUNCHER = REPO / "pants-plugins" / "rootseal" / "bin" / "rootseal-exec"
+PROGRAM = "import sys; from rootseal.cli import main; sys.exit(main())"
+KEY = "cd" * 32
+
+
+def rootseal(*arguments: str) -> bytes:
+    """Run the command line with this interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "pants-plugins")}
+    argv = [sys.executable, "-c", PROGRAM, *arguments]
+    return subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE).stdout
+
+
+@contextlib.contextmanager
+def daemon(directory: Path) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+    """Socket and status of a daemon that lives as long as this."""
+    socket = str(directory / "run" / "daemon.sock")
+    place = ("--socket", socket, "--state-dir", str(directory / "state"))
+    status = json.loads(rootseal("daemon", "ensure", "--json", *place))
+    try:
+        yield socket, status
+    finally:
+        rootseal("daemon", "stop", "--socket", socket)
+
+
+def below_launcher(socket: str, record: Path, argv: Sequence[str]) -> List[str]:
+    """The command, captured as a user gets it; it fails if anything is lost."""
+    fixed = [f"--action={KEY}", "--root=.", f"--record={record}", f"--socket={socket}"]
+    return [str(LAUNCHER), *fixed, "--option=require-zero-drops=1", "--", *argv]

@@ -1,0 +1,250 @@
+"""What does capture add to real work? Beside it the same work under strace, as a yardstick.
+
+A C library from source with make, pip installing ten packages, tar of very many files, and Pants
+packaging a generated monorepo of 200 targets. Needs the package index once, to fetch the sources
+and wheels; what is measured works offline. Usage: bench/workloads.py [NAME…] [--runs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
+
+import open_scale
+from captured import below_launcher, daemon
+from harness import Variant, compare
+from pants_repo import PANTS_TOML, PantsRepo, find_executables
+
+LUA_PACKAGE, LUA_SOURCES = "lupa==2.4", "third-party/lua54"
+PACKAGES = (
+    "attrs==24.2.0",
+    "certifi==2024.8.30",
+    "charset-normalizer==3.3.2",
+    "click==8.1.7",
+    "idna==3.10",
+    "jinja2==3.1.4",
+    "markupsafe==2.1.5",
+    "packaging==24.1",
+    "requests==2.32.3",
+    "urllib3==2.2.3",
+)
+TAR_FILES = 100_000
+PANTS_PAIRS = 100  # a shell command and an archive of its output each
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A command that can be run again and again.
+
+    Attributes:
+        argv: What is run, in `directory`.
+        directory: Its root.
+        prepare: Called before each run.
+    """
+
+    argv: Sequence[str]
+    directory: Path
+    prepare: Callable[[], None]
+
+
+def pip(*arguments: str) -> None:
+    """Run pip quietly."""
+    argv = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run(argv, check=True)
+
+
+def compile_lua(base: Path) -> Workload:
+    """`make -j2` of Lua's library, from the sources that a package ships."""
+    pip(
+        "download",
+        "--no-deps",
+        "--no-binary=:all:",
+        "--no-build-isolation",
+        "-d",
+        str(base),
+        LUA_PACKAGE,
+    )
+    (archive,) = base.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(base)
+    (directory,) = base.glob(f"*/{LUA_SOURCES}")
+
+    def clean() -> None:
+        subprocess.run(["make", "-s", "clean"], cwd=directory, check=True)
+
+    return Workload(["make", "-s", "-j2", "liblua.a"], directory, clean)
+
+
+def install_packages(base: Path) -> Workload:
+    """`pip install --target` of ten wheels that are there already."""
+    wheels, root = base / "wheels", base / "root"
+    root.mkdir()
+    pip("download", "--no-deps", "--only-binary=:all:", "-d", str(wheels), *PACKAGES)
+    argv = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    argv += ["--no-index", f"--find-links={wheels}", "--no-deps", "--target=target", *PACKAGES]
+    return Workload(argv, root, lambda: shutil.rmtree(root / "target", ignore_errors=True))
+
+
+def tar_files(base: Path) -> Workload:
+    """tar of very many small files, into a pipe."""
+    open_scale.make_files(base / "files", TAR_FILES)
+    (base / "root").mkdir()
+    script = f"tar -C {base} -cf - files | cat > /dev/null"
+    return Workload(["/bin/sh", "-c", script], base / "root", lambda: None)
+
+
+COMMANDS: Dict[str, Callable[[Path], Workload]] = {
+    "compile": compile_lua,
+    "pip": install_packages,
+    "tar": tar_files,
+}
+
+
+def run(argv: Sequence[str], directory: Path) -> None:
+    """Run to the end; what it prints does not matter."""
+    subprocess.run(argv, cwd=directory, check=True, stdout=subprocess.DEVNULL)
+
+
+def variants(work: Workload, socket: str, record: Path) -> List[Variant]:
+    """Bare, captured, and under strace where there is one."""
+    argvs = {
+        "bare": list(work.argv),
+        "captured": below_launcher(socket, record, work.argv),
+    }
+    if shutil.which("strace"):
+        traced = ["strace", "-f", "-o", "/dev/null", "-e", "trace=%file", *work.argv]
+        argvs["strace -f -e trace=%file"] = traced
+    return [
+        Variant(name, lambda argv=argv: run(argv, work.directory), work.prepare)  # type: ignore[misc]
+        for name, argv in argvs.items()
+    ]
+
+
+def measure(name: str, runs: int) -> None:
+    """One of `COMMANDS`, below a daemon of its own."""
+    with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as place:
+        base = Path(place)
+        (base / "work").mkdir()
+        work = COMMANDS[name](base / "work")
+        with daemon(base) as (socket, status):
+            question = f"{(work_name(name))}: captured, and under strace, against bare"
+            facts = {"posture": status["posture"], "backend": status["backend"], "lost": 0}
+            found = variants(work, socket, base / "record")
+            compare(f"workload_{name}", question, found, runs=runs, facts=facts)
+
+
+def work_name(name: str) -> str:
+    """The first line of what the workload says of itself, without its full stop."""
+    return str(COMMANDS[name].__doc__).splitlines()[0].rstrip(".")
+
+
+class Monorepo:
+    """200 targets, packaged with cold caches and pantsd up."""
+
+    def __init__(self, base: Path) -> None:
+        """Generate it."""
+        self.base, self.number = base, 0
+        self.pants, self.rootseal = find_executables()
+        self.repo: Optional[PantsRepo] = None
+
+    def renew(self) -> None:
+        """Forget every cache, and have a new pantsd ready."""
+        self.close()
+        self.number += 1
+        root, home = self.base / f"repo{self.number}", self.base / f"home{self.number}"
+        root.mkdir()
+        home.mkdir()
+        self.repo = PantsRepo(root, home, self.pants, self.rootseal)
+        plugins = Path(__file__).resolve().parents[1] / "pants-plugins"
+        toml = PANTS_TOML.format(
+            plugins=plugins, executable=self.rootseal, socket=self.base / "run" / "daemon.sock"
+        )
+        self.repo.write({"pants.toml": toml, **monorepo_files(PANTS_PAIRS)})
+        self.repo.run("roots").succeeded()
+
+    def package(self, switch: str) -> Callable[[], float]:
+        """Package everything."""
+
+        def timed() -> float:
+            assert self.repo is not None
+            started = time.perf_counter()
+            self.repo.run(switch, "package", "::").succeeded()
+            return time.perf_counter() - started
+
+        return timed
+
+    def close(self) -> None:
+        """End pantsd."""
+        if self.repo is not None:
+            self.repo.stop_pantsd()
+            shutil.rmtree(self.repo.home)
+            shutil.rmtree(self.repo.root)
+        self.repo = None
+
+
+def monorepo_files(pairs: int) -> Dict[str, str]:
+    """A directory per pair of targets."""
+    files = {}
+    for number in range(pairs):
+        files[f"p{number}/in.txt"] = f"input {number}\n" * 100
+        files[f"p{number}/BUILD"] = (
+            'files(name="in", sources=["in.txt"])\n'
+            'shell_command(name="sum", command="cksum in.txt > out.txt", tools=["cksum"],\n'
+            '    execution_dependencies=[":in"], output_files=["out.txt"])\n'
+            f'archive(name="a", format="tar", files=[":sum"], output_path="p{number}.tar")\n'
+        )
+    return files
+
+
+def measure_pants(runs: int) -> None:
+    """The monorepo with and without capture."""
+    with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as place, daemon(Path(place)):
+        monorepo = Monorepo(Path(place))
+        try:
+            compare(
+                "workload_pants",
+                f"`pants package ::` over {2 * PANTS_PAIRS} targets with cold caches, pantsd up",
+                [
+                    Variant("bare", monorepo.package("--no-rootseal-enabled"), monorepo.renew),
+                    Variant("captured", monorepo.package("--rootseal-enabled"), monorepo.renew),
+                ],
+                runs=runs,
+                warmups=0,
+            )
+        finally:
+            monorepo.close()
+
+
+def main() -> None:
+    """What the command line names, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    unknown = set(options.names) - {*COMMANDS, "pants"}
+    if unknown:
+        parser.error(
+            f"no workload named {sorted(unknown)}; there are: {', '.join(COMMANDS)}, pants"
+        )
+    for name in [*COMMANDS, "pants"]:
+        if options.names and name not in options.names:
+            continue
+        if name == "pants":
+            measure_pants(max(1, options.runs - 1))
+        else:
+            measure(name, options.runs)
+
+
+if __name__ == "__main__":
+    main()
