@@ -18,7 +18,10 @@ _LEFT_OUT = ("__pycache__",)
 
 @functools.lru_cache(maxsize=1)
 def build_digest() -> str:
-    """SHA-256 in hex over name and content of every file of the package, as they were at first."""
+    """SHA-256 in hex over name and content of every file of the package, as they were at first.
+
+    Hidden files (an editor's, a build's that is not complete) do not count.
+    """
     total = hashlib.sha256()
     for path in sorted(_files(_PACKAGE)):
         name = os.fsencode(path.relative_to(_PACKAGE))
@@ -30,4 +33,4 @@ def build_digest() -> str:
 def _files(directory: Path) -> Iterator[Path]:
     for place, directories, names in os.walk(directory):
         directories[:] = [name for name in directories if name not in _LEFT_OUT]
-        yield from (Path(place, name) for name in names)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
