@@ -133,6 +133,7 @@ enum rs_call {
 	RS_CALL_IO_URING_OPEN = 76, /* an open that a ring asked for: no system call of its own */
 	RS_CALL_FOREIGN_ABI = 77,   /* a call of an ABI that the tables do not cover (x32) */
 	RS_CALL_FSCONFIG = 78,
+	RS_CALL_FILE_OPEN = 79, /* any open that a security module is asked about */
 };
 
 /* Every event begins with this. */

@@ -14,8 +14,12 @@
 
 #define RS_FN		static __noinline
 #define RS_GLOBAL	__noinline
+#define RS_LSM_OPENS	rs_lsm_opens
 #define RS_WALK_ROUNDS	RS_WALK_DEPTH
 #define RS_CHUNK_ROUNDS RS_CHUNK_COUNT
+
+/* Set by the loader before it loads: opens come from lsm/file_open, sys_exit leaves them out. */
+const volatile __u32 rs_lsm_opens = 0;
 
 /* A typed, relocated reader per field of fields.h. */
 #define RS_FIELD(id, type, member)                                                                 \
@@ -203,6 +207,17 @@ SEC("?tp_btf/io_uring_submit_sqe")
 int BPF_PROG(trace_ring_old, void *context, struct io_kiocb *request)
 {
 	return rs_on_ring_request(BPF_CORE_READ(request, opcode));
+}
+
+/* Optional: where BPF is one of the kernel's security modules. It never refuses anything. */
+SEC("?lsm/file_open")
+int BPF_PROG(trace_file_open, struct file *file)
+{
+	struct rs_member *member = rs_member_get();
+
+	if (member)
+		rs_on_file_open(file, member->scope);
+	return 0;
 }
 
 /* The helpers that read kernel memory are for GPL-compatible programs. */

@@ -14,6 +14,7 @@
 
 #define RS_FN		static __always_inline
 #define RS_GLOBAL	static __always_inline
+#define RS_LSM_OPENS	0
 #define RS_WALK_ROUNDS	64 /* everything is inlined here: the verifier sees each round anew */
 #define RS_CHUNK_ROUNDS 32
 

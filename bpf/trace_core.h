@@ -10,6 +10,7 @@
  *   RS_GET(id, pointer, &value)  read the kernel field `id` of fields.h; 0 or negative
  *   RS_OFFSET(id)                its offset
  *   RS_LOOKUP/RS_UPDATE/RS_DELETE(map, &key...), RS_OUTPUT(data, bytes), RS_RING_USED()
+ *   RS_LSM_OPENS                 whether opens come from lsm/file_open
  *   RS_READ_USER(dst, bytes, src), RS_READ_USER_STR, RS_READ_KERNEL, RS_READ_KERNEL_STR
  *
  * Membership: user space puts the action's first process into rs_members while that process is

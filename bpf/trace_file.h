@@ -5,6 +5,7 @@
 
 #define RS_TO_FILES   1
 #define RS_TO_SOCKETS 2
+#define RS_O_PATH     010000000
 
 RS_FN int rs_on_open(struct rs_regs *regs)
 {
@@ -17,7 +18,27 @@ RS_FN int rs_on_open(struct rs_regs *regs)
 	event.fd = (s32)regs->result;
 	if (rs_describe(rs_file_of(event.fd), &event.file))
 		rs_count(regs->scope, RS_LOSS_UNRESOLVED);
+	else if (RS_LSM_OPENS && !(event.file.flags & RS_O_PATH))
+		return 0; /* rs_on_file_open has told of it */
 	rs_emit(&event, sizeof(event), regs->scope, RS_LOSS_OPEN);
+	return 0;
+}
+
+/*
+ * The kernel is about to open a file for a member, by whatever way: a call, an exec and its loader,
+ * a ring. The very file, after symbolic links. An open that fails after this is told too, and has
+ * no content that anybody could have read.
+ */
+static __always_inline int rs_on_file_open(void *file, u64 scope)
+{
+	struct rs_open_event event = {};
+
+	rs_head(&event.head, RS_EVENT_OPEN, sizeof(event), scope);
+	event.call = RS_CALL_FILE_OPEN;
+	event.fd = -1;
+	if (rs_describe(file, &event.file))
+		rs_count(scope, RS_LOSS_UNRESOLVED);
+	rs_emit(&event, sizeof(event), scope, RS_LOSS_OPEN);
 	return 0;
 }
 

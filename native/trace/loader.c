@@ -3,7 +3,7 @@
  *
  * Four programs are needed (fork, exec, exit, call). The others are optional: when the kernel
  * refuses one, or has no such tracepoint, the rest is loaded without it, and the report says which
- * and why.
+ * and why. Where lsm/file_open loads and is called, it tells of opens; else the exit of each call.
  *
  * Owns: the bpf_object and its links (in struct rs_tracer). Must not: print; libbpf's messages are
  * kept. Hand-off: object file -> attached programs and map descriptors -> rs_tracer_start.
@@ -27,17 +27,21 @@ static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
 static char messages[2048];
 static size_t messages_length;
 
+#define LSM_PROGRAM "trace_file_open"
+
 static const char *const map_names[RS_MAP_COUNT] = {"rs_ring", "rs_members", "rs_losses",
 						    "rs_writes", "rs_calls"};
 
 struct optional_program {
 	const char *name;
-	const char *tracepoint; /* btf_trace_ type that must exist */
+	const char *tracepoint; /* btf_trace_ type that must exist, or NULL */
+	int level;		/* from which on it is loaded */
 };
 
 static const struct optional_program optional_programs[] = {
-    {"trace_ring", "btf_trace_io_uring_submit_req"},
-    {"trace_ring_old", "btf_trace_io_uring_submit_sqe"},
+    {"trace_ring", "btf_trace_io_uring_submit_req", 1},
+    {"trace_ring_old", "btf_trace_io_uring_submit_sqe", 1},
+    {LSM_PROGRAM, NULL, 2},
 };
 
 static int keep_message(enum libbpf_print_level level, const char *format, va_list args)
@@ -102,9 +106,12 @@ static rs_trace_program *report_of(struct rs_tracer *tracer, const char *name)
 	return &tracer->programs[tracer->program_count++];
 }
 
+/* How much is tried, from the most on: each step down leaves out what the kernel refused. */
+enum { LEVEL_NEEDED, LEVEL_RINGS, LEVEL_LSM };
+
 /* Decide which programs to load. */
 static int choose(struct rs_tracer *tracer, struct bpf_object *object, struct btf *kernel,
-		  int with_optional)
+		  int level)
 {
 	struct bpf_program *program;
 
@@ -119,40 +126,45 @@ static int choose(struct rs_tracer *tracer, struct bpf_object *object, struct bt
 		report->required = !optional;
 		if (!optional)
 			continue;
-		if (btf__find_by_name_kind(kernel, optional->tracepoint, BTF_KIND_TYPEDEF) < 0) {
+		if (optional->tracepoint &&
+		    btf__find_by_name_kind(kernel, optional->tracepoint, BTF_KIND_TYPEDEF) < 0) {
 			snprintf(report->reason, sizeof(report->reason), "this kernel has no %s",
 				 optional->tracepoint + strlen("btf_trace_"));
 			continue;
 		}
-		bpf_program__set_autoload(program, with_optional != 0);
+		bpf_program__set_autoload(program, level >= optional->level);
 	}
 	return 0;
 }
 
+/* Tell the programs where opens come from: a constant of theirs, set before they are loaded. */
+static int set_lsm_opens(struct bpf_object *object, int on)
+{
+	struct bpf_map *constants = bpf_object__find_map_by_name(object, ".rodata");
+	uint32_t flag = on != 0;
+
+	/* The only constant; with another the sizes differ and this is refused. */
+	return constants ? bpf_map__set_initial_value(constants, &flag, sizeof(flag)) : -ENOENT;
+}
+
 static int load(struct rs_tracer *tracer, const char *path, uint64_t ring_bytes, struct btf *kernel,
-		int with_optional, struct bpf_object **ret_object)
+		int level)
 {
 	struct bpf_object *object;
 	struct bpf_map *ring;
 	int code;
 
-	messages_length = 0;
-	messages[0] = '\0';
 	object = bpf_object__open_file(path, NULL);
 	if (!object)
 		return -errno;
+	tracer->object = object;
 	ring = bpf_object__find_map_by_name(object, "rs_ring");
 	code = ring ? bpf_map__set_max_entries(ring, (uint32_t)ring_bytes) : -ENOENT;
 	if (!code)
-		code = choose(tracer, object, kernel, with_optional);
+		code = set_lsm_opens(object, level == LEVEL_LSM);
 	if (!code)
-		code = bpf_object__load(object);
-	if (code) {
-		bpf_object__close(object);
-		return code;
-	}
-	*ret_object = object;
-	return 0;
+		code = choose(tracer, object, kernel, level);
+	return code ? code : bpf_object__load(object);
 }
 
 static int attach(struct rs_tracer *tracer, struct bpf_object *object, rs_trace_error *error)
@@ -173,7 +185,9 @@ static int attach(struct rs_tracer *tracer, struct bpf_object *object, rs_trace_
 
 			snprintf(report->reason, sizeof(report->reason), "not attached: %s",
 				 strerror(-code));
-			if (report->required) {
+			/* Without the LSM program nothing would tell of opens: sys_exit left them
+			 * out. */
+			if (report->required || !strcmp(report->name, LSM_PROGRAM)) {
 				rs_trace_fail(error, "attach", code, report->name);
 				return code;
 			}
@@ -203,33 +217,99 @@ static int take_maps(struct rs_tracer *tracer, struct bpf_object *object, rs_tra
 	return 0;
 }
 
-static int load_best(struct rs_tracer *tracer, const char *path, uint64_t ring_bytes,
-		     rs_trace_error *error)
+/*
+ * Whether opens are told of. Attaching to lsm/file_open works too where the kernel never calls it,
+ * because BPF is not in its list of security modules.
+ */
+static int opens_are_told(struct rs_tracer *tracer, const char *path, rs_trace_error *error)
 {
-	struct btf *kernel = btf__load_vmlinux_btf();
+	const rs_trace_limits limits = {
+	    .max_opens = 64, .max_event_bytes = 1 << 16, .max_processes = 16};
+	rs_trace_result *result;
+	rs_trace_counters counters;
+	uint64_t scope;
+	int fd, code = rs_tracer_scope_open(tracer, getpid(), &limits, &scope, error);
+
+	if (code)
+		return code;
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+		close(fd);
+	code = rs_tracer_scope_finish(tracer, scope, &result, error);
+	if (code)
+		return code;
+	rs_trace_counters_of(result, &counters);
+	rs_trace_result_free(result);
+	if (counters.opens)
+		return 0;
+	rs_trace_fail(error, "wait for an open", ENODEV, "the kernel never calls the program");
+	return -ENODEV;
+}
+
+/* Load and attach at one level; what a failed try has said of programs stays in `reports`. */
+static int try_level(const char *path, uint64_t ring_bytes, struct btf *kernel, int level,
+		     struct rs_tracer *tracer, rs_trace_error *error)
+{
 	char detail[512];
 	int code;
 
-	if (!kernel) {
-		code = -errno;
-		rs_trace_fail(error, "read the kernel's BTF", code, strerror(-code));
-		return code;
-	}
-	code = load(tracer, path, ring_bytes, kernel, 1, (struct bpf_object **)&tracer->object);
-	if (code) { /* one of the optional programs may be to blame */
-		last_message(detail, sizeof(detail), strerror(-code));
-		for (int i = 0; i < tracer->program_count; i++)
-			if (!tracer->programs[i].required && !tracer->programs[i].reason[0])
-				snprintf(tracer->programs[i].reason,
-					 sizeof(tracer->programs[i].reason), "refused: %.160s",
-					 detail);
-		code = load(tracer, path, ring_bytes, kernel, 0,
-			    (struct bpf_object **)&tracer->object);
-	}
-	btf__free(kernel);
+	messages_length = 0;
+	messages[0] = '\0';
+	code = load(tracer, path, ring_bytes, kernel, level);
 	if (code) {
 		last_message(detail, sizeof(detail), strerror(-code));
 		rs_trace_fail(error, "load", code, detail);
+		return code;
+	}
+	code = take_maps(tracer, tracer->object, error);
+	if (!code)
+		code = rs_tracer_start(tracer, ring_bytes, error);
+	if (!code)
+		code = attach(tracer, tracer->object, error);
+	if (!code && level == LEVEL_LSM)
+		code = opens_are_told(tracer, path, error);
+	return code;
+}
+
+/* Say of the programs of this level why they are left out from now on. */
+static void blame(struct rs_tracer *tracer, int level, const rs_trace_error *error)
+{
+	for (int i = 0; i < tracer->program_count; i++) {
+		rs_trace_program *report = &tracer->programs[i];
+		const struct optional_program *optional = optional_of(report->name);
+
+		report->attached = 0;
+		if (!optional || optional->level != level)
+			continue;
+		if (error->code == ENODEV)
+			snprintf(report->reason, sizeof(report->reason),
+				 "`bpf` is not in the kernel's list of security modules (lsm=)");
+		else if (!report->reason[0])
+			snprintf(report->reason, sizeof(report->reason), "refused: %.160s",
+				 error->detail);
+	}
+}
+
+static int open_best(const char *path, uint64_t ring_bytes, struct btf *kernel,
+		     struct rs_tracer **ret_tracer, rs_trace_error *error)
+{
+	struct rs_tracer *tracer = rs_tracer_new(), *next;
+	int code = -ENOMEM;
+
+	for (int level = LEVEL_LSM; tracer; level--) {
+		code = try_level(path, ring_bytes, kernel, level, tracer, error);
+		if (!code) {
+			*ret_tracer = tracer;
+			return 0;
+		}
+		blame(tracer, level, error);
+		next = level > LEVEL_NEEDED ? rs_tracer_new() : NULL;
+		if (next) {
+			memcpy(next->programs, tracer->programs, sizeof(next->programs));
+			next->program_count = tracer->program_count;
+		}
+		rs_tracer_close(tracer);
+		tracer = next;
 	}
 	return code;
 }
@@ -237,31 +317,23 @@ static int load_best(struct rs_tracer *tracer, const char *path, uint64_t ring_b
 int rs_tracer_open(const char *path, uint64_t ring_bytes, rs_tracer **ret_tracer,
 		   rs_trace_error *error)
 {
-	struct rs_tracer *tracer = rs_tracer_new();
 	libbpf_print_fn_t before;
+	struct btf *kernel;
 	int code;
 
-	if (!tracer) {
-		rs_trace_fail(error, "allocate", ENOMEM, "");
-		return -ENOMEM;
-	}
 	pthread_mutex_lock(&loading);
 	before = libbpf_set_print(keep_message);
-	code = load_best(tracer, path, ring_bytes, error);
-	if (!code)
-		code = take_maps(tracer, tracer->object, error);
-	if (!code)
-		code = rs_tracer_start(tracer, ring_bytes, error);
-	if (!code)
-		code = attach(tracer, tracer->object, error);
+	kernel = btf__load_vmlinux_btf();
+	if (kernel) {
+		code = open_best(path, ring_bytes, kernel, ret_tracer, error);
+		btf__free(kernel);
+	} else {
+		code = -errno;
+		rs_trace_fail(error, "read the kernel's BTF", code, strerror(-code));
+	}
 	libbpf_set_print(before);
 	pthread_mutex_unlock(&loading);
-	if (code) {
-		rs_tracer_close(tracer);
-		return code;
-	}
-	*ret_tracer = tracer;
-	return 0;
+	return code;
 }
 
 void rs_loader_release(struct rs_tracer *tracer)

@@ -299,6 +299,7 @@ def trace_of(tracer: Any) -> Dict[str, object]:
     return {
         "loader": tracer.loader,
         "ringBytes": tracer.ring_bytes,
+        "opens": tracer.used.opens,
         "reason": tracer.loader_reason,
         "remedy": "",
         "programs": programs,

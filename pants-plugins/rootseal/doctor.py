@@ -242,7 +242,8 @@ def _ebpf(daemon: Optional[Dict[str, object]]) -> Finding:
     refused = [
         f"{item['name']}: {item['reason']}" for item in status["programs"] if not item["attached"]
     ]
-    found = f"loader {status['loader']} ({status['reason']}), attached {', '.join(attached)}"
+    found = f"loader {status['loader']} ({status['reason']}), opens by {status['opens']}"
+    found += f", attached {', '.join(attached)}"
     if refused:
         found += f"; not attached {'; '.join(refused)}"
     return Finding("ebpf", True, False, found, "")

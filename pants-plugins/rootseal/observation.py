@@ -139,6 +139,21 @@ class Ledger:
 
 
 @dataclasses.dataclass(frozen=True)
+class TracePrograms:
+    """How eBPF watched.
+
+    Attributes:
+        loader: `co-re` or `bcc`.
+        opens: What told of opens: `lsm/file_open` or `sys_exit`.
+        reason: Why not lsm/file_open; else empty.
+    """
+
+    loader: str
+    opens: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Observation:
     """Everything one scope saw.
 
@@ -155,6 +170,7 @@ class Observation:
             the ledger; empty where the backend does not keep them. Not part of the predicate.
         fanotify_only: Materials that only fanotify saw though a trace backend watched too.
         ledger: The comparison of two witnesses; None where there was one.
+        ebpf: The trace programs; None where there were none.
     """
 
     backend: str
@@ -168,3 +184,4 @@ class Observation:
     hashed_files: bytes = dataclasses.field(default=b"", repr=False)
     fanotify_only: int = 0
     ledger: Optional[Ledger] = None
+    ebpf: Optional[TracePrograms] = None

@@ -186,6 +186,15 @@ def _capture_shape(mounts: schema.Shape) -> schema.Shape:
                 ),
                 64,
             ),
+            "ebpf": schema.nullable(
+                schema.object_of(
+                    {
+                        "loader": schema.text(64),
+                        "opens": schema.text(64),
+                        "reason": schema.text(4096),
+                    }
+                )
+            ),
             "mounts": mounts,
             "host": schema.object_of(
                 {
@@ -452,6 +461,7 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
             {"from": item.wanted, "to": item.used, "reason": item.reason}
             for item in action.fallbacks
         ],
+        "ebpf": None if observation.ebpf is None else dataclasses.asdict(observation.ebpf),
         "mounts": _mounts_document(observation.mounts),
         "host": {
             "kernel": action.host.kernel,

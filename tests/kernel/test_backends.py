@@ -7,6 +7,7 @@ launcher; what eBPF alone sees, without a daemon. Differences have a row in docs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -134,11 +135,14 @@ def test_call_is_seen(
     daemon: RunningDaemon, lab: TraceLab, program: Path, root: Path, backend: str, name: str
 ) -> None:
     argv = (str(program), name, ".")
+    row = wanted(name, backend)
     if backend == EBPF:
         seen = run_lab(lab, root, *argv)
+        if name == "io_uring_openat" and lab.tracer.used.opens == "lsm/file_open":
+            row = dataclasses.replace(row, materials=TABLE[name].materials)
     else:
         seen = seen_in(run_daemon(daemon, backend, root, *argv))
-    check(seen, wanted(name, backend), str(program), sha256_text)
+    check(seen, row, str(program), sha256_text)
 
 
 @pytest.mark.parametrize("backend", sorted(OPTIONS))

@@ -82,9 +82,25 @@ def test_what_only_fanotify_saw_is_told_apart(daemon: RunningDaemon, sandbox: Pa
     materials = done.leaves(Domain.MATERIAL)
     assert materials[b"/etc/passwd"].source == DigestSource.FANOTIFY_OPEN_TIME
     only_there = [leaf for leaf in materials.values() if leaf.source == DigestSource.FANOTIFY_ONLY]
-    # The loader is opened by exec itself, which no program of ours can see.
-    assert [leaf.path.rpartition(b"/")[2][:3] for leaf in only_there] == [b"ld-"]
-    assert done.field("summary", "fanotifyOnlyDigests") == 1
+    # The loader is opened by exec itself, which only the security module's hook tells of.
+    by_hook = done.field("capture", "ebpf", "opens") == "lsm/file_open"
+    assert [leaf.path.rpartition(b"/")[2][:3] for leaf in only_there] == [b"ld-"][by_hook:]
+    assert done.field("summary", "fanotifyOnlyDigests") == len(only_there)
+
+
+def test_record_says_how_opens_were_told(daemon: RunningDaemon, sandbox: Path) -> None:
+    """By the better hook wherever the kernel calls it, which its list of modules shows."""
+    modules = Path("/sys/kernel/security/lsm")
+    listed = modules.exists() and "bpf" in modules.read_text().strip().split(",")
+    used = daemon.run(sandbox, ["/bin/true"], EBPF).field("capture", "ebpf")
+    assert used["loader"] == "co-re"
+    assert used["opens"] == daemon.status()["trace"]["opens"]
+    if used["opens"] == "lsm/file_open":
+        assert listed and used["reason"] == ""
+    else:
+        assert used["reason"].startswith("lsm/file_open: ")
+    alone = daemon.run(sandbox, ["/bin/true"], "--option=capture-mode=walk", "--option=fanotify=on")
+    assert alone.field("capture", "ebpf") is None
 
 
 def test_opens_without_content_are_typed(

@@ -16,7 +16,7 @@ from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.trace_events import Reader
 from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
-from rootseal.observation import Ledger, ProcessRecord
+from rootseal.observation import Ledger, ProcessRecord, TracePrograms
 
 RING_BYTES_DEFAULT = 1 << 24
 RING_BYTES_MIN = 1 << 16
@@ -26,6 +26,7 @@ EVENT_BYTES_MAX = 1 << 26  # of kept events of one scope
 PROCESSES_MAX = 1 << 18
 
 _OBJECT = pathlib.Path(__file__).resolve().parent.parent / "bin" / "trace.bpf.o"
+_LSM_PROGRAM = "trace_file_open"
 _KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
 _BYPASS = pathlib.Path("/sys/devices/system/cpu/vulnerabilities/spec_store_bypass")
 _PID_NAMESPACE = pathlib.Path("/proc/self/ns/pid")
@@ -222,6 +223,16 @@ class EbpfTracer:
     def programs(self) -> Tuple[_native_trace.Program, ...]:
         """Which programs run, and why the others do not."""
         return self._bcc.programs if self._bcc is not None else self.native.programs()
+
+    @property
+    def used(self) -> TracePrograms:
+        """How opens are told, and why not by the security module."""
+        by_name = {program.name: program for program in self.programs}
+        better = by_name.get(_LSM_PROGRAM)
+        if better is not None and better.attached:
+            return TracePrograms(self.loader, "lsm/file_open", "")
+        reason = "BCC loads none" if better is None else better.reason
+        return TracePrograms(self.loader, "sys_exit", f"lsm/file_open: {reason}")
 
     def check_attached(self) -> None:
         """Make sure that the programs are still there.

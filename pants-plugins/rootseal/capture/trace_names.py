@@ -75,6 +75,7 @@ CALLS: Mapping[int, str] = {
     76: "io_uring_open",
     77: "foreign_abi",
     78: "fsconfig",
+    79: "file_open",
 }
 
 PRCTL: Mapping[int, str] = {

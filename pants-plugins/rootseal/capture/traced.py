@@ -9,16 +9,17 @@ from rootseal import diagnostics, opens_table
 from rootseal.capture.ebpf import EbpfScope, EbpfTracer, TraceObservation
 from rootseal.capture.fanotify import FanotifyEngine, FanotifyScope
 from rootseal.capture.scope import CaptureLimits
-from rootseal.observation import Ledger, MountMark, Observation, ProcessRecord
+from rootseal.observation import Ledger, MountMark, Observation, ProcessRecord, TracePrograms
 
 
 class TracedScope:
     """One action under both witnesses. Ended by `finish` or `abort`."""
 
-    def __init__(self, content: FanotifyScope, trace: EbpfScope) -> None:
+    def __init__(self, content: FanotifyScope, trace: EbpfScope, programs: TracePrograms) -> None:
         """Take over the two scopes of one process."""
         self._content = content
         self._trace = trace
+        self._programs = programs
 
     @property
     def mounts(self) -> Tuple[MountMark, ...]:
@@ -49,7 +50,9 @@ class TracedScope:
             trace = self._trace.finish()
             self._content.witness(trace.opened_files)
             seen = self._content.finish(outputs_files=outputs_files, outputs_dirs=outputs_dirs)
-            return merge(seen, trace, self._trace.reconcile(seen.hashed_files))
+            ledger = self._trace.reconcile(seen.hashed_files)
+            merged = merge(seen, trace, ledger)
+            return dataclasses.replace(merged, ebpf=self._programs)
         except BaseException:
             self.abort()
             raise
@@ -67,6 +70,7 @@ class TracedEngine:
         """Use two engines; they stay the caller's."""
         self._content = content
         self._tracer = tracer
+        self._programs = tracer.used
 
     def open_scope(self, *, pid: int, root: bytes, limits: CaptureLimits) -> TracedScope:
         """Start both witnesses for a process that has not been let run yet.
@@ -81,7 +85,8 @@ class TracedEngine:
         """
         trace = self._tracer.add_scope(pid, root=root)
         try:
-            return TracedScope(self._content.open_scope(pid=pid, root=root, limits=limits), trace)
+            content = self._content.open_scope(pid=pid, root=root, limits=limits)
+            return TracedScope(content, trace, self._programs)
         except BaseException:
             trace.abort()
             raise
