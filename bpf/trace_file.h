@@ -6,6 +6,8 @@
 #define RS_TO_FILES   1
 #define RS_TO_SOCKETS 2
 #define RS_O_PATH     010000000
+/* A handle of the kernel's own, as overlayfs has on the layer below the file that was opened. */
+#define RS_FMODE_NOACCOUNT 0x20000000
 
 RS_FN int rs_on_open(struct rs_regs *regs)
 {
@@ -38,6 +40,8 @@ static __always_inline int rs_on_file_open(void *file, u64 scope)
 	event.fd = -1;
 	if (rs_describe(file, &event.file))
 		rs_count(scope, RS_LOSS_UNRESOLVED);
+	else if (event.file.fmode & RS_FMODE_NOACCOUNT)
+		return 0;
 	rs_emit(&event, sizeof(event), scope, RS_LOSS_OPEN);
 	return 0;
 }

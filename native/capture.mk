@@ -19,6 +19,15 @@ COMPARED ?= 400000
 RECORDS ?= 2000000
 TEST_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/test_*.c)))
 FUZZ_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/fuzz_*.c)))
+# Of the trace core (native/trace) what needs no kernel: the aggregator, its parser and the ledger.
+TRACE_SOURCES := trace/agg.c trace/check.c trace/ledger.c trace/result.c
+TRACE_FLAGS = $(subst -Icapture,-Itrace,$(CORE_FLAGS))
+TRACE_HEADERS := $(wildcard trace/*.h) ../bpf/event.h $(CORE_TESTS)/check.h capture.mk
+TRACE_TESTS := $(basename $(notdir $(wildcard $(CORE_TESTS)/trace_test_*.c)))
+
+$(TRACE_TESTS:%=$(CORE_BUILD)/asan/%): $(CORE_BUILD)/asan/%: $(CORE_TESTS)/%.c $(TRACE_SOURCES) $(TRACE_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TRACE_FLAGS) $(ASAN_FLAGS) $< $(TRACE_SOURCES) -o $@
 
 $(CORE_BUILD)/asan/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
 	@mkdir -p $(@D)
@@ -43,8 +52,8 @@ $(CORE_BUILD)/fuzz/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS) $(OTHER_
 		$(or $(FUZZED_$*),$(CORE_SOURCES)) -lcrypto -lpthread -o $@
 
 .PHONY: asan tsan hostile records fuzz portable
-asan: $(TEST_NAMES:%=$(CORE_BUILD)/asan/%)
-	@set -e; for name in $(TEST_NAMES); do \
+asan: $(TEST_NAMES:%=$(CORE_BUILD)/asan/%) $(TRACE_TESTS:%=$(CORE_BUILD)/asan/%)
+	@set -e; for name in $(TEST_NAMES) $(TRACE_TESTS); do \
 		code=0; $(CORE_BUILD)/asan/$$name || code=$$?; \
 		case $$code in \
 		0) echo "asan: $$name ok" ;; \

@@ -40,6 +40,11 @@ struct rs_agg {
 	size_t event_bytes, event_room;
 };
 
+/* A sealed aggregate in its caller's hands (result.c). */
+struct rs_trace_result {
+	struct rs_agg agg;
+};
+
 int rs_agg_init(struct rs_agg *agg, const rs_trace_limits *limits);
 void rs_agg_release(struct rs_agg *agg);
 /* Take one event; what does not fit is counted. */

@@ -26,10 +26,6 @@
 
 #define DRAIN_SECONDS_MAX 10
 
-struct rs_trace_result {
-	struct rs_agg agg;
-};
-
 void rs_trace_fail(rs_trace_error *error, const char *operation, int code, const char *detail)
 {
 	error->code = code < 0 ? -code : code;
@@ -421,31 +417,4 @@ void rs_tracer_scope_abort(rs_tracer *tracer, uint64_t id)
 	settle_writes(tracer, &scope->agg);
 	rs_agg_release(&scope->agg);
 	free(scope);
-}
-
-/* ---- results ---- */
-
-const uint8_t *rs_trace_events(const rs_trace_result *result, size_t *ret_length)
-{
-	*ret_length = result->agg.event_bytes;
-	return result->agg.events;
-}
-
-const rs_trace_open *rs_trace_opens(const rs_trace_result *result, size_t *ret_count)
-{
-	*ret_count = result->agg.open_slots;
-	return result->agg.opens;
-}
-
-void rs_trace_counters_of(const rs_trace_result *result, rs_trace_counters *ret_counters)
-{
-	*ret_counters = result->agg.counters;
-}
-
-void rs_trace_result_free(rs_trace_result *result)
-{
-	if (!result)
-		return;
-	rs_agg_release(&result->agg);
-	free(result);
 }

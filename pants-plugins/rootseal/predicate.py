@@ -186,15 +186,7 @@ def _capture_shape(mounts: schema.Shape) -> schema.Shape:
                 ),
                 64,
             ),
-            "ebpf": schema.nullable(
-                schema.object_of(
-                    {
-                        "loader": schema.text(64),
-                        "opens": schema.text(64),
-                        "reason": schema.text(4096),
-                    }
-                )
-            ),
+            "ebpf": predicate_ledger.PROGRAMS_SHAPE,
             "mounts": mounts,
             "host": schema.object_of(
                 {
@@ -443,7 +435,7 @@ def _summary(observation: Observation, action: ActionDescription) -> Dict[str, o
 
 
 def _capture(observation: Observation, action: ActionDescription) -> Dict[str, object]:
-    requested = action.requested
+    requested, wanted = action.requested, action.requested_posture
     return {
         "requested": {
             "captureMode": requested.capture_mode,
@@ -453,10 +445,7 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
             "requireZeroDrops": requested.require_zero_drops,
         },
         "backend": observation.backend,
-        "posture": {
-            "requested": action.requested_posture.value,
-            "achieved": observation.posture.value,
-        },
+        "posture": {"requested": wanted.value, "achieved": observation.posture.value},
         "fallbacks": [
             {"from": item.wanted, "to": item.used, "reason": item.reason}
             for item in action.fallbacks

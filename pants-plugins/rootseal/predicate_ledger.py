@@ -20,6 +20,11 @@ LEDGER_SHAPE = schema.nullable(
         }
     )
 )
+PROGRAMS_SHAPE = schema.nullable(  # of eBPF: observation.TracePrograms
+    schema.object_of(
+        {"loader": schema.text(64), "opens": schema.text(64), "reason": schema.text(4096)}
+    )
+)
 
 
 def ledger_document(ledger: Optional[Ledger]) -> Optional[Dict[str, object]]:

@@ -27,6 +27,7 @@ def test_core_under_the_sanitizers() -> None:
         "test_dcache_hostile",
         "test_parsers",
         "test_records_scale",
+        "trace_test_agg",
     ):
         assert f"asan: {name} " in out
 
