@@ -39,7 +39,7 @@ fuzz: build ## Fuzz each C parser, then all Python parsers, for FUZZ_SECONDS (60
 bench: build ## Run the benchmarks and write docs/benchmarks.md.
 	@$(PY) bench/run_all.py
 
-soak: build ## Hostile writers against the digest cache, then actions for SOAK_MINUTES (30): no loss, no growth.
+soak: build ## Hostile writers against the digest cache, then 1,000 actions and more for SOAK_MINUTES (30).
 	@$(MAKE) -s -C native hostile records
 	@$(PY) bench/soak.py --minutes $(SOAK_MINUTES)
 

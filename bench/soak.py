@@ -1,8 +1,10 @@
 """Keep one daemon busy for a long time: nothing may be lost, and nothing may grow.
 
-Usage: bench/soak.py [--minutes M] [--concurrency N]
+Usage: bench/soak.py [--minutes M] [--actions N] [--opens N] [--concurrency N]
 
-Each action has its own sandbox, reads a few files, writes one and forks. Its exit code must be its
+Each action has its own sandbox, reads a few files, writes one and forks; every second one also
+reads thousands of files that all share, through tar. It ends when the time is over and so many
+actions and opens are done. Its exit code must be its
 own, it must leave a record, and after a warm-up the daemon's memory and its open descriptors must
 stay where they were. Exit code 0 if all of that held.
 """
@@ -32,6 +34,9 @@ MEMORY_GROWTH_BYTES_MAX = 32 << 20
 DESCRIPTOR_GROWTH_MAX = 8
 ACTION_TIMEOUT_SECONDS = 120
 SCRIPT = "cat in/* > out/$0; (cat in/1; true) > /dev/null; exit $(($0 % 7))"
+SCRIPT_WITH_TAR = "tar -C $1 -cf - . | cat > /dev/null; " + SCRIPT
+SHARED_FILES = 4000
+OWN_OPENS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,8 @@ def run_action(directory: Path, socket: Path, number: int) -> str:
     record = directory / f"record{number}"
     argv = [str(LAUNCHER), f"--action={key}", "--root=.", f"--record={record}"]
     argv += [f"--socket={socket}", f"--output-file=out/{number}", "--option=require-zero-drops=1"]
-    argv += ["--", "/bin/sh", "-c", SCRIPT, str(number)]
+    script = SCRIPT_WITH_TAR if number % 2 else SCRIPT
+    argv += ["--", "/bin/sh", "-c", script, str(number), str(directory / "shared")]
     done = subprocess.run(
         argv, cwd=root, capture_output=True, timeout=ACTION_TIMEOUT_SECONDS, check=False
     )
@@ -98,22 +104,37 @@ def run_action(directory: Path, socket: Path, number: int) -> str:
     return ""
 
 
-def soak(seconds: float, concurrency: int) -> int:
-    """Run actions until the time is over; exit code."""
+def make_shared(directory: Path) -> None:
+    """The files that actions read with tar."""
+    (directory / "shared").mkdir()
+    for number in range(SHARED_FILES):
+        (directory / "shared" / str(number)).write_bytes(b"%d" % number * 200)
+
+
+def opens_of(actions: int) -> int:
+    """Files that so many actions opened, at least."""
+    return actions * OWN_OPENS + actions // 2 * SHARED_FILES
+
+
+def soak(seconds: float, actions: int, concurrency: int) -> int:
+    """Run actions until the time is over and so many are done; exit code."""
     with tempfile.TemporaryDirectory(prefix="rootseal-soak-") as name:
         directory = Path(name)
+        make_shared(directory)
         with private_daemon(directory) as (pid, socket):
-            return busy(pid, directory, socket, seconds, concurrency)
+            return busy(pid, directory, socket, seconds, actions, concurrency)
 
 
-def busy(pid: int, directory: Path, socket: Path, seconds: float, concurrency: int) -> int:
+def busy(
+    pid: int, directory: Path, socket: Path, seconds: float, actions: int, concurrency: int
+) -> int:
     """The loop itself: batches of actions, a sample after each."""
     started = time.monotonic()
     numbers = itertools.count()
     warm: Sample | None = None
     done = 0
     with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
-        while (passed := time.monotonic() - started) < seconds:
+        while (passed := time.monotonic() - started) < seconds or done < actions:
             batch = [next(numbers) for _ in range(concurrency * 8)]
             wrong = [
                 text for text in pool.map(lambda n: run_action(directory, socket, n), batch) if text
@@ -122,7 +143,7 @@ def busy(pid: int, directory: Path, socket: Path, seconds: float, concurrency: i
                 print("soak: FAILED:", wrong[0], file=sys.stderr)
                 return 1
             done += len(batch)
-            if warm is None and passed > seconds * WARM_UP_SHARE:
+            if warm is None and passed > seconds * WARM_UP_SHARE and done > actions * WARM_UP_SHARE:
                 warm = sample(pid)
     return judge(warm, sample(pid), done, time.monotonic() - started)
 
@@ -135,7 +156,8 @@ def judge(warm: Sample | None, last: Sample, done: int, seconds: float) -> int:
     memory, descriptors = last.memory_bytes - warm.memory_bytes, last.descriptors - warm.descriptors
     now = f"now {last.memory_bytes >> 20} MiB"
     print(
-        f"soak: {done} actions in {seconds:.0f} s, none lost; since the warm-up memory "
+        f"soak: {done} actions and {opens_of(done)} opens in {seconds:.0f} s, none lost; since the "
+        f"warm-up memory "
         f"{memory / 1024:+.0f} KiB ({now}), descriptors {descriptors:+d}"
     )
     grew = memory > MEMORY_GROWTH_BYTES_MAX or descriptors > DESCRIPTOR_GROWTH_MAX
@@ -148,9 +170,12 @@ def main() -> int:
     """Read the command line, run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--actions", type=int, default=1000, help="at least")
+    parser.add_argument("--opens", type=int, default=2_000_000, help="at least")
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
-    return soak(arguments.minutes * 60, arguments.concurrency)
+    actions = max(arguments.actions, -(-arguments.opens // opens_of(2)) * 2)
+    return soak(arguments.minutes * 60, actions, arguments.concurrency)
 
 
 if __name__ == "__main__":
