@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 import pytest
 from pants.engine.fs import (
@@ -23,6 +23,28 @@ SHAPES: dict[str, dict[str, Any]] = {
     "streams and a file": {
         "argv": [BASH, "-c", "echo hi; echo err >&2; echo x > out.txt"],
         "output_files": ["out.txt"],
+        "env": PATH,
+    },
+    "immutable inputs": {
+        "argv": [BASH, "-c", "cat tools/word nested/tools/word > o; test ! -e tools/none"],
+        "immutable": {"tools": {"word": b"kept"}, "nested/tools": {"word": b"below"}},
+        "output_files": ["o"],
+        "env": PATH,
+    },
+    "large input": {  # Pants hardlinks files of this size from its store
+        "argv": [BASH, "-c", "sha256sum big > o; cp big copy"],
+        "inputs": {"big": b"0123456789abcdef" * (1 << 16)},
+        "output_files": ["o", "copy"],
+        "env": PATH,
+    },
+    "execution slot": {
+        "argv": [BASH, "-c", 'test -n "$SLOT" && echo slot > o'],
+        "execution_slot_variable": "SLOT",
+        "output_files": ["o"],
+    },
+    "processes that end before": {
+        "argv": [BASH, "-c", "for i in 1 2 3; do (echo $i > o$i) & done; wait; cat o1 o2 o3"],
+        "output_files": ["o1", "o2", "o3"],
         "env": PATH,
     },
     "no outputs": {"argv": [BASH, "-c", "echo hi"]},
@@ -113,11 +135,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 def result_of(rules: RuleRunner, shape: dict[str, Any]) -> Any:
     fields = dict(shape)
     inputs = fields.pop("inputs", {})
-    digest = EMPTY_DIGEST
-    if inputs:
-        files = [FileContent(path, text, is_executable=True) for path, text in inputs.items()]
-        digest = rules.request(Digest, [CreateDigest(files)])
-    process = Process(fields.pop("argv"), description="shape", input_digest=digest, **fields)
+    immutable = fields.pop("immutable", {})
+    process = Process(
+        fields.pop("argv"),
+        description="shape",
+        input_digest=directory(rules, inputs),
+        immutable_input_digests={at: directory(rules, files) for at, files in immutable.items()},
+        **fields,
+    )
     try:
         result = rules.request(FallibleProcessResult, [process])
     except ExecutionError as error:
@@ -131,6 +156,13 @@ def result_of(rules: RuleRunner, shape: dict[str, Any]) -> Any:
         result.output_digest,
         rules.request(DigestEntries, [result.output_digest]),
     )
+
+
+def directory(rules: RuleRunner, files: Mapping[str, bytes]) -> Digest:
+    if not files:
+        return EMPTY_DIGEST
+    contents = [FileContent(path, text, is_executable=True) for path, text in files.items()]
+    return rules.request(Digest, [CreateDigest(contents)])
 
 
 @pytest.fixture(scope="module")
