@@ -121,8 +121,8 @@ void rs_scope_progress(rs_scope *scope, rs_counters *ret_counters);
 /* Encoded mounts; the caller frees with rs_free. */
 int rs_scope_mounts(rs_scope *scope, uint8_t **ret_bytes, size_t *ret_length);
 /*
- * Before rs_scope_finish: what another witness saw being opened, `count` pairs of u64 (st_dev,
- * st_ino). Materials that are not among them get the source fanotify-only.
+ * Before rs_scope_finish: what another witness saw being opened (a device of 0: any), `count` pairs
+ * of u64 (st_dev, st_ino). Materials that are not among them get the source fanotify-only.
  */
 int rs_scope_witness(rs_scope *scope, const uint64_t *pairs, size_t count);
 /*

@@ -131,7 +131,8 @@ int rs_scope_witness(rs_scope *scope, const uint64_t *pairs, size_t count)
 static uint8_t source_of(const struct rs_scope *scope, const struct rs_material *material)
 {
 	if (!scope->has_witness ||
-	    rs_set_has(&scope->witness, witness_key(material->stat.dev, material->stat.ino)))
+	    rs_set_has(&scope->witness, witness_key(material->stat.dev, material->stat.ino)) ||
+	    rs_set_has(&scope->witness, witness_key(0, material->stat.ino)))
 		return material->source;
 	return RS_SOURCE_UNWITNESSED;
 }

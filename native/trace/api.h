@@ -109,7 +109,8 @@ void rs_tracer_scope_abort(rs_tracer *tracer, uint64_t scope);
 /* Owned by the result. Events lie back to back as bpf/event.h has them, without the opens. */
 const uint8_t *rs_trace_events(const rs_trace_result *result, size_t *ret_length);
 const rs_trace_open *rs_trace_opens(const rs_trace_result *result, size_t *ret_count);
-/* Pairs (st_dev, st_ino) of what was opened, one per entry of rs_trace_opens; room for all. */
+/* Pairs (st_dev, st_ino) of what was opened, one per entry of rs_trace_opens; room for all. st_dev
+ * is 0 where stat(2) shows another device than the kernel has (overlayfs, btrfs). */
 void rs_trace_files(const rs_trace_result *result, uint64_t *ret_pairs);
 void rs_trace_counters_of(const rs_trace_result *result, rs_trace_counters *ret_counters);
 /*

@@ -147,7 +147,9 @@ void rs_trace_files(const rs_trace_result *result, uint64_t *ret_pairs)
 	const rs_trace_open *opens = rs_trace_opens(result, &count);
 
 	for (size_t i = 0; i < count; i++) {
-		ret_pairs[2 * i] = user_dev(opens[i].dev);
+		int own = LISTED(own_device_filesystems, opens[i].magic);
+
+		ret_pairs[2 * i] = own ? 0 : user_dev(opens[i].dev);
 		ret_pairs[2 * i + 1] = opens[i].ino;
 	}
 }

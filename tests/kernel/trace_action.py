@@ -68,7 +68,9 @@ class Traced:
 
     def opened(self, path: Path | str) -> bool:
         """Whether any process opened this file (by device and inode)."""
-        return info_bytes((self.root / path).stat()) in self.pairs()
+        info = (self.root / path).stat()
+        any_device = bytes(8) + info_bytes(info)[8:]  # overlayfs, btrfs: native/trace/ledger.c
+        return bool({info_bytes(info), any_device} & self.pairs())
 
     def pairs(self) -> set[bytes]:
         data = self.observation.opened_files
