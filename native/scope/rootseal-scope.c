@@ -3,13 +3,14 @@
  *
  *   rootseal-scope CONTROL_FD PROGRAM ARGUMENT…
  *
- *   namespace → guard (seccomp filter and its listener) → privileges dropped → listener sent to the
- *   launcher over CONTROL_FD → exec
+ *   namespace → no_new_privs → guard (seccomp filter and its listener) → privileges dropped →
+ *   listener sent to the launcher over CONTROL_FD → exec
  *
  * The guard (guard_filter.h) holds the calls that lead away from the namespace's mounts until the
  * launcher has counted them. Its listener goes to the launcher and is closed here, so that the
  * program never holds it: if the launcher ends, such calls fail at once (ENOSYS), and if nobody
- * takes the listener, nothing is executed.
+ * takes the listener, nothing is executed. With no_new_privs set first, whoever holds the listener
+ * answers for programs of the same user's rights only, never for a set-user-ID one.
  *
  * This is the only privileged program of Rootseal (file capability cap_sys_admin+ep, or set-user-ID
  * root where a filesystem has no capabilities). It uses no C library, reads no file, no environment
@@ -27,6 +28,7 @@
 #define CLONE_NEWNS		 0x00020000
 #define MS_REC			 16384
 #define MS_PRIVATE		 (1 << 18)
+#define PR_SET_NO_NEW_PRIVS	 38
 #define PR_CAP_AMBIENT		 47
 #define PR_CAP_AMBIENT_CLEAR_ALL 4
 #define EXIT_ROOTSEAL		 125
@@ -169,6 +171,8 @@ int scope_main(long argc, char **argv, char **environment)
 	if (enter_namespace() < 0)
 		return fail(
 		    "no private mount namespace: not permitted. Run `sudo make install-helper`.");
+	if (system_call5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return fail("no_new_privs cannot be set; nothing was started.");
 	if (guard_install(seccomp_call, &listener) < 0)
 		return fail("seccomp filters are not available; the action could leave unseen.");
 	if (drop_privileges() < 0 || holds_privilege())

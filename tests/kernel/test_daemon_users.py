@@ -114,7 +114,7 @@ def test_nothing_of_the_helpers_privilege_reaches_the_action(
     done = as_nobody(daemon, sandbox, show, HELD, f"--helper={helper}")
     for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
         assert int(status_field(done.stdout, name), 16) == 0
-    assert status_field(done.stdout, "NoNewPrivs") == "0"  # setuid programs keep their meaning
+    assert status_field(done.stdout, "NoNewPrivs") == "1"  # see SECURITY.md, the guard
     assert status_field(done.stdout, "Uid").split() == [str(NOBODY.pw_uid)] * 4
     assert status_field(done.stdout, "Gid").split() == [str(NOBODY.pw_gid)] * 4
     bare = subprocess.run(
@@ -122,6 +122,21 @@ def test_nothing_of_the_helpers_privilege_reaches_the_action(
     )
     assert status_field(done.stdout, "CapBnd") == status_field(bare.stdout, "CapBnd")
     assert status_field(done.stdout, "Groups") == status_field(bare.stdout, "Groups")
+
+
+def test_a_set_user_id_program_gives_nothing_under_the_helper(
+    daemon: RunningDaemon, sandbox: Path, helper: Path
+) -> None:
+    """Else he who holds the guard's listener could lie to it about mount(2) and unshare(2)."""
+    program = helper.parent / "set-user-id-id"
+    shutil.copy("/usr/bin/id", program)
+    program.chmod(0o4755)
+    plain = subprocess.run(
+        [program, "-u"], capture_output=True, user=NOBODY.pw_uid, group=NOBODY.pw_gid, check=True
+    )
+    assert plain.stdout == b"0\n"
+    done = as_nobody(daemon, sandbox, [str(program), "-u"], HELD, f"--helper={helper}")
+    assert done.stdout == b"%d\n" % NOBODY.pw_uid
 
 
 def test_the_environment_and_namespace_behind_the_helper(
