@@ -169,7 +169,12 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
             "hardening strict needs fanotify and a trace: it contradicts "
             + (f"fanotify={fanotify}" if fanotify == "off" else f"capture-mode={mode}")
         )
-    if mode == "ima" or wants_none:
+    if mode == "ima" and fanotify == "on":
+        raise ConfigError(
+            "fanotify=on contradicts capture-mode=ima, which reads the kernel's own measurements "
+            "and nothing else; leave one of the two away"
+        )
+    if wants_none:
         return Decision(mode, Posture.WALKED, ())
     if mode == "trace:ptrace":
         if fanotify == "on":

@@ -145,3 +145,11 @@ def test_ptrace_beside_fanotify_is_asked_for_by_name() -> None:
     broken = BackendUnavailable("ptrace", "Yama says no", "")
     with pytest.raises(BackendUnavailable, match="Yama"):
         decide(direct, Missing(None, None, broken))
+
+
+def test_fanotify_beside_ima_is_a_contradiction_and_not_left_away() -> None:
+    ima = (Tag.OPTION, b"capture-mode=ima")
+    here = Missing(None, None, None)
+    assert decide(read_announcement(frame(ima)), here) == Decision("ima", Posture.WALKED, ())
+    with pytest.raises(ConfigError, match="fanotify=on contradicts capture-mode=ima"):
+        decide(read_announcement(frame(ima, (Tag.OPTION, b"fanotify=on"))), here)
