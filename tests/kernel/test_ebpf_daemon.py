@@ -63,6 +63,7 @@ def test_a_compilation_has_both_witnesses(daemon: RunningDaemon, sandbox: Path) 
     ledger = done.field("ledger")
     assert ledger["unhashed"] == {"noDigest": 0, "unresolved": 0}
     assert ledger["hashed"] > 30
+    assert done.field("summary", "diagnostics", "tracedOpens") >= ledger["files"]
     processes = done.field("processes")
     compiler, move = only(processes, "cc1"), only(processes, "mv")
     assert compiler["exitcode"] == 0 and compiler["programdigest"] is not None

@@ -34,6 +34,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 # Counter of native/trace/api.h -> counter of rootseal.diagnostics.
 _COUNTER_NAMES: Mapping[str, str] = {
+    "opens": "tracedOpens",
     "open": "ringbufOpenatDrops",
     "exec": "ringbufExecDrops",
     "fork": "ringbufForkDrops",
