@@ -12,10 +12,10 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence
+from typing import Any, List, Sequence
 
 import pytest
-from running_daemon import REPO, Done, RunningDaemon, one_line, running_daemon
+from running_daemon import REPO, Done, RunningDaemon, one_line
 
 pytestmark = pytest.mark.requires("launcher", "core")
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
@@ -45,19 +45,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extra = f"AARCH64_EXTRA={shim} -Wl,--wrap=prctl"
     done = subprocess.run([*make, extra], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return place
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
     return place
 
 

@@ -17,7 +17,7 @@ from typing import Dict, Iterator, Set
 import pytest
 from rootseal.capture.ebpf import EbpfTracer
 from rootseal.leaf_table import Leaf
-from running_daemon import Done, RunningDaemon, running_daemon
+from running_daemon import Done, RunningDaemon
 from syscall_table import (
     BACKENDS,
     BESIDE,
@@ -50,12 +50,6 @@ BURSTS = int(os.environ.get("ROOTSEAL_BURSTS", "10"))  # 100 for the full test
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_syscalls(tmp_path_factory.mktemp("bin"))
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 from injected import attached, attached_to, strace
 from rootseal import diagnostics
 from rootseal.capture.ebpf import EbpfTracer
-from running_daemon import RunningDaemon, one_line, running_daemon
+from running_daemon import RunningDaemon, one_line
 from trace_action import TraceLab, build_trace_fixture
 
 NEEDS = ("root", "fanotify", "launcher", "core", "strace")
@@ -66,12 +65,6 @@ def test_every_gating_counter_has_a_cause() -> None:
     assert {counter.name for counter in diagnostics.COUNTERS if counter.gating} == known
     for name, file in ELSEWHERE.items():
         assert name in (Path(__file__).parent / file).read_text()
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
 
 
 @pytest.mark.parametrize("name", FAILURES)

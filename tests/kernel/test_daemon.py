@@ -10,7 +10,7 @@ import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import List, Tuple
 
 import pytest
 from rootseal import canonical, keys, wire
@@ -33,19 +33,6 @@ pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 HELD = "--option=fanotify=on"
 TRACED = "--option=capture-mode=trace:ptrace"
 WALKED = "--option=capture-mode=walk"
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
 
 
 def shell(text: str) -> List[str]:

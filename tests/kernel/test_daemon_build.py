@@ -33,13 +33,6 @@ HELD = "--option=fanotify=on"
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
-
-
-@pytest.fixture
 def old_program(tmp_path: Path) -> List[str]:
     """The command line of another build: a copy of the package with one more line."""
     copy = tmp_path / "old" / "rootseal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import pytest
 from rootseal.leaf_table import Domain
@@ -17,21 +17,8 @@ ZERO = "--option=require-zero-drops=1"
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_trace_fixture(tmp_path_factory.mktemp("bin"))
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
 
 
 def only(processes: List[Dict[str, Any]], comm: str) -> Dict[str, Any]:

@@ -6,28 +6,15 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import pytest
 from rootseal import fsverity
-from running_daemon import RunningDaemon, one_line, rootseal, running_daemon
+from running_daemon import RunningDaemon, one_line, rootseal
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
 NAMES = ("fsVerityAvailable", "fsVerityFilesSealed", "fsVeritySealFailures")
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
 
 
 @pytest.fixture

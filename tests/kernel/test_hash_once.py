@@ -72,18 +72,6 @@ def always(fixture: Path) -> Iterator[Lab]:
     made.engine.close()
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    (tmp_path / "outside").mkdir()
-    return tmp_path / "outside"
-
-
 def make_files(directory: Path, count: int) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()

@@ -8,30 +8,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 from injected import strace
-from running_daemon import LAUNCHER, RunningDaemon, is_alive, one_line, running_daemon, until
+from running_daemon import LAUNCHER, RunningDaemon, is_alive, one_line, until
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 HELD = "--option=fanotify=on"
 TRACED = "--option=capture-mode=trace:ptrace"
 WALKED = "--option=capture-mode=walk"
 BUSY_BINARY = "/bin/true"
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
 
 
 def shell(text: str) -> List[str]:

@@ -7,29 +7,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
-from running_daemon import RunningDaemon, is_alive, running_daemon, until
+from running_daemon import RunningDaemon, is_alive, until
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 HELD = "--option=fanotify=on"
 TRACED = "--option=capture-mode=trace:ptrace"
 PRINTS_AND_WAITS = "echo $$; read line; exit 9"
 LEAVES_A_DESCENDANT = "sleep 9999 > /dev/null 2>&1 & echo $! > pid; echo $$; read line; exit 3"
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
 
 
 def state(pid: int) -> str:

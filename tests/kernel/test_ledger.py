@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict
 
 import pytest
-from running_daemon import RunningDaemon, one_line, running_daemon
+from running_daemon import RunningDaemon, one_line
 from syscall_table import BESIDE, BOTH
 from trace_action import build_syscalls
 
@@ -24,12 +24,6 @@ EXCLUDED = {
     "pseudoFilesystem": "proc_file",
     "memoryFile": "exec_memfd",
 }
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

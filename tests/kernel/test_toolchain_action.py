@@ -5,29 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import List, Tuple
 
 import pytest
 from rootseal import digest, keys, toolchain, toolchain_files
-from running_daemon import RunningDaemon, one_line, rootseal, running_daemon
+from running_daemon import RunningDaemon, one_line, rootseal
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 BACKENDS = ["capture-mode=walk", "capture-mode=trace:ptrace"]  # the first with fanotify=on
 SHELL = Path("/bin/sh").resolve()
 LOADER = Path(next(Path("/lib64").glob("ld-linux*"))).resolve()
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as found:
-        yield found
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    place = tmp_path / "sandbox"
-    place.mkdir()
-    return place
 
 
 class Tools:
