@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and its chart from the results in build/bench.
+"""Write docs/benchmarks.md, its chart and its raw data from the results in build/bench.
 
 Usage: bench/report.py [RESULTS_DIRECTORY]
 """
@@ -14,13 +14,14 @@ from typing import Any, Mapping, Sequence
 REPO = Path(__file__).resolve().parent.parent
 TARGET = REPO / "docs" / "benchmarks.md"
 CHART = REPO / "docs" / "benchmarks.svg"
+RAW = REPO / "docs" / "benchmarks.json"
 BAR_HEIGHT, BAR_GAP, LABEL_WIDTH, BAR_WIDTH = 14, 6, 330, 420
 RATIO_SHOWN_MAX = 10.0  # longer bars are cut, their number stays
 
 HEAD = """# Benchmarks
 
 Written by `make bench` from the JSON that each script in `bench/` leaves in build/bench; do not
-edit. Variants of one benchmark ran alternately in one session; times are medians, ratios are to the
+edit. Every sample is in [benchmarks.json](benchmarks.json). Variants of one benchmark ran alternately in one session; times are medians, ratios are to the
 first row. Compare ratios, not seconds: machines differ.
 """
 
@@ -105,6 +106,7 @@ def main() -> int:
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO / "build" / "bench"
     documents = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("*.json"))]
     TARGET.write_text(page(documents), "utf-8")
+    RAW.write_text(json.dumps(documents, indent=1, sort_keys=True) + "\n", "utf-8")
     if bars(documents):
         CHART.write_text(chart(bars(documents)), "utf-8")
     print(f"{TARGET.relative_to(REPO)}: {len(documents)} results")

@@ -14,9 +14,9 @@
 #define EVENTS_PER_TURN 64     /* then other scopes get their turn */
 #define EVENTS_ALONE	4096   /* then the thread looks whether it should end */
 #define FOLLOW_EVENTS	128    /* so many dense ones between two looks at the opener's CPU */
-#define DENSE_NS	100000 /* between two events of a dense time */
+#define DENSE_NS	250000 /* between two events of a dense time */
 #define DENSE_EVENTS	16     /* so many in a row make it dense */
-#define LINGER_NS	60000  /* so long a thread waits awake */
+#define LINGER_NS	120000 /* so long a thread waits awake */
 
 /*
  * Serving one scope. Waking a sleeping thread for each event costs more than hashing a small file,
