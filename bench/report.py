@@ -21,8 +21,9 @@ RATIO_SHOWN_MAX = 10.0  # longer bars are cut, their number stays
 HEAD = """# Benchmarks
 
 Written by `make bench` from the JSON that each script in `bench/` leaves in build/bench; do not
-edit. Every sample is in [benchmarks.json](benchmarks.json). Variants of one benchmark ran alternately in one session; times are medians, ratios are to the
-first row. Compare ratios, not seconds: machines differ.
+edit. Every sample is in [benchmarks.json](benchmarks.json). Variants of one benchmark ran
+alternately in one session; times are medians, ratios are to the first row. Compare ratios, not
+seconds: machines differ.
 """
 
 
