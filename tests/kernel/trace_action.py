@@ -60,7 +60,9 @@ class Traced:
         return trace_of(self.first)
 
     def losses(self) -> dict[str, int]:
-        return {name: value for name, value in self.observation.counters.items() if value}
+        counters = dict(self.observation.counters)
+        counters.pop("tracedOpens")  # not a loss
+        return {name: value for name, value in counters.items() if value}
 
     def calls(self, name: str) -> list[SyscallEvent]:
         events = [event for item in self.processes for event in trace_of(item).syscall_events]
