@@ -101,6 +101,11 @@ typedef struct {
 	uint64_t failures;     /* times that neither memory nor disk had room */
 } rs_memory;
 void rs_engine_memory(rs_engine *engine, rs_memory *ret_memory);
+/*
+ * Before the first scope: keep idle CPUs of the host awake while events are dense (awake.c). -errno
+ * if this process may not.
+ */
+int rs_engine_stay_awake(rs_engine *engine);
 /* Whether repeated opens are ignored (once.c); on from the start. */
 void rs_engine_set_hash_once(rs_engine *engine, int on);
 /*

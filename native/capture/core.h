@@ -2,6 +2,7 @@
 #ifndef ROOTSEAL_CAPTURE_CORE_H
 #define ROOTSEAL_CAPTURE_CORE_H
 #include "api.h"
+#include "awake.h"
 #include "dcache.h"
 #include "event.h"
 #include "leaves.h"
@@ -96,7 +97,7 @@ struct rs_scope {
 
 	_Atomic uint64_t bytes_hashed; /* moves while a file is being hashed */
 	_Atomic int64_t last_event_ns; /* engine.c: how densely events come */
-	_Atomic uint32_t dense;
+	_Atomic uint32_t dense, single;
 	_Atomic uint32_t servers; /* threads that serve it now */
 	_Atomic bool turned_away; /* a thread came and there were enough */
 	struct rs_once once;
@@ -146,8 +147,8 @@ struct rs_worker {
 	struct rs_hasher hasher;
 	struct rs_proc_info proc_info;
 	bool may_hand_off; /* long hashes go to the heavy threads */
-	bool pinned;	   /* to the CPU of an opener: see serve.c */
 	int own_pid;
+	int fds_fd; /* owned, O_PATH: /proc/self/fd */
 	_Alignas(8) uint8_t events[RS_EVENTS_PER_READ * 64];
 	char path[PATH_MAX + 1];
 	_Alignas(
@@ -171,7 +172,7 @@ const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: not
 bool rs_engine_may_linger(struct rs_engine *engine);
 bool rs_engine_is_alone(struct rs_engine *engine); /* no second scope is open */
 unsigned rs_engine_shards(struct rs_engine *engine);
-void rs_engine_unpin(struct rs_engine *engine); /* the thread may run anywhere again */
+struct rs_awake *rs_engine_awake(struct rs_engine *engine);
 bool rs_engine_hash_once(struct rs_engine *engine);
 void rs_engine_no_hash_once(struct rs_engine *engine); /* this kernel cannot */
 /* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
@@ -245,6 +246,8 @@ struct rs_seen {
  * against ignoring its further opens; else RS_INDEX_EMPTY.
  */
 uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
+/* Whether this very file is a material, or has no digest. Two threads may both be told no. */
+bool rs_record_known(struct rs_scope *scope, const struct rs_seen *seen);
 void rs_record_ignored(struct rs_scope *scope, uint32_t material);
 void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid, bool exec,
 		       const struct rs_stat *stat);

@@ -33,6 +33,7 @@
 
 #define WAYS	      4
 #define STRIPES	      64
+#define CACHE_LINE_BYTES 64
 #define CLOCK_STEP_NS 20000000 /* HZ=100 ticks are 10 ms; twice that */
 
 struct entry {
@@ -102,6 +103,15 @@ uint64_t rs_dcache_learned(struct rs_dcache *cache)
 static uint64_t set_of(const struct rs_dcache *cache, const struct rs_stat *stat)
 {
 	return rs_hash_u64(stat->ino, stat->dev) & cache->set_mask;
+}
+
+void rs_dcache_expect(const struct rs_dcache *cache, const struct rs_stat *stat)
+{
+	const char *set = (const char *)&cache->entries[set_of(cache, stat) * WAYS];
+	size_t at;
+
+	for (at = 0; at < WAYS * sizeof(struct entry); at += CACHE_LINE_BYTES)
+		__builtin_prefetch(set + at);
 }
 
 static bool entry_is(const struct entry *entry, const struct rs_stat *stat)

@@ -28,6 +28,7 @@ struct heavy_item {
 struct rs_engine {
 	struct rs_dcache *cache;
 	struct rs_budget budget;
+	struct rs_awake awake;
 	int epoll_fd, stop_fd; /* owned */
 	unsigned shards;
 	bool multigrain;
@@ -35,7 +36,6 @@ struct rs_engine {
 	bool may_linger;		  /* more than one CPU: the opener need not wait for ours */
 	_Atomic bool hash_once;
 	_Atomic unsigned open_scopes;
-	cpu_set_t cpus;		   /* where this process may run */
 	struct rs_worker *workers; /* shards, then as many heavy ones */
 	pthread_t reaper;
 	bool reaper_started;
@@ -64,14 +64,23 @@ int rs_fail(rs_error *error, int code, const char *operation, const char *detail
 
 int rs_worker_open(struct rs_worker *worker, struct rs_engine *engine)
 {
+	int error;
+
 	worker->engine = engine;
 	worker->own_pid = getpid();
-	return rs_hasher_open(&worker->hasher);
+	worker->fds_fd = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (worker->fds_fd < 0)
+		return -errno;
+	error = rs_hasher_open(&worker->hasher);
+	if (error)
+		close(worker->fds_fd);
+	return error;
 }
 
 void rs_worker_close(struct rs_worker *worker)
 {
 	rs_hasher_close(&worker->hasher);
+	close(worker->fds_fd);
 	rs_buf_free(&worker->proc_info.cmdline);
 }
 
@@ -186,6 +195,11 @@ void rs_engine_no_hash_once(struct rs_engine *engine)
 	atomic_store(&engine->hash_once, false);
 }
 
+int rs_engine_stay_awake(rs_engine *engine)
+{
+	return rs_awake_open(&engine->awake);
+}
+
 void rs_engine_set_hash_once(rs_engine *engine, int on)
 {
 	atomic_store(&engine->hash_once, on != 0);
@@ -201,9 +215,9 @@ unsigned rs_engine_shards(struct rs_engine *engine)
 	return engine->shards;
 }
 
-void rs_engine_unpin(struct rs_engine *engine)
+struct rs_awake *rs_engine_awake(struct rs_engine *engine)
 {
-	pthread_setaffinity_np(pthread_self(), sizeof(engine->cpus), &engine->cpus);
+	return &engine->awake;
 }
 
 bool rs_engine_may_linger(struct rs_engine *engine)
@@ -246,16 +260,19 @@ void rs_engine_forget(struct rs_engine *engine, struct rs_scope *scope)
 static void *shard_main(void *context)
 {
 	struct rs_worker *worker = context;
+	struct rs_awake *awake = &worker->engine->awake;
 	struct epoll_event ready;
 	struct rs_scope *scope;
 	int got;
 
 	for (;;) {
-		got = epoll_wait(worker->engine->epoll_fd, &ready, 1, -1);
+		got = epoll_wait(worker->engine->epoll_fd, &ready, 1, rs_awake_grace_ms(awake));
 		/* Cannot happen with a valid instance. A thread fewer would leave openers waiting
 		 * in silence; the end of the daemon is something that its launchers see. */
 		if (got < 0 && errno != EINTR)
 			abort();
+		if (got == 0)
+			rs_awake_rest(awake);
 		if (got <= 0)
 			continue;
 		if (ready.data.u64 == STOP_TOKEN)
@@ -407,10 +424,9 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	engine->shards = shards;
 	engine->multigrain = rs_host_multigrain();
 	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
-	if (sched_getaffinity(0, sizeof(engine->cpus), &engine->cpus))
-		memset(&engine->cpus, 0xff, sizeof(engine->cpus)); /* more than 1024 CPUs */
 	engine->hash_once = true;
 	rs_budget_init(&engine->budget);
+	rs_awake_init(&engine->awake);
 	engine->epoll_fd = engine->stop_fd = -1;
 	pthread_mutex_init(&engine->mutex, NULL);
 	pthread_cond_init(&engine->heavy_ready, NULL);
@@ -464,6 +480,7 @@ void rs_engine_close(rs_engine *engine)
 		close(engine->stop_fd);
 	rs_dcache_close(engine->cache);
 	rs_budget_close(&engine->budget);
+	rs_awake_close(&engine->awake);
 	rs_verity_close(atomic_load(&engine->verity));
 	free(engine->workers);
 	pthread_mutex_destroy(&engine->mutex);

@@ -34,14 +34,19 @@ static void answer(struct rs_scope *scope, const struct rs_event *event)
 		RS_COUNT(scope, handler_errors);
 }
 
-static void done(struct rs_scope *scope, const struct rs_event *event)
+/* What became of an event; its descriptor is open still unless it was handed over. */
+enum handled { HANDLED, ANSWERED, HANDED_OVER };
+
+static void done(struct rs_scope *scope, const struct rs_event *event, enum handled handled)
 {
-	if (event->mask & RS_PERM_MASK)
+	if (handled == HANDED_OVER)
+		return;
+	if (handled != ANSWERED && event->mask & RS_PERM_MASK)
 		answer(scope, event);
 	close(event->fd);
 }
 
-static size_t put_decimal(char *out, unsigned value)
+static void put_decimal(char *out, unsigned value)
 {
 	char digits[12];
 	size_t n = 0, i;
@@ -53,19 +58,16 @@ static size_t put_decimal(char *out, unsigned value)
 	for (i = 0; i < n; i++)
 		out[i] = digits[n - 1 - i];
 	out[n] = 0;
-	return n;
 }
 
 int rs_path_of_fd(struct rs_worker *worker, const struct rs_scope *scope, int fd)
 {
-	static const char prefix[] = "/proc/self/fd/";
 	size_t cut = strlen(scope->ns_prefix);
-	char link[sizeof(prefix) + 12];
 	ssize_t length;
+	char name[12];
 
-	memcpy(link, prefix, sizeof(prefix));
-	put_decimal(link + sizeof(prefix) - 1, (unsigned)fd);
-	length = readlink(link, worker->path, PATH_MAX);
+	put_decimal(name, (unsigned)fd);
+	length = readlinkat(worker->fds_fd, name, worker->path, PATH_MAX);
 	if (length < 0)
 		return -errno;
 	if (length >= PATH_MAX)
@@ -158,7 +160,8 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	if (result.partial_reads)
 		RS_COUNT(scope, partial_read_fallbacks);
 	memcpy(ret_digest32, result.digest, RS_SHA256_BYTES);
-	quiet = quiet && !result.unstable && rs_same_state(&before, stat) && rs_no_writer(fd);
+	quiet = quiet && !result.unstable && rs_same_state(&before, stat) &&
+		(settled || rs_no_writer(fd));
 	*ret_trusted = quiet && (settled || rs_engine_multigrain(worker->engine));
 	if (quiet && settled)
 		rs_dcache_insert(cache, stat, result.digest);
@@ -200,8 +203,25 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 	return known;
 }
 
-/* True if a heavy thread owns the event now. */
-static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
+/*
+ * All is known of the file: enter it. Its opener need not wait for that, unless the order of events
+ * matters (exec, files that the action made) or its further opens may be ignored from here on.
+ */
+static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope,
+				const struct rs_event *event, const struct rs_seen *seen)
+{
+	bool may_go_on = !seen->exec && !seen->young && !rs_record_known(scope, seen);
+	uint32_t again;
+
+	if (may_go_on)
+		answer(scope, event);
+	again = rs_record_open(scope, seen);
+	if (again != RS_INDEX_EMPTY && !may_go_on)
+		rs_once_mark(worker, scope, event->fd, seen, again);
+	return may_go_on ? ANSWERED : HANDLED;
+}
+
+static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope,
 			const struct rs_event *event, const struct rs_stat *stat)
 {
 	struct rs_seen seen = {
@@ -211,14 +231,14 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 	};
 	uint8_t digest[RS_SHA256_BYTES];
 	enum rs_digest_outcome outcome;
-	uint32_t again;
 	int length, mount_id;
 
+	rs_dcache_expect(rs_engine_cache(worker->engine), stat);
 	rs_once_event(scope, event);
 	length = rs_path_of_fd(worker, scope, event->fd);
 	if (length < 0) {
 		RS_COUNT(scope, unhashed_opens_total);
-		return false;
+		return HANDLED;
 	}
 	seen.path = worker->path;
 	seen.path_length = (uint32_t)strip_deleted(worker, scope, length, stat, &seen.unlinked);
@@ -227,30 +247,26 @@ static bool handle_open(struct rs_worker *worker, struct rs_scope *scope,
 	if (seen.young)
 		seen.identity = identity_of(worker, stat, handle_of(worker, event->fd, &mount_id));
 	if (is_intermediate(scope, &seen))
-		return false;
+		return HANDLED;
 	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, digest)) {
 		seen.source = RS_SOURCE_FSVERITY;
 		seen.digest = digest;
-		rs_record_open(scope, &seen);
-		return false;
+		return record_open(worker, scope, event, &seen);
 	}
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, !worker->may_hand_off,
 				  digest, &seen.trusted);
 	if (outcome == RS_DIGEST_LONG) {
 		if (rs_engine_hand_off(worker->engine, scope, event))
-			return true;
+			return HANDED_OVER;
 		outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, true, digest,
 					  &seen.trusted);
 	}
 	seen.unstable = outcome == RS_DIGEST_UNSTABLE;
 	seen.digest = outcome == RS_DIGEST_LEFT_OUT ? NULL : digest;
-	again = rs_record_open(scope, &seen);
-	if (again != RS_INDEX_EMPTY)
-		rs_once_mark(worker, scope, event->fd, &seen, again);
-	return false;
+	return record_open(worker, scope, event, &seen);
 }
 
-static bool handle_close(struct rs_worker *worker, struct rs_scope *scope,
+static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 			 const struct rs_event *event, const struct rs_stat *stat)
 {
 	struct file_handle *handle = (struct file_handle *)worker->handle;
@@ -265,7 +281,7 @@ static bool handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	length = rs_path_of_fd(worker, scope, event->fd);
 	if (length < 0) {
 		RS_COUNT(scope, handler_errors);
-		return false;
+		return;
 	}
 	closed.path = worker->path;
 	closed.path_length = (uint32_t)strip_deleted(worker, scope, length, stat, &unlinked);
@@ -282,16 +298,16 @@ static bool handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	if (closes < 0 || closes > EVENT_HASHES_MAX || stat->nlink == 0 ||
 	    stat->size > EVENT_HASH_BYTES_MAX || !reliable_times(scope, stat) ||
 	    !rs_no_writer(event->fd))
-		return false;
+		return;
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, digest,
 				  &trusted);
 	if (outcome == RS_DIGEST_OK && trusted)
 		rs_record_close_digest(scope, &now, digest, trusted);
-	return false;
 }
 
 void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event)
 {
+	enum handled handled = HANDLED;
 	struct rs_stat stat;
 
 	if (event->fd < 0) {
@@ -302,7 +318,7 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		return;
 	}
 	if (event->pid == worker->own_pid) {
-		done(scope, event); /* the core's own reading */
+		done(scope, event, handled); /* the core's own reading */
 		return;
 	}
 	if (rs_stat_fd(event->fd, &stat)) {
@@ -311,12 +327,11 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		RS_COUNT(scope,
 			 special_files); /* reading a FIFO or device would strand its opener */
 	} else if (event->mask & RS_PERM_MASK) {
-		if (handle_open(worker, scope, event, &stat))
-			return;
+		handled = handle_open(worker, scope, event, &stat);
 	} else if (event->mask & FAN_CLOSE_WRITE) {
 		handle_close(worker, scope, event, &stat);
 	}
-	done(scope, event);
+	done(scope, event, handled);
 }
 
 int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)

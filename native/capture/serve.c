@@ -1,9 +1,9 @@
 /*
- * serve.c: one turn of one thread at one scope: how long to stay, when to sleep, on which CPU.
+ * serve.c: one turn of one thread at one scope: how long to stay, when to sleep.
  *
  * Owns: nothing. Must not: keep a scope from other threads while several openers wait, leave it
  * without epoll watching it, or let one scope have all threads while another is open. Hands off:
- * each read -> handler.c. Privilege: none.
+ * each read -> handler.c; dense times -> awake.c. Privilege: none.
  */
 #include "core.h"
 
@@ -13,23 +13,21 @@
 
 #define EVENTS_PER_TURN 64     /* then other scopes get their turn */
 #define EVENTS_ALONE	4096   /* then the thread looks whether it should end */
-#define FOLLOW_EVENTS	128    /* so many dense ones between two looks at the opener's CPU */
 #define DENSE_NS	250000 /* between two events of a dense time */
 #define DENSE_EVENTS	16     /* so many in a row make it dense */
 #define LINGER_NS	120000 /* so long a thread waits awake */
 
 /*
  * Serving one scope. Waking a sleeping thread for each event costs more than hashing a small file,
- * so while events come densely the thread that serves them stays awake a little: it takes the scope
- * out of epoll (or each event would wake another thread too) and asks again and again, giving the
- * CPU away in between to whoever wants it: perhaps the very opener that it waits for.
- *
- * Waking an idle CPU costs more still. Opener and handler never run at the same time, so while one
- * process opens densely its handler moves to the CPU where that process ran last.
+ * so while events come densely no CPU may sleep deeply (awake.c), and while they come one by one
+ * the thread that serves them stays awake itself: it takes the scope out of epoll (or each event
+ * would wake another thread too) and asks again and again, giving the CPU away in between to
+ * whoever wants it: perhaps the very opener that it waits for.
  */
 struct turn {
 	struct rs_worker *worker;
 	struct rs_scope *scope;
+	bool dense; /* wants the CPUs awake */
 	bool alone; /* out of epoll */
 };
 
@@ -57,17 +55,35 @@ static void set_alone(struct turn *turn, bool alone)
 	turn->alone = alone;
 }
 
-/* One opener at a time, and soon after the last? Then the next is worth waiting for. */
-static bool is_dense(struct rs_scope *scope, int got)
+static void set_dense(struct turn *turn, bool dense)
 {
+	struct rs_awake *awake = rs_engine_awake(turn->worker->engine);
+
+	if (turn->dense == dense)
+		return;
+	if (dense)
+		rs_awake_want(awake);
+	else
+		rs_awake_unwant(awake);
+	turn->dense = dense;
+}
+
+/* Soon after the last, and so many times in a row? One by one, the next is worth waiting for. */
+static void judge(struct turn *turn, int got, bool may_linger)
+{
+	struct rs_scope *scope = turn->scope;
 	int64_t now = monotonic_ns(), before;
+	uint32_t dense, single;
 
 	before = atomic_exchange_explicit(&scope->last_event_ns, now, memory_order_relaxed);
-	if (got != 1 || now - before > DENSE_NS)
+	if (now - before > DENSE_NS)
 		atomic_store_explicit(&scope->dense, 0, memory_order_relaxed);
-	else
-		atomic_fetch_add_explicit(&scope->dense, 1, memory_order_relaxed);
-	return atomic_load_explicit(&scope->dense, memory_order_relaxed) >= DENSE_EVENTS;
+	if (got != 1 || now - before > DENSE_NS)
+		atomic_store_explicit(&scope->single, 0, memory_order_relaxed);
+	dense = atomic_fetch_add_explicit(&scope->dense, 1, memory_order_relaxed);
+	single = atomic_fetch_add_explicit(&scope->single, 1, memory_order_relaxed);
+	set_dense(turn, dense >= DENSE_EVENTS);
+	set_alone(turn, may_linger && single >= DENSE_EVENTS);
 }
 
 /* What the next read gives, waiting for it for a moment. */
@@ -84,32 +100,12 @@ static int linger(struct turn *turn)
 	return got;
 }
 
-/* To the opener's CPU. Wherever that cannot be told, the scheduler's choice is as good as any. */
-static void follow(struct turn *turn)
-{
-	uint32_t dense = atomic_load_explicit(&turn->scope->dense, memory_order_relaxed);
-	int cpu;
-	cpu_set_t set;
-
-	if (dense % FOLLOW_EVENTS != DENSE_EVENTS ||
-	    atomic_load_explicit(&turn->scope->once.in_a_row, memory_order_relaxed) < DENSE_EVENTS)
-		return;
-	cpu = rs_proc_cpu(atomic_load_explicit(&turn->scope->once.pid, memory_order_relaxed));
-	if (cpu < 0 || cpu >= CPU_SETSIZE)
-		return;
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (!pthread_setaffinity_np(pthread_self(), sizeof(set), &set))
-		turn->worker->pinned = true;
-}
-
 static void take_turn(struct turn *turn)
 {
 	struct rs_engine *engine = turn->worker->engine;
 	bool may_linger = rs_engine_may_linger(engine);
 	int limit = rs_engine_is_alone(engine) ? EVENTS_ALONE : EVENTS_PER_TURN;
 	int events = 0, got = 0;
-	bool dense;
 
 	while (events < limit) {
 		got = rs_handle_some(turn->worker, turn->scope);
@@ -118,17 +114,12 @@ static void take_turn(struct turn *turn)
 		if (got == 0)
 			break;
 		events += got > 0 ? got : 1;
-		dense = may_linger && is_dense(turn->scope, got);
-		set_alone(turn, dense);
-		if (dense)
-			follow(turn);
+		judge(turn, got, may_linger);
 	}
 	/* Not read to its end, or out of epoll: to be told again, behind the other scopes. */
 	if (turn->alone || got != 0)
 		rewatch(turn, true);
-	if (turn->worker->pinned)
-		rs_engine_unpin(engine);
-	turn->worker->pinned = false;
+	set_dense(turn, false);
 }
 
 /*

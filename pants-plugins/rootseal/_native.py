@@ -245,6 +245,19 @@ class Engine:
         if code:
             raise NativeError("trust_sealed", -code, f"trust_sealed: {os.strerror(-code)}")
 
+    def stay_awake(self) -> None:
+        """Keep idle CPUs of the host awake while events are dense. Once, before the first scope.
+
+        Raises:
+            NativeError: This process may not (EACCES), or the kernel has no such device (ENOENT).
+        """
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("stay_awake", 9, "the capture engine is closed")
+            code = _lib.rs_engine_stay_awake(self._handle)
+        if code:
+            raise NativeError("stay_awake", -code, f"/dev/cpu_dma_latency: {os.strerror(-code)}")
+
     def set_hash_once(self, on: bool) -> None:
         """Whether a file that one process opens again and again is passed without events."""
         with self._lock:

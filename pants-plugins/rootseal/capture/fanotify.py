@@ -17,6 +17,8 @@ from rootseal.observation import LeafTable, MountMark, Observation, Posture, Pro
 
 _GROUPS_PATH = pathlib.Path("/proc/sys/fs/fanotify/max_user_groups")
 _GROUPS_DEFAULT = 128
+AWAKE_CPUS_MAX = 16
+"""More idle CPUs kept awake cost more power than a build gains."""
 DIGEST_CACHE_ENTRIES_DEFAULT = 2**20
 
 # C counter -> counter of rootseal.diagnostics; what is not here is for progress() only.
@@ -217,6 +219,7 @@ class FanotifyEngine:
         shards: Optional[int] = None,
         digest_cache_entries: int = DIGEST_CACHE_ENTRIES_DEFAULT,
         hash_once: bool = True,
+        stay_awake: Optional[bool] = None,
     ) -> None:
         """Start the threads.
 
@@ -225,15 +228,35 @@ class FanotifyEngine:
             digest_cache_entries: Bound of the digest cache (80 bytes each, used as it fills).
             hash_once: Let the kernel pass a file that one process opens again and again
                 (docs/decisions/0008-hash-once.md).
+            stay_awake: Keep the host's idle CPUs awake while opens are dense
+                (docs/decisions/0011-awake.md); None: on hosts with few CPUs, where it is possible.
 
         Raises:
             BackendUnavailable: This host or user cannot use permission events.
-            NativeError: A number out of range, or no memory.
+            NativeError: A number out of range, no memory, or `stay_awake` is not possible.
         """
         self.probe()
         count = shards if shards is not None else min(len(os.sched_getaffinity(0)), 256)
         self._engine = _native.Engine(shards=count, digest_cache_entries=digest_cache_entries)
         self._engine.set_hash_once(hash_once)
+        self.awake = ""
+        """Why CPUs do not stay awake; empty if they do."""
+        self._stay_awake(stay_awake)
+
+    def _stay_awake(self, wanted: Optional[bool]) -> None:
+        cpus = os.cpu_count() or 1
+        if wanted is False:
+            self.awake = "switched off"
+        elif wanted is None and cpus > AWAKE_CPUS_MAX:
+            self.awake = f"{cpus} CPUs: only asked for with at most {AWAKE_CPUS_MAX}"
+        else:
+            try:
+                self._engine.stay_awake()
+            except NativeError as error:
+                if wanted:
+                    self._engine.close()
+                    raise
+                self.awake = str(error)
 
     @classmethod
     def probe(cls) -> None:
