@@ -147,6 +147,10 @@ struct rs_worker {
 	struct rs_hasher hasher;
 	struct rs_proc_info proc_info;
 	bool may_hand_off; /* long hashes go to the heavy threads */
+	/* Events of one read that are done but for their answers, see handler.c. */
+	struct rs_event held[RS_EVENTS_PER_READ];
+	unsigned held_count;
+	bool batch; /* the read gave several */
 	int own_pid;
 	int fds_fd; /* owned, O_PATH: /proc/self/fd */
 	_Alignas(8) uint8_t events[RS_EVENTS_PER_READ * 64];

@@ -19,6 +19,7 @@
 	4 /* closes of one inode that are hashed at once; later ones at the end                    \
 	   */
 #define EVENT_HASH_BYTES_MAX (64ULL * 1024 * 1024)
+#define BATCH_BYTES_MAX	     (64ULL * 1024)
 #define DELETED		     " (deleted)"
 
 static void answer(struct rs_scope *scope, const struct rs_event *event)
@@ -37,10 +38,32 @@ static void answer(struct rs_scope *scope, const struct rs_event *event)
 /* What became of an event; its descriptor is open still unless it was handed over. */
 enum handled { HANDLED, ANSWERED, HANDED_OVER };
 
-static void done(struct rs_scope *scope, const struct rs_event *event, enum handled handled)
+/*
+ * Each answer wakes every opener that waits for the group, and all but one go to sleep again. So
+ * events that were read together are answered together: then those it wakes have their own answer
+ * by the time they run.
+ */
+static void answer_held(struct rs_worker *worker, struct rs_scope *scope)
+{
+	unsigned i;
+
+	for (i = 0; i < worker->held_count; i++)
+		if (worker->held[i].mask & RS_PERM_MASK)
+			answer(scope, &worker->held[i]);
+	for (i = 0; i < worker->held_count; i++)
+		close(worker->held[i].fd);
+	worker->held_count = 0;
+}
+
+static void done(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event,
+		 enum handled handled)
 {
 	if (handled == HANDED_OVER)
 		return;
+	if (worker->batch) {
+		worker->held[worker->held_count++] = *event;
+		return;
+	}
 	if (handled != ANSWERED && event->mask & RS_PERM_MASK)
 		answer(scope, event);
 	close(event->fd);
@@ -151,6 +174,9 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 		RS_COUNT(scope, hashed_bytes_cap_hit);
 		return RS_DIGEST_LEFT_OUT;
 	}
+	/* What takes long, or waits for a server that may be among them, is not for them to wait for. */
+	if (!reliable || stat->size > BATCH_BYTES_MAX)
+		answer_held(worker, scope);
 	settled = rs_settled(stat, rs_coarse_now_ns());
 	quiet = reliable && rs_no_writer(fd);
 	if (hash_shown(worker, scope, fd, stat, &result)) {
@@ -210,7 +236,8 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope,
 				const struct rs_event *event, const struct rs_seen *seen)
 {
-	bool may_go_on = !seen->exec && !seen->young && !rs_record_known(scope, seen);
+	bool may_go_on = !worker->batch && !seen->exec && !seen->young &&
+			 !rs_record_known(scope, seen);
 	uint32_t again;
 
 	if (may_go_on)
@@ -318,7 +345,7 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		return;
 	}
 	if (event->pid == worker->own_pid) {
-		done(scope, event, handled); /* the core's own reading */
+		done(worker, scope, event, handled); /* the core's own reading */
 		return;
 	}
 	if (rs_stat_fd(event->fd, &stat)) {
@@ -331,7 +358,7 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	} else if (event->mask & FAN_CLOSE_WRITE) {
 		handle_close(worker, scope, event, &stat);
 	}
-	done(scope, event, handled);
+	done(worker, scope, event, handled);
 }
 
 int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
@@ -358,9 +385,12 @@ int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
 		if (__atomic_load_n(&scope->closing, __ATOMIC_RELAXED) &&
 		    event.pid != worker->own_pid)
 			RS_COUNT(scope, late_events);
+		worker->batch = worker->batch || offset < (size_t)got;
 		rs_handle_event(worker, scope, &event);
 		count++;
 	}
+	answer_held(worker, scope);
+	worker->batch = false;
 	if (parsed < 0)
 		RS_COUNT(scope, handler_errors);
 	return count;
