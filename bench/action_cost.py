@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Sequence
 
-from harness import REPO, Variant, compare
+from captured import LAUNCHER, backends, daemon
+from harness import Variant, compare
 
-PROGRAM = "import sys; from rootseal.cli import main; sys.exit(main())"
-LAUNCHER = REPO / "pants-plugins" / "rootseal" / "bin" / "rootseal-exec"
 KEY = "ab" * 32
 RECORD = ".rootseal-record"
-
-
-def rootseal(*arguments: str) -> bytes:
-    """Run the command line with this interpreter."""
-    environment = {**os.environ, "PYTHONPATH": str(REPO / "pants-plugins")}
-    argv = [sys.executable, "-c", PROGRAM, *arguments]
-    return subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
 
 def spawn(argv: list[str], directory: str) -> None:
@@ -47,18 +37,6 @@ def wrapped(socket: str, options: Sequence[str]) -> list[str]:
     return [str(LAUNCHER), *fixed, "--stdio-only", *options, "--", "/bin/true"]
 
 
-def backends(status: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    """Name and options of each way of capture that this daemon has."""
-    ways: dict[str, Sequence[str]] = {"walk": ["--option=capture-mode=walk"]}
-    if status["backend"] != "walk":
-        ways = {"ptrace": ["--option=capture-mode=trace:ptrace"], **ways}
-    if status["backend"] == "fanotify":
-        alone = ["--option=capture-mode=walk", "--option=fanotify=on"]
-        traced = " + eBPF" if status["trace"]["loader"] else ""
-        ways = {f"auto (fanotify{traced})": (), "fanotify alone": alone, **ways}
-    return ways
-
-
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser()
@@ -67,15 +45,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         sandbox = Path(directory) / "sandbox"
         sandbox.mkdir()
-        socket = str(Path(directory) / "run" / "daemon.sock")
-        place = ("--socket", socket, "--state-dir", str(Path(directory) / "state"))
-        status = json.loads(rootseal("daemon", "ensure", "--json", *place))
-        variants = [Variant("bare /bin/true", lambda: spawn(["/bin/true"], str(sandbox)))]
-        for name, options in backends(status).items():
-            run = functools.partial(spawn, wrapped(socket, options), str(sandbox))
-            clean = functools.partial((sandbox / RECORD).unlink, missing_ok=True)
-            variants.append(Variant(f"captured by {name}", run, clean))
-        try:
+        with daemon(Path(directory)) as (socket, status):
+            variants = [Variant("bare /bin/true", lambda: spawn(["/bin/true"], str(sandbox)))]
+            for name, options in backends(status).items():
+                run = functools.partial(spawn, wrapped(socket, options), str(sandbox))
+                clean = functools.partial((sandbox / RECORD).unlink, missing_ok=True)
+                variants.append(Variant(f"captured by {name}", run, clean))
             compare(
                 "action_cost",
                 "What does it cost to capture one action?",
@@ -83,8 +58,6 @@ def main() -> None:
                 runs=arguments.runs,
                 warmups=10,
             )
-        finally:
-            rootseal("daemon", "stop", "--socket", socket)
             os.chdir("/")
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 REPO = Path(__file__).resolve().parent.parent
 LAUNCHER = REPO / "pants-plugins" / "rootseal" / "bin" / "rootseal-exec"
@@ -35,7 +35,22 @@ def daemon(directory: Path) -> Iterator[Tuple[str, Mapping[str, Any]]]:
         rootseal("daemon", "stop", "--socket", socket)
 
 
-def below_launcher(socket: str, record: Path, argv: Sequence[str]) -> List[str]:
+def backends(status: Mapping[str, Any]) -> Dict[str, Sequence[str]]:
+    """Name and launcher options of each way of capture that this daemon has, strongest first."""
+    walk = {"walk": ["--option=capture-mode=walk", "--option=fanotify=off"]}
+    ways: Dict[str, Sequence[str]] = {}
+    if status["backend"] == "fanotify":
+        traced = " + eBPF" if status["trace"]["loader"] else ""
+        ways[f"auto (fanotify{traced})"] = ()
+        ways["fanotify alone"] = ["--option=capture-mode=walk", "--option=fanotify=on"]
+    if status["backend"] != "walk":
+        ways["ptrace"] = ["--option=capture-mode=trace:ptrace", "--option=fanotify=off"]
+    return {**ways, **walk}
+
+
+def below_launcher(
+    socket: str, record: Path, argv: Sequence[str], options: Sequence[str] = ()
+) -> List[str]:
     """The command, captured as a user gets it; it fails if anything is lost."""
     fixed = [f"--action={KEY}", "--root=.", f"--record={record}", f"--socket={socket}"]
-    return [str(LAUNCHER), *fixed, "--option=require-zero-drops=1", "--", *argv]
+    return [str(LAUNCHER), *fixed, "--option=require-zero-drops=1", *options, "--", *argv]

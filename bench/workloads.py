@@ -1,4 +1,4 @@
-"""What does capture add to real work? Beside it the same work under strace, as a yardstick.
+"""What does each backend add to real work? Beside them strace, as a yardstick.
 
 A C library from source with make, pip installing ten packages, tar of very many files, and Pants
 packaging a generated monorepo of 200 targets. Needs the package index once, to fetch the sources
@@ -16,15 +16,17 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
 
 import open_scale
-from captured import below_launcher, daemon
+from captured import backends, below_launcher, daemon
 from harness import Variant, compare
 from pants_repo import PANTS_TOML, PantsRepo, find_executables
+from rootseal import diagnostics
+from rootseal.capture.ebpf import EbpfTracer
 
 LUA_PACKAGE, LUA_SOURCES = "lupa==2.4", "third-party/lua54"
 PACKAGES = (
@@ -40,6 +42,11 @@ PACKAGES = (
     "urllib3==2.2.3",
 )
 TAR_FILES = 100_000
+PANTS_WAYS = {
+    "bare": ["--no-rootseal-enabled"],
+    "captured by auto": ["--rootseal-enabled"],
+    "captured by ptrace": ["--rootseal-enabled", "--rootseal-capture-mode=trace:ptrace"],
+}
 PANTS_PAIRS = 100  # a shell command and an archive of its output each
 
 
@@ -116,19 +123,39 @@ def run(argv: Sequence[str], directory: Path) -> None:
     subprocess.run(argv, cwd=directory, check=True, stdout=subprocess.DEVNULL)
 
 
-def variants(work: Workload, socket: str, record: Path) -> List[Variant]:
-    """Bare, captured, and under strace where there is one."""
-    argvs = {
-        "bare": list(work.argv),
-        "captured": below_launcher(socket, record, work.argv),
-    }
+def variants(
+    work: Workload, socket: str, record: Path, ways: Mapping[str, Sequence[str]]
+) -> List[Variant]:
+    """Bare, captured in each way, and under strace where there is one."""
+    argvs = {"bare": list(work.argv)}
+    for name, options in ways.items():
+        argvs[f"captured by {name}"] = below_launcher(socket, record, work.argv, options)
     if shutil.which("strace"):
         traced = ["strace", "-f", "-o", "/dev/null", "-e", "trace=%file", *work.argv]
         argvs["strace -f -e trace=%file"] = traced
-    return [
+    found = [
         Variant(name, lambda argv=argv: run(argv, work.directory), work.prepare)  # type: ignore[misc]
         for name, argv in argvs.items()
     ]
+    if "auto (fanotify + eBPF)" in ways:
+        found.append(Variant("eBPF alone, no digests", lambda: run_traced(work), work.prepare))
+    return found
+
+
+def run_traced(work: Workload) -> None:
+    """Followed by eBPF and nothing else: who did what, without the content of files."""
+    tracer = EbpfTracer()
+    try:
+        argv = ["/bin/sh", "-c", 'read go && exec "$@"', "sh", *work.argv]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        with subprocess.Popen(argv, cwd=work.directory, text=True, **pipes) as child:
+            scope = tracer.add_scope(child.pid, root=bytes(work.directory))
+            child.communicate("go\n")
+        lost = diagnostics.losses({**diagnostics.zeros(), **scope.finish().counters})
+        if child.returncode or lost:
+            raise RuntimeError(f"ended with {child.returncode}, lost: {lost}")
+    finally:
+        tracer.close()
 
 
 def measure(name: str, runs: int) -> None:
@@ -138,9 +165,9 @@ def measure(name: str, runs: int) -> None:
         (base / "work").mkdir()
         work = COMMANDS[name](base / "work")
         with daemon(base) as (socket, status):
-            question = f"{(work_name(name))}: captured, and under strace, against bare"
-            facts = {"posture": status["posture"], "backend": status["backend"], "lost": 0}
-            found = variants(work, socket, base / "record")
+            question = f"{work_name(name)}: each backend, and strace, against bare"
+            facts = {"posture of auto": status["posture"], "lost": 0}
+            found = variants(work, socket, base / "record", backends(status))
             compare(f"workload_{name}", question, found, runs=runs, facts=facts)
 
 
@@ -173,13 +200,13 @@ class Monorepo:
         self.repo.write({"pants.toml": toml, **monorepo_files(PANTS_PAIRS)})
         self.repo.run("roots").succeeded()
 
-    def package(self, switch: str) -> Callable[[], float]:
+    def package(self, *options: str) -> Callable[[], float]:
         """Package everything."""
 
         def timed() -> float:
             assert self.repo is not None
             started = time.perf_counter()
-            self.repo.run(switch, "package", "::").succeeded()
+            self.repo.run(*options, "package", "::").succeeded()
             return time.perf_counter() - started
 
         return timed
@@ -216,8 +243,8 @@ def measure_pants(runs: int) -> None:
                 "workload_pants",
                 f"`pants package ::` over {2 * PANTS_PAIRS} targets with cold caches, pantsd up",
                 [
-                    Variant("bare", monorepo.package("--no-rootseal-enabled"), monorepo.renew),
-                    Variant("captured", monorepo.package("--rootseal-enabled"), monorepo.renew),
+                    Variant(name, monorepo.package(*options), monorepo.renew)
+                    for name, options in PANTS_WAYS.items()
                 ],
                 runs=runs,
                 warmups=0,
