@@ -1,8 +1,9 @@
 """What does it cost readers of very many files to have every open held and hashed?
 
 Distinct files (cold and warm digest cache) by one, two and eight processes, the same files opened
-again and again, and eight actions at once against one. The floor is the bare run and the time that
-hashing the same bytes takes: nothing that hashes before it lets go can be faster on one CPU.
+again and again, and eight actions at once against one. Two floors stand beside them: a handler that only
+answers (what holding alone costs on this host), and that with the time in which one CPU hashes the
+same bytes: nothing that hashes before it lets go can be faster.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
 
@@ -31,7 +32,9 @@ from rootseal.capture.scope import CaptureLimits
 from rootseal.observation import Observation
 
 SOURCE = Path(__file__).with_name("open_many.c")
+FLOOR_SOURCE = Path(__file__).with_name("open_floor.c")
 BLOB_BYTES = 1 << 20
+HELD = "held and let go, nothing else"
 LIMITS = CaptureLimits(max_digests=2_000_000)
 
 
@@ -67,6 +70,10 @@ class Work:
 
     def bare(self) -> float:
         return float(subprocess.run(self.argv(), capture_output=True, check=True).stdout)
+
+    def only_held(self) -> float:
+        argv = [str(self.program.with_name("open_floor")), *self.argv()]
+        return float(subprocess.run(argv, capture_output=True, check=True).stdout)
 
     def captured(self, engine: FanotifyEngine) -> Tuple[float, Observation]:
         """Seconds of the reader's own clock, and what was seen."""
@@ -136,18 +143,22 @@ def distinct(work: Work, runs: int, size_bytes: int) -> None:
     bench = Distinct(work)
     variants = [
         harness.Variant("bare", work.bare),
+        harness.Variant(HELD, work.only_held),
         harness.Variant("captured, cold cache", bench.cold),
         harness.Variant("captured, warm cache", bench.warm),
     ]
     samples = harness.alternate(variants, runs)
     bench.engine.close()
-    floor = statistics.median(samples["bare"]) + size_bytes / sha256_rate()
+    bare, held = statistics.median(samples["bare"]), statistics.median(samples[HELD])
+    hashing = size_bytes / sha256_rate()
     facts: Dict[str, object] = {
         "files": work.count,
         "bytes": size_bytes,
         "processes": work.processes,
         "lost": 0,
-        "floor, cold cache": f"{floor / statistics.median(samples['bare']):.2f}× (bare + SHA-256)",
+        "floor of hashing alone": f"{(bare + hashing) / bare:.2f}× (bare + SHA-256)",
+        "floor, warm cache": f"{held / bare:.2f}× (every open held, nothing looked at)",
+        "floor, cold cache": f"{(held + hashing) / bare:.2f}× (that + SHA-256)",
         "peak memory of the capturing process, MiB": harness.peak_memory_mib(),
     }
     for name, values in samples.items():
@@ -174,45 +185,58 @@ def repeated(work: Work, runs: int) -> None:
     engine.close()
 
 
-def together(work: Work, actions: int) -> None:
-    """Cost per open of several actions at once against one alone."""
+def together(work: Work, actions: int, runs: int) -> None:
+    """Wall time per open of several actions at once against one alone, and both against bare.
+
+    Several readers share the CPUs also without capture, so that is measured too: what capture adds
+    is the ratio to as many bare readers.
+    """
     engine = FanotifyEngine(digest_cache_entries=4 * work.count)
     seen: List[Observation] = []
 
-    def one() -> None:
+    def at_once(one: Callable[[], object], count: int) -> Callable[[], float]:
+        def timed() -> float:
+            threads = [threading.Thread(target=one) for _ in range(count)]
+            started = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return (time.perf_counter() - started) / count / work.count
+
+        return timed
+
+    def captured() -> None:
         seen.append(work.captured(engine)[1])
 
-    def all_at_once() -> float:
-        threads = [threading.Thread(target=one) for _ in range(actions)]
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return spent / actions
-
-    def alone() -> float:
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        one()
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    question = f"{actions} actions at once, {work.count} opens each: the core's CPU time per action"
-    one()  # the cache is warm for both
-    harness.compare(
-        "open_together",
-        question,
+    captured()  # the cache is warm for all
+    samples = harness.alternate(
         [
-            harness.Variant("one alone", alone),
-            harness.Variant(f"each of {actions}", all_at_once),
+            harness.Variant("one alone", at_once(captured, 1)),
+            harness.Variant(f"each of {actions}", at_once(captured, actions)),
+            harness.Variant("one alone, bare", at_once(work.bare, 1)),
+            harness.Variant(f"each of {actions}, bare", at_once(work.bare, actions)),
         ],
-        runs=3,
+        runs,
     )
     engine.close()
     for observation in seen:
         check(observation, work.count)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    alone = medians["one alone"] / medians["one alone, bare"]
+    all_of_them = medians[f"each of {actions}"] / medians[f"each of {actions}, bare"]
+    harness.save(
+        "open_together",
+        f"{actions} actions at once, {work.count} opens each: wall time per open (target: at most "
+        "1.3× that of one alone)",
+        harness.summary(samples),
+        facts={
+            "lost": 0,
+            "one alone against bare": f"{alone:.2f}×",
+            f"{actions} at once against {actions} bare": f"{all_of_them:.2f}×",
+        },
+        samples=samples,
+    )
 
 
 def main() -> None:
@@ -225,7 +249,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as place:
         program = Path(place) / "open_many"
-        subprocess.run(["gcc", "-O2", "-D_GNU_SOURCE", SOURCE, "-o", program], check=True)
+        compiler = ["gcc", "-O2", "-D_GNU_SOURCE", "-pthread"]
+        for source in (SOURCE, FLOOR_SOURCE):
+            subprocess.run([*compiler, source, "-o", Path(place) / source.stem], check=True)
         files = Path(place) / "files"
         size_bytes = make_files(files, options.files)
         for processes in options.processes if options.only in ("", "distinct") else ():
@@ -234,7 +260,7 @@ def main() -> None:
         if options.only in ("", "repeated"):
             repeated(Work(program, files, options.files // 10, repeats=10), options.runs)
         if options.only in ("", "together"):
-            together(Work(program, files, options.files // 5), 8)
+            together(Work(program, files, options.files // 5), 8, options.runs)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ int rs_awake_grace_ms(struct rs_awake *awake)
 void rs_awake_rest(struct rs_awake *awake)
 {
 	pthread_mutex_lock(&awake->mutex);
-	/* A thread that wants and saw `held` just before is not asked again: it wants at its next turn. */
+	/* A thread that wants and saw `held` just before is not asked again: it wants at its next
+	 * turn. */
 	if (atomic_load(&awake->held) && !atomic_load(&awake->wanted))
 		ask(awake, ANY_LATENCY, false);
 	pthread_mutex_unlock(&awake->mutex);

@@ -13,10 +13,12 @@ struct rs_awake {
 	pthread_mutex_t mutex;	 /* one change at a time */
 };
 
-#define RS_AWAKE_GRACE_MS 2 /* longer than the pauses of a dense time; each change wakes all CPUs */
+#define RS_AWAKE_GRACE_MS 2 /* longer than the pauses of a dense time; each change wakes all CPUs  \
+			     */
 
 void rs_awake_init(struct rs_awake *awake);
-/* Before the first thread. -errno if this process may not keep CPUs awake; then it changes nothing. */
+/* Before the first thread. -errno if this process may not keep CPUs awake; then it changes nothing.
+ */
 int rs_awake_open(struct rs_awake *awake);
 void rs_awake_close(struct rs_awake *awake);
 void rs_awake_want(struct rs_awake *awake);   /* from now on */

@@ -7,7 +7,7 @@
  * Why a hit is right. An entry is made only by handler.c, and only if
  *   1. a read lease could be taken before the content was read: the kernel grants it only while no
  *      file of that inode is open for writing, and a writable shared mapping keeps its file open;
- *   2. the same after it was read, and the state (size, ctime, mtime) was equal before and after;
+ *   2. the state (size, ctime, mtime) was equal before and after it was read;
  *   3. the ctime was older, when reading began, than the coarsest step of the filesystem clock;
  *   4. the filesystem is ext4, xfs or btrfs.
  * A writer that was there before reading fails 1. A writer that came while we read has opened the
@@ -31,10 +31,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WAYS	      4
-#define STRIPES	      64
+#define WAYS		 4
+#define STRIPES		 64
 #define CACHE_LINE_BYTES 64
-#define CLOCK_STEP_NS 20000000 /* HZ=100 ticks are 10 ms; twice that */
+#define CLOCK_STEP_NS	 20000000 /* HZ=100 ticks are 10 ms; twice that */
 
 struct entry {
 	uint64_t dev, ino, size;

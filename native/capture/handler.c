@@ -174,7 +174,8 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 		RS_COUNT(scope, hashed_bytes_cap_hit);
 		return RS_DIGEST_LEFT_OUT;
 	}
-	/* What takes long, or waits for a server that may be among them, is not for them to wait for. */
+	/* What takes long, or waits for a server that may be among them, is not for them to wait
+	 * for. */
 	if (!reliable || stat->size > BATCH_BYTES_MAX)
 		answer_held(worker, scope);
 	settled = rs_settled(stat, rs_coarse_now_ns());
@@ -186,6 +187,7 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	if (result.partial_reads)
 		RS_COUNT(scope, partial_read_fallbacks);
 	memcpy(ret_digest32, result.digest, RS_SHA256_BYTES);
+	/* Settled, a later writer shows in ctime (dcache.c); else only its open file does. */
 	quiet = quiet && !result.unstable && rs_same_state(&before, stat) &&
 		(settled || rs_no_writer(fd));
 	*ret_trusted = quiet && (settled || rs_engine_multigrain(worker->engine));
@@ -236,8 +238,8 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope,
 				const struct rs_event *event, const struct rs_seen *seen)
 {
-	bool may_go_on = !worker->batch && !seen->exec && !seen->young &&
-			 !rs_record_known(scope, seen);
+	bool may_go_on =
+	    !worker->batch && !seen->exec && !seen->young && !rs_record_known(scope, seen);
 	uint32_t again;
 
 	if (may_go_on)
@@ -249,7 +251,7 @@ static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope
 }
 
 static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope,
-			const struct rs_event *event, const struct rs_stat *stat)
+				const struct rs_event *event, const struct rs_stat *stat)
 {
 	struct rs_seen seen = {
 	    .stat = *stat,

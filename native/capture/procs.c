@@ -42,44 +42,6 @@ int rs_proc_stat_parse(const char *text, struct rs_proc_info *info)
 	return 0;
 }
 
-int rs_proc_cpu_parse(const char *text)
-{
-	const int first = 3, processor = 39; /* numbers of fields in proc_pid_stat(5) */
-	const char *at = strrchr(text, ')');
-	int field, cpu;
-
-	if (!at || at[1] != ' ')
-		return -EBADMSG;
-	at += 2;
-	for (field = first; field < processor; field++) {
-		at = strchr(at, ' ');
-		if (!at)
-			return -EBADMSG;
-		at++;
-	}
-	if (sscanf(at, "%d", &cpu) != 1 || cpu < 0)
-		return -EBADMSG;
-	return cpu;
-}
-
-int rs_proc_cpu(int pid)
-{
-	char path[64], text[1024];
-	ssize_t got;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	got = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (got <= 0)
-		return -EBADMSG;
-	text[got] = 0;
-	return rs_proc_cpu_parse(text);
-}
-
 static int read_file(const char *path, struct rs_buf *buf, size_t limit, bool *ret_cut)
 {
 	char chunk[4096];

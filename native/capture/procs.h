@@ -47,11 +47,6 @@ void rs_proc_read(int pid, bool want_cmdline, struct rs_proc_info *info);
 /* Pure: the text of /proc/PID/stat. 0 or -EBADMSG. */
 int rs_proc_stat_parse(const char *text, struct rs_proc_info *info);
 
-/* Pure: the CPU that /proc/PID/stat names, where the process ran last; -EBADMSG. */
-int rs_proc_cpu_parse(const char *text);
-/* The same of a live process, or -errno. */
-int rs_proc_cpu(int pid);
-
 struct rs_proc *rs_procs_find(struct rs_procs *procs, int pid, uint32_t *ret_index);
 /* New entry for the pid (also when the pid was used before). NULL: the cap is reached or no memory.
  */

@@ -132,12 +132,6 @@ static void test_proc_stat(void)
 	CHECK(!rs_proc_stat_parse(good, &info));
 	CHECK(info.parent == 11 && info.start_time == 987654 && !strcmp(info.comm, "a) b(c"));
 	CHECK(rs_proc_stat_parse("", &info) == -EBADMSG);
-	CHECK(
-	    rs_proc_cpu_parse("1 (a) 3) S 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 "
-			      "25 26 27 28 29 30 31 32 33 34 35 36 37 38 5 40\n") == 5);
-	CHECK(rs_proc_cpu_parse("") == -EBADMSG);
-	CHECK(rs_proc_cpu_parse("1 (a)") == -EBADMSG);
-	CHECK(rs_proc_cpu_parse("1 (a) S 4 5") == -EBADMSG);
 	CHECK(rs_proc_stat_parse("12 )(", &info) == -EBADMSG);
 	CHECK(rs_proc_stat_parse("12 (x) S 11", &info) == -EBADMSG);
 }
