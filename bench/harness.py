@@ -41,6 +41,33 @@ class Variant:
     prepare: Optional[Callable[[], None]] = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a variant should reach. It is reported, it never gates.
+
+    Attributes:
+        variant: Name of the variant.
+        at_most: Largest value that is good.
+        unit: `×`, the ratio to the first variant, or `s more`, the difference of medians.
+    """
+
+    variant: str
+    at_most: float
+    unit: str = "×"
+
+    def judged(self, rows: Mapping[str, Mapping[str, float]]) -> Mapping[str, object]:
+        """With what was measured, rounded as the table shows it."""
+        row, first = rows[self.variant], next(iter(rows.values()))
+        more = row["medianSeconds"] - first["medianSeconds"]
+        measured = round(row["ratio"] if self.unit == "×" else more, 2)
+        return {
+            "variant": self.variant,
+            "goal": f"at most {self.at_most:g}{'' if self.unit == '×' else ' '}{self.unit}",
+            "measured": measured,
+            "met": measured <= self.at_most,
+        }
+
+
 def timed(variant: Variant) -> float:
     """Seconds of one run of a variant."""
     if variant.prepare is not None:
@@ -133,6 +160,7 @@ def compare(
     runs: int,
     warmups: int = 1,
     facts: Optional[Mapping[str, object]] = None,
+    goals: Sequence[Goal] = (),
 ) -> Mapping[str, object]:
     """Alternate the variants, print the table, write build/bench/NAME.json.
 
@@ -143,9 +171,10 @@ def compare(
         runs: Counted runs per variant.
         warmups: Turns before counting starts.
         facts: Further measured facts worth keeping (events, peak memory, …).
+        goals: What variants should reach.
     """
     samples = alternate(variants, runs, warmups)
-    return save(name, question, summary(samples), facts=facts, samples=samples)
+    return save(name, question, summary(samples), facts=facts, samples=samples, goals=goals)
 
 
 def save(
@@ -155,6 +184,7 @@ def save(
     *,
     facts: Optional[Mapping[str, object]] = None,
     samples: Optional[Mapping[str, Sequence[float]]] = None,
+    goals: Sequence[Goal] = (),
 ) -> Mapping[str, object]:
     """Write a result (also one that was not measured by `compare`) and print it."""
     document = {
@@ -166,6 +196,7 @@ def save(
         "variants": variants,
         "facts": dict(facts or {}),
         "samples": samples or {},
+        "goals": [goal.judged(variants) for goal in goals],
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
@@ -174,4 +205,7 @@ def save(
         print(f"  {variant:<28} {row['medianSeconds'] * 1000:10.2f} ms  {row['ratio']:6.2f}×")
     for fact, value in document["facts"].items():  # type: ignore[attr-defined]
         print(f"  {fact}: {value}")
+    for goal in document["goals"]:  # type: ignore[attr-defined]
+        verdict = "met" if goal["met"] else "MISSED"
+        print(f"  goal of {goal['variant']}: {goal['goal']}: {verdict}")
     return document

@@ -15,7 +15,7 @@ from typing import Callable, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
 
-from harness import REPO, Variant, compare
+from harness import REPO, Goal, Variant, compare
 from pants_repo import PantsRepo, find_executables
 
 ON, OFF = "--rootseal-enabled", "--no-rootseal-enabled"
@@ -70,23 +70,25 @@ def main() -> int:
         try:
             compare(
                 "pants_cold",
-                "Packaging examples/ with cold caches and pantsd up (target: at most 1.20)",
+                "Packaging examples/ with cold caches and pantsd up",
                 [
                     Variant("plain", bench.package(OFF), bench.renew),
                     Variant("captured", bench.package(ON), bench.renew),
                 ],
                 runs=runs,
                 warmups=0,
+                goals=[Goal("captured", 1.2)],
             )
             compare(
                 "pants_memoized",
-                "A second run without changes (target: at most 1 s more)",
+                "A second run without changes",
                 [Variant("plain", bench.package(OFF)), Variant("captured", bench.package(ON))],
                 runs=runs,
+                goals=[Goal("captured", 1.0, "s more")],
             )
             compare(
                 "pants_start",
-                "Starting Pants without pantsd (target: at most 3 s more)",
+                "Starting Pants without pantsd",
                 [
                     Variant(
                         "without the plugin", bench.start("--backend-packages=-['rootseal_pants']")
@@ -94,6 +96,7 @@ def main() -> int:
                     Variant("with the plugin", bench.start()),
                 ],
                 runs=runs,
+                goals=[Goal("with the plugin", 3.0, "s more")],
             )
         finally:
             bench.repo.stop_pantsd()

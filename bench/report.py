@@ -35,14 +35,28 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
+def verdict(goals: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """The goal of a variant and whether it was met; empty where there is none."""
+    goal = goals.get(name)
+    if goal is None:
+        return ""
+    return f"{goal['goal']}: {'met' if goal['met'] else '**missed**'}"
+
+
 def section(document: Mapping[str, Any]) -> str:
     """The part of the page that one result fills."""
     machine = document["machine"]
     lines = [f"## {document['question']}", ""]
-    lines += ["| variant | median | fastest | slowest | ratio |", "|---|---|---|---|---|"]
+    lines += [
+        "| variant | median | fastest | slowest | ratio | goal |",
+        "|---|---|---|---|---|---|",
+    ]
+    goals = {goal["variant"]: goal for goal in document.get("goals", [])}
     for name, row in document["variants"].items():
         cells = (seconds_text(row[key]) for key in ("medianSeconds", "minSeconds", "maxSeconds"))
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['ratio']:.2f}× |")
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {row['ratio']:.2f}× | {verdict(goals, name)} |"
+        )
     lines += [""] + [f"- {name}: {value}" for name, value in document["facts"].items()]
     commit = machine["commit"][:12] + (" with changes" if machine["dirty"] else "")
     where = (f"commit {commit}", f"kernel {machine['kernel']}", machine["memory"])

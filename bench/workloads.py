@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
 
 import open_scale
 from captured import backends, below_launcher, daemon
-from harness import Variant, compare
+from harness import Goal, Variant, compare
 from pants_repo import PANTS_TOML, PantsRepo, find_executables
 from rootseal import diagnostics
 from rootseal.capture.ebpf import EbpfTracer
@@ -41,6 +41,12 @@ PACKAGES = (
     "requests==2.32.3",
     "urllib3==2.2.3",
 )
+GOALS = {
+    "compile": (
+        Goal("captured by auto (fanotify + eBPF)", 1.05),
+        Goal("eBPF alone, no digests", 1.1),
+    )
+}
 TAR_FILES = 100_000
 PANTS_WAYS = {
     "bare": ["--no-rootseal-enabled"],
@@ -168,7 +174,9 @@ def measure(name: str, runs: int) -> None:
             question = f"{work_name(name)}: each backend, and strace, against bare"
             facts = {"posture of auto": status["posture"], "lost": 0}
             found = variants(work, socket, base / "record", backends(status))
-            compare(f"workload_{name}", question, found, runs=runs, facts=facts)
+            names = {variant.name for variant in found}
+            goals = [goal for goal in GOALS.get(name, ()) if goal.variant in names]
+            compare(f"workload_{name}", question, found, runs=runs, facts=facts, goals=goals)
 
 
 def work_name(name: str) -> str:

@@ -73,5 +73,20 @@ def test_result_and_page_carry_where_it_was_measured(
         assert wanted in page
 
 
+def test_goals_are_judged_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    variants = [harness.Variant("a", lambda: 1.0), harness.Variant("b", lambda: 1.5)]
+    goals = [
+        harness.Goal("b", 1.5),
+        harness.Goal("b", 1.4),
+        harness.Goal("b", 0.5, "s more"),
+        harness.Goal("b", 0.4, "s more"),
+    ]
+    for goal, met in zip(goals, (True, False, True, False)):
+        document = harness.compare("x", "?", variants, runs=1, goals=[goal])
+        assert document["goals"][0]["met"] is met
+        assert (": met |" if met else "**missed** |") in report.page([document])
+
+
 def test_page_without_results_says_so() -> None:
     assert "make bench" in report.page([])
