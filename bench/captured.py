@@ -23,16 +23,40 @@ def rootseal(*arguments: str) -> bytes:
     return subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
 
+class Daemon:
+    """One that comes and goes: its eBPF programs cost every process of the host a little, so what
+    is compared with it must run without it. Its digest cache stays.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Start nothing yet."""
+        self.socket = str(directory / "run" / "daemon.sock")
+        self._state = str(directory / "state")
+        self._runs = False
+
+    def start(self) -> Mapping[str, Any]:
+        """Have it run; its status."""
+        place = ("--socket", self.socket, "--state-dir", self._state)
+        status: Mapping[str, Any] = json.loads(rootseal("daemon", "ensure", "--json", *place))
+        self._runs = True
+        return status
+
+    def stop(self) -> None:
+        """Have it not run."""
+        if self._runs:
+            rootseal("daemon", "stop", "--socket", self.socket)
+        self._runs = False
+
+
 @contextlib.contextmanager
 def daemon(directory: Path) -> Iterator[Tuple[str, Mapping[str, Any]]]:
     """Socket and status of a daemon that lives as long as this."""
-    socket = str(directory / "run" / "daemon.sock")
-    place = ("--socket", socket, "--state-dir", str(directory / "state"))
-    status = json.loads(rootseal("daemon", "ensure", "--json", *place))
+    made = Daemon(directory)
+    status = made.start()
     try:
-        yield socket, status
+        yield made.socket, status
     finally:
-        rootseal("daemon", "stop", "--socket", socket)
+        made.stop()
 
 
 def backends(status: Mapping[str, Any]) -> Dict[str, Sequence[str]]:

@@ -187,6 +187,7 @@ def save(
     goals: Sequence[Goal] = (),
 ) -> Mapping[str, object]:
     """Write a result (also one that was not measured by `compare`) and print it."""
+    judged = [goal.judged(variants) for goal in goals]
     document = {
         "name": name,
         "question": question,
@@ -196,7 +197,7 @@ def save(
         "variants": variants,
         "facts": dict(facts or {}),
         "samples": samples or {},
-        "goals": [goal.judged(variants) for goal in goals],
+        "goals": judged,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
@@ -205,7 +206,7 @@ def save(
         print(f"  {variant:<28} {row['medianSeconds'] * 1000:10.2f} ms  {row['ratio']:6.2f}×")
     for fact, value in document["facts"].items():  # type: ignore[attr-defined]
         print(f"  {fact}: {value}")
-    for goal in document["goals"]:  # type: ignore[attr-defined]
+    for goal in judged:
         verdict = "met" if goal["met"] else "MISSED"
         print(f"  goal of {goal['variant']}: {goal['goal']}: {verdict}")
     return document

@@ -16,13 +16,13 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
 
 import open_scale
-from captured import backends, below_launcher, daemon
+from captured import Daemon, backends, below_launcher, daemon
 from harness import Goal, Variant, compare
 from pants_repo import PANTS_TOML, PantsRepo, find_executables
 from rootseal import diagnostics
@@ -66,7 +66,7 @@ class Workload:
         prepare: Called before each run.
     """
 
-    argv: Sequence[str]
+    argv: List[str]
     directory: Path
     prepare: Callable[[], None]
 
@@ -129,39 +129,76 @@ def run(argv: Sequence[str], directory: Path) -> None:
     subprocess.run(argv, cwd=directory, check=True, stdout=subprocess.DEVNULL)
 
 
-def variants(
-    work: Workload, socket: str, record: Path, ways: Mapping[str, Sequence[str]]
-) -> List[Variant]:
-    """Bare, captured in each way, and under strace where there is one."""
-    argvs = {"bare": list(work.argv)}
-    for name, options in ways.items():
-        argvs[f"captured by {name}"] = below_launcher(socket, record, work.argv, options)
-    if shutil.which("strace"):
-        traced = ["strace", "-f", "-o", "/dev/null", "-e", "trace=%file", *work.argv]
-        argvs["strace -f -e trace=%file"] = traced
-    found = [
-        Variant(name, lambda argv=argv: run(argv, work.directory), work.prepare)  # type: ignore[misc]
-        for name, argv in argvs.items()
-    ]
-    if "auto (fanotify + eBPF)" in ways:
-        found.append(Variant("eBPF alone, no digests", lambda: run_traced(work), work.prepare))
-    return found
+class Ways:
+    """The ways to run a workload. The daemon runs only for those that need it."""
 
+    def __init__(self, base: Path, work: Workload) -> None:
+        """Keep a daemon's files and records in `base`."""
+        self.work, self.record = work, base / "record"
+        self.daemon = Daemon(base)
+        self.tracer: Optional[EbpfTracer] = None
 
-def run_traced(work: Workload) -> None:
-    """Followed by eBPF and nothing else: who did what, without the content of files."""
-    tracer = EbpfTracer()
-    try:
-        argv = ["/bin/sh", "-c", 'read go && exec "$@"', "sh", *work.argv]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        with subprocess.Popen(argv, cwd=work.directory, text=True, **pipes) as child:
-            scope = tracer.add_scope(child.pid, root=bytes(work.directory))
+    def variants(self, status: Mapping[str, Any]) -> List[Variant]:
+        """Bare, captured in each way, and under strace where there is one."""
+        found = [self._without("bare", self.work.argv)]
+        for name, options in backends(status).items():
+            argv = below_launcher(self.daemon.socket, self.record, self.work.argv, options)
+            found.append(Variant(f"captured by {name}", self._runner(argv), self._prepare_daemon))
+        if status["trace"]["loader"]:
+            found.append(Variant("eBPF alone, no digests", self._trace, self._prepare_tracer))
+        if shutil.which("strace"):
+            strace = ["strace", "-f", "-o", "/dev/null", "-e", "trace=%file"]
+            found.append(
+                self._without(" ".join(["strace -f", strace[-1]]), strace + self.work.argv)
+            )
+        return found
+
+    def close(self) -> None:
+        """End the daemon and the tracer."""
+        self.daemon.stop()
+        self._no_tracer()
+
+    def _without(self, name: str, argv: Sequence[str]) -> Variant:
+        return Variant(name, self._runner(argv), self._prepare_nothing)
+
+    def _runner(self, argv: Sequence[str]) -> Callable[[], None]:
+        return lambda: run(argv, self.work.directory)
+
+    def _prepare_nothing(self) -> None:
+        self.close()
+        self.work.prepare()
+
+    def _prepare_daemon(self) -> None:
+        self._no_tracer()
+        self.daemon.start()
+        self.work.prepare()
+
+    def _prepare_tracer(self) -> None:
+        self.close()
+        self.tracer = EbpfTracer()
+        self.work.prepare()
+
+    def _no_tracer(self) -> None:
+        if self.tracer is not None:
+            self.tracer.close()
+        self.tracer = None
+
+    def _trace(self) -> None:
+        """Followed by eBPF and nothing else: who did what, without the content of files."""
+        assert self.tracer is not None
+        argv = ["/bin/sh", "-c", 'read go && exec "$@"', "sh", *self.work.argv]
+        with subprocess.Popen(
+            argv,
+            cwd=self.work.directory,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as child:
+            scope = self.tracer.add_scope(child.pid, root=bytes(self.work.directory))
             child.communicate("go\n")
         lost = diagnostics.losses({**diagnostics.zeros(), **scope.finish().counters})
         if child.returncode or lost:
             raise RuntimeError(f"ended with {child.returncode}, lost: {lost}")
-    finally:
-        tracer.close()
 
 
 def measure(name: str, runs: int) -> None:
@@ -169,14 +206,17 @@ def measure(name: str, runs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as place:
         base = Path(place)
         (base / "work").mkdir()
-        work = COMMANDS[name](base / "work")
-        with daemon(base) as (socket, status):
+        ways = Ways(base, COMMANDS[name](base / "work"))
+        try:
+            status = ways.daemon.start()
+            found = ways.variants(status)
             question = f"{work_name(name)}: each backend, and strace, against bare"
             facts = {"posture of auto": status["posture"], "lost": 0}
-            found = variants(work, socket, base / "record", backends(status))
             names = {variant.name for variant in found}
             goals = [goal for goal in GOALS.get(name, ()) if goal.variant in names]
             compare(f"workload_{name}", question, found, runs=runs, facts=facts, goals=goals)
+        finally:
+            ways.close()
 
 
 def work_name(name: str) -> str:
