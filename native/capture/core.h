@@ -98,6 +98,7 @@ struct rs_scope {
 	_Atomic uint64_t bytes_hashed; /* moves while a file is being hashed */
 	_Atomic int64_t last_event_ns; /* engine.c: how densely events come */
 	_Atomic uint32_t dense, single;
+	_Atomic int64_t crowded_ns; /* until then nobody waits awake: others need the CPU */
 	_Atomic uint32_t servers; /* threads that serve it now */
 	_Atomic bool turned_away; /* a thread came and there were enough */
 	struct rs_once once;

@@ -16,6 +16,8 @@
 #define DENSE_NS	250000 /* between two events of a dense time */
 #define DENSE_EVENTS	16     /* so many in a row make it dense */
 #define LINGER_NS	120000 /* so long a thread waits awake */
+#define CROWDED_NS	100000  /* a CPU given away for longer is one that others need */
+#define CROWDED_FOR_NS	10000000
 
 /*
  * Serving one scope. Waking a sleeping thread for each event costs more than hashing a small file,
@@ -69,6 +71,7 @@ static void set_dense(struct turn *turn, bool dense)
 }
 
 /* Soon after the last, and so many times in a row? One by one, the next is worth waiting for. */
+static bool is_crowded(struct rs_scope *scope, int64_t now);
 static void judge(struct turn *turn, int got, bool may_linger)
 {
 	struct rs_scope *scope = turn->scope;
@@ -83,7 +86,12 @@ static void judge(struct turn *turn, int got, bool may_linger)
 	dense = atomic_fetch_add_explicit(&scope->dense, 1, memory_order_relaxed);
 	single = atomic_fetch_add_explicit(&scope->single, 1, memory_order_relaxed);
 	set_dense(turn, dense >= DENSE_EVENTS);
-	set_alone(turn, may_linger && single >= DENSE_EVENTS);
+	set_alone(turn, may_linger && !is_crowded(scope, now) && single >= DENSE_EVENTS);
+}
+
+static bool is_crowded(struct rs_scope *scope, int64_t now)
+{
+	return now < atomic_load_explicit(&scope->crowded_ns, memory_order_relaxed);
 }
 
 /* What the next read gives, waiting for it for a moment. */
@@ -91,12 +99,18 @@ static int linger(struct turn *turn)
 {
 	int64_t until =
 	    atomic_load_explicit(&turn->scope->last_event_ns, memory_order_relaxed) + LINGER_NS;
+	int64_t before = monotonic_ns(), now;
 	int got;
 
 	do {
 		sched_yield();
+		now = monotonic_ns();
+		if (now - before > CROWDED_NS)
+			atomic_store_explicit(&turn->scope->crowded_ns, now + CROWDED_FOR_NS,
+					      memory_order_relaxed);
 		got = rs_handle_some(turn->worker, turn->scope);
-	} while (got == 0 && monotonic_ns() < until);
+		before = monotonic_ns();
+	} while (got == 0 && before < until && now < until && !is_crowded(turn->scope, now));
 	return got;
 }
 
