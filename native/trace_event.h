@@ -48,7 +48,12 @@ enum rs_trace_record {
 	RS_TRACE_LOSS = 11,
 	/* u64 times RS_TRACE_COUNTER_COUNT, in the order of rs_trace_counter */
 	RS_TRACE_COUNTERS = 12,
+	/* u8 1 if the later content could be read, u8 zero, u16 path length, digest at the open 32,
+	 * digest later 32 (else zeros), path: one of the losses RS_TRACE_LOSS_MUTATED; at most
+	 * RS_TRACE_MUTATIONS_MAX of them */
+	RS_TRACE_MUTATION = 13,
 };
+#define RS_TRACE_MUTATIONS_MAX 1024u
 
 enum rs_trace_file_flag {
 	RS_TRACE_FILE_BORN = 1,	     /* made or written by the action before this open */

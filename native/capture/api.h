@@ -72,6 +72,13 @@ typedef struct {
 	rs_bytes processes; /* see procs.c: rs_procs_encode */
 	rs_bytes mounts;    /* see mounts.c: rs_mounts_encode */
 	rs_bytes files; /* u64 st_dev, u64 st_ino of each file that got a digest, native order */
+	/*
+	 * Materials that others changed after they were hashed, of each: u8 when (0 at the end, 1
+	 * at an access), u8 1 if the later content could be read, u32 length and path as in a leaf,
+	 * digest at the open, digest later if it could be read. At most 1,024 of them.
+	 */
+	rs_bytes mutations;
+	uint64_t mutations_count, mutations_left_out;
 	uint64_t unwitnessed; /* materials that the other witness did not see (rs_scope_witness) */
 	rs_counters counters;
 } rs_observation;

@@ -25,6 +25,7 @@
 #define RS_OPENS_MAX	    (32U * 1024U * 1024U)
 #define RS_SNAPSHOT_MAX	    (4U * 1024U * 1024U)
 #define RS_HANDLE_BYTES_MAX 128
+#define RS_MUTATIONS_MAX    1024 /* told with both digests; more are counted */
 
 /* Values of observation.LeafKind and observation.DigestSource. */
 enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2 };
@@ -278,6 +279,17 @@ bool rs_is_young(const struct rs_scope *scope, const struct rs_stat *stat);
 /* The path relative to the root if inside it, else as it is. */
 const uint8_t *rs_leaf_path(const struct rs_scope *scope, const uint8_t *path, uint32_t length,
 			    uint32_t *ret_length);
+
+/* stability.c */
+enum rs_mutation_when { RS_MUTATION_END = 0, RS_MUTATION_ACCESS = 1 };
+/* Encoded as api.h says (rs_observation.mutations). */
+struct rs_mutations {
+	struct rs_buf entries;
+	uint64_t count, left_out;
+};
+/* At the end of the action: is the material what it was when it was hashed? */
+void rs_stability_check(struct rs_worker *worker, struct rs_scope *scope,
+			const struct rs_material *material, struct rs_mutations *out);
 
 /* walk.c */
 int rs_walk_snapshot(struct rs_scope *scope);

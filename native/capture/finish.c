@@ -1,5 +1,5 @@
 /*
- * finish.c: the end of a scope: drain, anchor, judge stability, build the tables.
+ * finish.c: the end of a scope: drain, anchor, build the tables.
  *
  * Owns: struct rs_result. Must not: leave an event unread, or build a table before the last one is
  * recorded. Hands off: the observation -> Python. Privilege: as scope.c.
@@ -17,6 +17,7 @@
 struct rs_result {
 	rs_observation observation;
 	struct rs_buf materials, products, opens, processes, mounts, files;
+	struct rs_mutations mutations;
 };
 
 /*
@@ -59,59 +60,6 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_material *ma
 	return material->young && rs_is_own(scope, material->identity);
 }
 
-/* Later opens of it made no event: may some have gone through another name? See once.c. */
-static bool names_unsure(const struct rs_material *material, const struct rs_stat *now)
-{
-	/* Touching sets the modification time, which renaming and linking leave as it is. */
-	return material->ignored && (now->nlink != 1 || now->mtime_ns == material->stat.mtime_ns);
-}
-
-/* Hash what the path leads to now, and compare. */
-static void check_content(struct rs_worker *worker, struct rs_scope *scope,
-			  const struct rs_material *material, const struct rs_stat *now)
-{
-	uint8_t digest[RS_SHA256_BYTES];
-	struct rs_stat opened;
-	bool trusted;
-	int fd;
-
-	fd = openat(scope->ns_root_fd, (const char *)material->path + 1,
-		    O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-	if (fd < 0 || rs_stat_fd(fd, &opened) || !rs_same_inode(&opened, now)) {
-		RS_COUNT(scope, fallback_hash_failures);
-	} else if (rs_digest_of_fd(worker, scope, fd, &opened, true, digest, &trusted) !=
-		       RS_DIGEST_LEFT_OUT &&
-		   memcmp(digest, material->digest, RS_SHA256_BYTES)) {
-		RS_COUNT(scope, mutated_after_open);
-	} else if (names_unsure(material, now)) {
-		RS_COUNT(scope, unstable_files);
-	}
-	if (fd >= 0)
-		close(fd);
-}
-
-/* Changed in place since it was read, and not by this action? A replaced file is another file. */
-static void check_stability(struct rs_worker *worker, struct rs_scope *scope,
-			    const struct rs_material *material)
-{
-	struct rs_stat now;
-
-	if (material->was_unlinked || material->path_length < 2)
-		return;
-	if (rs_stat_at(scope->ns_root_fd, (const char *)material->path + 1, &now)) {
-		if (material->ignored) /* removed, or renamed and opened again */
-			RS_COUNT(scope, unstable_files);
-		return;
-	}
-	if (!rs_same_inode(&now, &material->stat) || rs_same_state(&now, &material->stat) ||
-	    now.btime_ns != material->stat.btime_ns)
-		return;
-	if (!rs_is_product(scope, &now))
-		check_content(worker, scope, material, &now);
-	else if (material->ignored && now.nlink != 1)
-		RS_COUNT(scope, unstable_files);
-}
-
 static uint64_t witness_key(uint64_t dev, uint64_t ino)
 {
 	return rs_hash_u64(ino, dev) >> 1; /* never the set's mark of a free place */
@@ -146,7 +94,8 @@ static bool on_remote_mount(const struct rs_scope *scope, const struct rs_materi
 
 /* *ret_leaves: one per material that stays; origin is the material's number. */
 static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
-			     struct rs_leaf **ret_leaves, uint32_t *ret_count)
+			     struct rs_mutations *mutations, struct rs_leaf **ret_leaves,
+			     uint32_t *ret_count)
 {
 	struct rs_leaf *leaves = calloc(scope->materials_count + 1, sizeof(*leaves));
 	uint32_t i, count = 0;
@@ -180,7 +129,7 @@ static int collect_materials(struct rs_worker *worker, struct rs_scope *scope,
 		leaf->origin = i;
 		memcpy(leaf->digest, material->digest, RS_SHA256_BYTES);
 		count++;
-		check_stability(worker, scope, material);
+		rs_stability_check(worker, scope, material, mutations);
 	}
 	*ret_leaves = leaves;
 	*ret_count = count;
@@ -209,7 +158,7 @@ static int encode_materials(struct rs_worker *worker, struct rs_scope *scope,
 	uint32_t *index, count, i;
 	int error;
 
-	error = collect_materials(worker, scope, &leaves, &count);
+	error = collect_materials(worker, scope, &result->mutations, &leaves, &count);
 	if (error)
 		return error;
 	index = calloc(count + 1, sizeof(*index));
@@ -399,6 +348,8 @@ static int build(struct rs_worker *worker, struct rs_scope *scope, struct rs_res
 	free(leaf_of);
 	if (!error)
 		error = result->mounts.error;
+	if (!error)
+		error = result->mutations.entries.error;
 	return error ? error : result->files.error;
 }
 
@@ -417,6 +368,9 @@ static void publish(struct rs_scope *scope, struct rs_result *result)
 	observation->processes = bytes_of(&result->processes);
 	observation->mounts = bytes_of(&result->mounts);
 	observation->files = bytes_of(&result->files);
+	observation->mutations = bytes_of(&result->mutations.entries);
+	observation->mutations_count = result->mutations.count;
+	observation->mutations_left_out = result->mutations.left_out;
 	scope->counters.bytes_hashed = atomic_load(&scope->bytes_hashed);
 	observation->counters = scope->counters;
 }
@@ -464,5 +418,6 @@ void rs_result_free(rs_result *result)
 	rs_buf_free(&result->processes);
 	rs_buf_free(&result->mounts);
 	rs_buf_free(&result->files);
+	rs_buf_free(&result->mutations.entries);
 	free(result);
 }

@@ -124,8 +124,8 @@ struct rs_tracer {
 		uint8_t dense, seen; /* stops come one after the other; one came since the tick */
 	} wait;
 	uint64_t counters[RS_TRACE_COUNTER_COUNT];
-	uint32_t loss_examples;
-	int64_t start_ns; /* CLOCK_REALTIME when the trace began */
+	uint32_t loss_examples, mutations; /* of which a record was sent */
+	int64_t start_ns;		   /* CLOCK_REALTIME when the trace began */
 
 	/* trace_task.c */
 	struct rs_task *tasks;

@@ -7,12 +7,13 @@
  *
  * Owns: the fds it opens, closed before it returns. Must not: hash what has not been touched.
  *
- *   rs_trace_run (at its end) ──► here ──LOSS──► sink
+ *   rs_trace_run (at its end) ──► here ──LOSS, MUTATION──► sink
  *
  * Privilege: none.
  */
 #include "trace_internal.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
@@ -31,32 +32,58 @@ static int touched(const struct rs_tracer *t, const struct rs_file *file, const 
 	       id.ctime_ns > t->start_ns - TICK_NS;
 }
 
-static int still_same(struct rs_tracer *t, const struct rs_file *file, const char *path)
+/* 0: the content is as it was; 1: another, in *ret_later; -1: it could not be read. */
+static int changed(struct rs_tracer *t, const struct rs_file *file, const char *path,
+		   struct rs_digest *ret_later)
 {
 	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), result;
-	struct rs_digest digest;
 	struct statx st;
 
 	if (fd < 0)
-		return 1; /* renamed away since the look above: not a change */
-	result = rs_hash_file(t, fd, &st, &digest);
+		/* Renamed away since the look above, or another file now: not a change. */
+		return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : -1;
+	result = rs_hash_file(t, fd, &st, ret_later);
 	close(fd);
-	return result == 0 && memcmp(&digest, &file->digest, sizeof(digest)) == 0;
+	if (result < 0)
+		return -1;
+	return memcmp(ret_later, &file->digest, sizeof(file->digest)) != 0;
+}
+
+/* Both digests, as long as there is room; the counter says how many more there were. */
+static void tell(struct rs_tracer *t, const struct rs_file *file, const struct rs_digest *later)
+{
+	static const struct rs_digest unknown;
+
+	if (t->mutations >= RS_TRACE_MUTATIONS_MAX)
+		return;
+	t->mutations++;
+	rs_begin(t);
+	rs_put16(t, later ? 1 << 8 : 0);
+	rs_put16(t, file->path_length);
+	rs_put_bytes(t, &file->digest, sizeof(file->digest));
+	rs_put_bytes(t, later ? later : &unknown, sizeof(unknown));
+	rs_put_bytes(t, t->arena + file->path, file->path_length);
+	rs_end(t, RS_TRACE_MUTATION);
 }
 
 void rs_stability_check(struct rs_tracer *t)
 {
 	char path[RS_PATH_BYTES];
+	struct rs_digest later;
 
 	for (uint32_t i = 0; i < t->file_count; i++) {
 		const struct rs_file *file = &t->files[i];
+		int result;
 
 		if (file->flags & RS_TRACE_FILE_BORN ||
 		    rs_inode_written(t, file->device, file->inode))
 			continue;
 		memcpy(path, t->arena + file->path, file->path_length);
 		path[file->path_length] = '\0';
-		if (touched(t, file, path) && !still_same(t, file, path))
-			rs_lost(t, RS_TRACE_LOSS_MUTATED, RS_TRACE_NONE, path);
+		result = touched(t, file, path) ? changed(t, file, path, &later) : 0;
+		if (result == 0)
+			continue;
+		rs_lost(t, RS_TRACE_LOSS_MUTATED, RS_TRACE_NONE, path);
+		tell(t, file, result > 0 ? &later : NULL);
 	}
 }

@@ -34,6 +34,9 @@ class RawObservation:
     processes: bytes
     mounts: bytes
     files: bytes
+    mutations: bytes
+    mutations_count: int
+    mutations_left_out: int
     unwitnessed: int
     counters: Dict[str, int]
 
@@ -172,6 +175,9 @@ def _raw_observation(seen: Any) -> RawObservation:
         processes=_bytes(seen.processes),
         mounts=_bytes(seen.mounts),
         files=_bytes(seen.files),
+        mutations=_bytes(seen.mutations),
+        mutations_count=int(seen.mutations_count),
+        mutations_left_out=int(seen.mutations_left_out),
         unwitnessed=int(seen.unwitnessed),
         counters=_counters(seen.counters),
     )

@@ -175,8 +175,22 @@ def _action_lines(action: Mapping[str, object]) -> Iterator[str]:
         f"{summary['materials']} materials {summary['products']} products: "
         f"{words[:COMMAND_CHARACTERS_SHOWN]}"
     )
+    yield from _mutation_lines(action)
     for title in ("materialFiles", "productFiles"):
         files = action.get(title)
         for item in files if isinstance(files, list) else ():
             word = "read" if title == "materialFiles" else "left"
             yield f"  {word} {item['path']} sha256:{item['sha256']} {item['digestSource']}"
+
+
+def _mutation_lines(action: Mapping[str, object]) -> Iterator[str]:
+    for entry in schema.as_list(action["mutations"]):
+        item = schema.as_object(entry)
+        later = f"sha256:{item['digestLater']}" if item["digestLater"] else "could not be read"
+        when = "when it was read again" if item["when"] == "access" else "at the end"
+        yield (
+            f"  CHANGED by others: {item['path']} sha256:{item['digestAtOpen']} at the open, "
+            f"{later} {when}"
+        )
+    if action["mutationsLeftOut"]:
+        yield f"  CHANGED by others: {action['mutationsLeftOut']} more, without digests"

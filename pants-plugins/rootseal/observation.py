@@ -121,6 +121,57 @@ class MountMark:
         return Posture.OBSERVED if self.reason else Posture.HELD
 
 
+class MutationTime(enum.IntEnum):
+    """When it was noticed that a material had changed."""
+
+    END = 0  # the action's processes were gone
+    ACCESS = 1  # a read or mmap was held: the reader may have got the later content
+
+    @property
+    def text(self) -> str:
+        """The name used in JSON: `end`, `access`."""
+        return self.name.lower()
+
+
+MUTATIONS_MAX = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A material that somebody else changed after it was hashed.
+
+    Attributes:
+        path: As in its leaf.
+        digest_at_open: What its leaf has, 32 bytes.
+        digest_later: Of the content that was found, 32 bytes; None if it could not be read.
+        when: When it was found.
+    """
+
+    path: bytes
+    digest_at_open: bytes
+    digest_later: Optional[bytes]
+    when: MutationTime
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutations:
+    """What `mutatedAfterOpen` counted.
+
+    Attributes:
+        found: At most `MUTATIONS_MAX`.
+        left_out: How many more there were.
+    """
+
+    found: Tuple[Mutation, ...] = ()
+    left_out: int = 0
+
+    def __add__(self, other: Mutations) -> Mutations:
+        """Those of two witnesses, each of which counted its own."""
+        both = self.found + other.found
+        beyond = max(0, len(both) - MUTATIONS_MAX)
+        return Mutations(both[:MUTATIONS_MAX], self.left_out + other.left_out + beyond)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ledger:
     """Two witnesses compared: distinct files that the trace saw being opened.
@@ -171,6 +222,7 @@ class Observation:
         fanotify_only: Materials that only fanotify saw though a trace backend watched too.
         ledger: The comparison of two witnesses; None where there was one.
         ebpf: The trace programs; None where there were none.
+        mutations: The materials that others changed meanwhile.
     """
 
     backend: str
@@ -185,3 +237,4 @@ class Observation:
     fanotify_only: int = 0
     ledger: Optional[Ledger] = None
     ebpf: Optional[TracePrograms] = None
+    mutations: Mutations = Mutations()

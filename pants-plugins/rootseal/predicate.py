@@ -6,7 +6,6 @@ Pure: no clock, no files. docs/predicate.md describes every field.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from rootseal import (
@@ -15,20 +14,21 @@ from rootseal import (
     digest,
     leaf_table,
     predicate_ledger,
+    predicate_mounts,
+    predicate_mutations,
     predicate_trace,
     schema,
 )
 from rootseal.errors import EncodingError, StatementError
 from rootseal.observation import (
     LeafTable,
-    MountMark,
     Observation,
     Posture,
     ProcessRecord,
 )
 
 LIST_ITEMS_MAX = 1 << 20
-POSTURES = tuple(posture.value for posture in Posture)
+POSTURES = predicate_mounts.POSTURES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,18 +152,6 @@ _TABLE_SHAPE = schema.object_of(
     }
 )
 _POSTURE_SHAPE = schema.one_of(POSTURES)
-_MOUNTS_SHAPE = schema.list_of(
-    schema.object_of(
-        {
-            "mountPoint": schema.path_text,
-            "filesystem": schema.text(256),
-            "marked": schema.boolean,
-            "posture": schema.nullable(schema.one_of(POSTURES)),
-            "reason": schema.text(4096),
-        }
-    ),
-    1 << 16,
-)
 
 
 def _capture_shape(mounts: schema.Shape) -> schema.Shape:
@@ -253,12 +241,14 @@ def _action_shape(mounts: schema.Shape) -> schema.Shape:
             ),
             "processes": schema.list_of(_PROCESS_SHAPE, LIST_ITEMS_MAX),
             "ledger": predicate_ledger.LEDGER_SHAPE,
+            "mutations": predicate_mutations.MUTATIONS_SHAPE,
+            "mutationsLeftOut": predicate_mutations.LEFT_OUT_SHAPE,
             "descendantsKilled": schema.integer(),
         }
     )
 
 
-_ACTION_SHAPE = _action_shape(_MOUNTS_SHAPE)
+_ACTION_SHAPE = _action_shape(predicate_mounts.MOUNTS_SHAPE)
 _BUILT_SHAPE = _action_shape(schema.anything)  # its mounts were checked when they came to be
 
 
@@ -322,6 +312,8 @@ def _document(
         "opens": {"sha256": digest.sha256_hex(tables.opens), "size": len(tables.opens)},
         "processes": [_process(process) for process in observation.processes],
         "ledger": predicate_ledger.ledger_document(observation.ledger),
+        "mutations": predicate_mutations.mutations_document(observation.mutations),
+        "mutationsLeftOut": observation.mutations.left_out,
         "descendantsKilled": action.descendants_killed,
     }
 
@@ -417,6 +409,7 @@ def _check_agreement(
             f"posture {found.posture.value} is below {requested.value}, but no fallback says why"
         )
     predicate_ledger.check(found.document["ledger"])
+    predicate_mutations.check(found.document, found.counters)
     if summary["fanotifyOnlyDigests"] > found.materials.tree_size:  # type: ignore[operator]
         raise StatementError("predicate.summary.fanotifyOnlyDigests is more than the materials")
 
@@ -451,7 +444,7 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
             for item in action.fallbacks
         ],
         "ebpf": None if observation.ebpf is None else dataclasses.asdict(observation.ebpf),
-        "mounts": _mounts_document(observation.mounts),
+        "mounts": predicate_mounts.mounts_document(observation.mounts),
         "host": {
             "kernel": action.host.kernel,
             "machine": action.host.machine,
@@ -459,24 +452,6 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
         },
         "startedAt": action.started_at,
         "finishedAt": action.finished_at,
-    }
-
-
-@functools.lru_cache(maxsize=64)  # actions of one host have the same mounts again and again
-def _mounts_document(mounts: Tuple[MountMark, ...]) -> List[Dict[str, object]]:
-    """Checked already; nobody changes it."""
-    document = [_mount(mount) for mount in mounts]
-    _MOUNTS_SHAPE(document, "predicate.capture.mounts")
-    return document
-
-
-def _mount(mount: MountMark) -> Dict[str, object]:
-    return {
-        "mountPoint": canonical.path_text(mount.mount_point),
-        "filesystem": mount.filesystem,
-        "marked": mount.marked,
-        "posture": None if mount.posture is None else mount.posture.value,
-        "reason": mount.reason,
     }
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Iterator
 
@@ -15,7 +16,15 @@ from fanotify_action import Lab, build_fixture
 from rootseal import diagnostics
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import NativeError
-from rootseal.observation import DigestSource, LeafKind, Posture
+from rootseal.observation import (
+    MUTATIONS_MAX,
+    DigestSource,
+    LeafKind,
+    Mutation,
+    Mutations,
+    MutationTime,
+    Posture,
+)
 
 pytestmark = pytest.mark.requires("root", "fanotify", "gcc", "core")
 
@@ -307,12 +316,59 @@ def test_a_material_changed_by_others_is_counted(lab: Lab, root: Path, outside: 
     seen = action.finish()
     assert seen.counters["mutatedAfterOpen"] == 1
     assert seen.material(os.fsencode(shared))[0].digest == sha256(b"before")
+    path, before, after = os.fsencode(shared), sha256(b"before"), sha256(b"after!")
+    found = Mutation(path, before, after, MutationTime.END)
+    assert seen.observation.mutations == Mutations((found,), 0)
+
+
+def test_a_changed_material_that_cannot_be_read_at_the_end(
+    lab: Lab, root: Path, outside: Path
+) -> None:
+    """Its reading would go over the action's cap: changed to what is not known."""
+    shared = outside / "shared"
+    shared.write_bytes(b"before")
+    command = f"cat {shared}; touch {root}/read; while [ ! -e {outside}/go ]; do :; done"
+    argv = ["/bin/sh", "-c", command]
+    action = lab.start(root, argv, CaptureLimits(max_hashed_bytes=20_000_000))
+    while not (root / "read").exists():
+        pass
+    with shared.open("r+b") as file:
+        file.truncate(30_000_000)
+    (outside / "go").touch()
+    seen = action.finish()
+    found = Mutation(os.fsencode(shared), sha256(b"before"), None, MutationTime.END)
+    assert seen.observation.mutations.found == (found,)
+    assert set(diagnostics.losses(seen.counters)) == {"mutatedAfterOpen", "hashedBytesCapHit"}
+
+
+def test_of_very_many_changed_materials_some_are_only_counted(
+    lab: Lab, root: Path, outside: Path
+) -> None:
+    fill(outside, MUTATIONS_MAX + 50)
+    script = (
+        f"import os, time\nfor n in range({MUTATIONS_MAX + 50}):\n"
+        f"    open({str(outside)!r} + '/%d' % n, 'rb').read()\n"
+        "open('read', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    )
+    action = lab.start(root, [sys.executable, "-c", script])
+    while not (root / "read").exists():
+        time.sleep(0.01)
+    for path in outside.iterdir():
+        path.open("ab").write(b"more")
+    (root / "go").touch()
+    seen = action.finish()
+    mutations = seen.observation.mutations
+    assert seen.counters["mutatedAfterOpen"] == MUTATIONS_MAX + 50
+    assert (len(mutations.found), mutations.left_out) == (MUTATIONS_MAX, 50)
+    for item in mutations.found:
+        assert item.digest_later == sha256(Path(os.fsdecode(item.path)).read_bytes())
 
 
 def test_a_material_changed_by_the_action_is_both(lab: Lab, root: Path) -> None:
     (root / "log").write_bytes(b"one\n")
     seen = lab.run(root, ["/bin/sh", "-c", "cat log; echo two >> log"])
     assert seen.counters["mutatedAfterOpen"] == 0
+    assert seen.observation.mutations == Mutations()
     assert seen.material(b"log")[0].digest == sha256(b"one\n")
     assert seen.product(b"log").digest == sha256(b"one\ntwo\n")
 

@@ -22,6 +22,7 @@ from ptrace_action import (
     sha256_text,
 )
 from rootseal.capture.ptrace_stream import Loss
+from rootseal.observation import Mutation, MutationTime
 
 NOBODY = 65534
 READER = """
@@ -269,8 +270,11 @@ def test_file_changed_by_others_meanwhile(root: Path) -> None:
 
     scope = PtraceScope(root=bytes(root), limits=CaptureLimits())
     scope.feed(records.read_bytes())
-    counters = scope.finish(outputs_files=(), outputs_dirs=()).counters
-    assert counters["mutatedAfterOpen"] == 1
+    seen = scope.finish(outputs_files=(), outputs_dirs=())
+    assert seen.counters["mutatedAfterOpen"] == 1
+    digests = [bytes.fromhex(sha256_text(text)) for text in ("input\n", "INPUT\n")]
+    assert seen.mutations.found == (Mutation(b"in", *digests, MutationTime.END),)
+    assert seen.mutations.left_out == 0
 
 
 def test_two_contents_of_one_path(root: Path) -> None:

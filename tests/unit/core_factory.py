@@ -24,7 +24,7 @@ from rootseal import (
 from rootseal.keys import KeyFileSigner, Signer
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.manifest import read_manifest
-from rootseal.observation import MountMark, Observation, Posture, ProcessRecord
+from rootseal.observation import MountMark, Mutations, Observation, Posture, ProcessRecord
 from rootseal.predicate import ActionDescription, Fallback, Host, Requested, StoredTables
 
 
@@ -55,6 +55,7 @@ def observation(
         processes=(process,),
         mounts=(MountMark(b"/", "ext4", True, ""), MountMark(b"/proc", "proc", False, "pseudo")),
         counters=counters() if counts is None else counts,
+        mutations=Mutations((), int((counts or {}).get("mutatedAfterOpen", 0))),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -25,6 +26,7 @@ from rootseal.errors import (
     NativeError,
     PolicyError,
 )
+from rootseal.observation import Mutation, Mutations, MutationTime
 
 CAPTURE = keys.generate("ed25519")
 
@@ -228,6 +230,34 @@ def test_show_lists_and_expands(build: Build, run: Any) -> None:
     assert process["openedfiles"]["src/a.c"] == {"sha256": content}
     assert run("show", build.of("b.rootseal"), "--action", "abc")[0] == 2
     assert run("show", build.of("b.rootseal"), "--action", "f" * 64)[0] == 2
+
+
+def test_show_tells_what_others_changed(run: Any, tmp_path: Path) -> None:
+    changed = Mutation(b"src/a.c", b"\1" * 32, b"\2" * 32, MutationTime.ACCESS)
+    unread = Mutation(b"/etc/x", b"\3" * 32, None, MutationTime.END)
+    observed = dataclasses.replace(
+        factory.observation(counts=factory.counters(mutatedAfterOpen=5)),
+        mutations=Mutations((changed, unread), 3),
+    )
+    record = factory.signed_record(CAPTURE, observed=observed)
+    name = digest.sha256_hex(record)
+    place = tmp_path / "records" / name[:2] / name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(record)
+    policy = {**factory.manifest([record])["policy"], "requireZeroDrops": False}  # type: ignore[dict-item]
+    targets = [{"address": "//app:app", "actions": [name], "artifacts": []}]
+    manifest = factory.manifest([record], policy=policy, targets=targets)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "capture.pub").write_text(CAPTURE.public_key.pem)
+    keys.create_key_files(tmp_path / "sign.key", "ed25519")
+    arguments = ["--records", tmp_path / "records", "--capture-key", tmp_path / "capture.pub"]
+    arguments += ["--key", tmp_path / "sign.key", "--out", tmp_path / "b"]
+    assert run("seal", *map(str, (tmp_path / "manifest.json", *arguments)))[0] == 0
+    code, out, _ = run("show", str(tmp_path / "b"))
+    assert code == 0
+    assert f"src/a.c sha256:{'01' * 32} at the open, sha256:{'02' * 32} when it was read" in out
+    assert f"/etc/x sha256:{'03' * 32} at the open, could not be read at the end" in out
+    assert "3 more, without digests" in out
 
 
 def test_keygen_makes_keys_and_never_overwrites(run: Any, tmp_path: Path) -> None:

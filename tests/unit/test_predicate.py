@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from rootseal import action, canonical, diagnostics, leaf_table, predicate, statement
 from rootseal.errors import ConfigError, EncodingError, StatementError
 from rootseal.leaf_table import Domain
-from rootseal.observation import DigestSource, LeafTable, Ledger, Observation, Posture
+from rootseal.observation import (
+    MUTATIONS_MAX,
+    DigestSource,
+    LeafTable,
+    Ledger,
+    Mutation,
+    Mutations,
+    MutationTime,
+    Observation,
+    Posture,
+)
 from rootseal.policy import Policy, parse_policy
 from rootseal.predicate import ActionDescription
 
@@ -231,6 +241,48 @@ def test_policies(text: str, expected: Policy) -> None:
 def test_policies_that_are_wrong_are_one_clear_error(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_policy(text, where="policy")
+
+
+def mutated(*found: Mutation, left_out: int = 0, counted: int) -> Observation:
+    observed = factory.observation(counts=factory.counters(mutatedAfterOpen=counted))
+    return dataclasses.replace(observed, mutations=Mutations(found, left_out))
+
+
+CHANGED = Mutation(b"src/a.c", b"\1" * 32, b"\2" * 32, MutationTime.ACCESS)
+UNREAD = Mutation(b"/etc/\xff", b"\1" * 32, None, MutationTime.END)
+
+
+def test_mutations_have_both_digests() -> None:
+    document = build(mutated(CHANGED, UNREAD, left_out=1, counted=3), factory.description())
+    assert document["mutationsLeftOut"] == 1
+    assert document["mutations"] == [
+        {
+            "path": "src/a.c",
+            "digestAtOpen": "01" * 32,
+            "digestLater": "02" * 32,
+            "when": "access",
+        },
+        {"path": "/etc/%FF", "digestAtOpen": "01" * 32, "digestLater": None, "when": "end"},
+    ]
+
+
+@pytest.mark.parametrize("counted", [0, 1, 3])
+def test_mutations_and_their_counter_must_agree(counted: int) -> None:
+    with pytest.raises(EncodingError, match=f"mutatedAfterOpen is {counted}"):
+        build(mutated(CHANGED, UNREAD, counted=counted), factory.description())
+
+
+def test_a_mutation_changes_something() -> None:
+    same = dataclasses.replace(CHANGED, digest_later=CHANGED.digest_at_open)
+    with pytest.raises(EncodingError, match="same digest"):
+        build(mutated(same, counted=1), factory.description())
+
+
+def test_two_witnesses_tell_their_mutations_together_and_bounded() -> None:
+    many = Mutations((CHANGED,) * (MUTATIONS_MAX - 1), 2)
+    both = many + Mutations((UNREAD, UNREAD), 1)
+    assert both.found == (*many.found, UNREAD)
+    assert both.left_out == 4
 
 
 def test_ledger_must_add_up() -> None:

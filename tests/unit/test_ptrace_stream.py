@@ -16,7 +16,13 @@ from rootseal.capture.ptrace_stream import COUNTER_COUNT, NONE, Loss, Record, Tr
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import CaptureError, EncodingError
 from rootseal.leaf_table import Domain
-from rootseal.observation import Observation, Posture
+from rootseal.observation import (
+    MUTATIONS_MAX,
+    Mutation,
+    MutationTime,
+    Observation,
+    Posture,
+)
 
 HEADER = Path(__file__).resolve().parents[2] / "native" / "trace_event.h"
 LIMITS = CaptureLimits(max_digests=100, max_processes=10)
@@ -64,6 +70,39 @@ def test_good_stream() -> None:
     assert [leaf.path for leaf in leaves] == [b"/etc/b", b"a"]
     assert found.posture == Posture.HELD
     assert [p.parentpid for p in found.processes] == [0, 7]
+
+
+def mutation(path: bytes, readable: int = 1, zero: int = 0, length: int = -1) -> bytes:
+    size = len(path) if length < 0 else length
+    later = DIGEST[::-1] if readable else bytes(32)
+    body = struct.pack(">BBH32s32s", readable, zero, size, DIGEST, later)
+    return record(Record.MUTATION, body + path)
+
+
+def test_both_digests_of_changed_files_and_how_many_more() -> None:
+    data = mutation(b"/r/a") + mutation(b"/etc/b", 0)
+    found = observe(data + counters(MUTATED=5))
+    assert found.counters["mutatedAfterOpen"] == 5
+    assert found.mutations.left_out == 3
+    assert found.mutations.found == (
+        Mutation(b"a", DIGEST, DIGEST[::-1], MutationTime.END),
+        Mutation(b"/etc/b", DIGEST, None, MutationTime.END),
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        mutation(b"/r/a") + counters(),  # told, but not counted
+        mutation(b"/r/a", 2) + counters(MUTATED=1),
+        mutation(b"/r/a", zero=1) + counters(MUTATED=1),
+        mutation(b"/r/a", length=3) + counters(MUTATED=1),
+        mutation(b"/r/a") * (MUTATIONS_MAX + 1) + counters(MUTATED=MUTATIONS_MAX + 1),
+    ],
+)
+def test_mutations_that_are_malformed_or_too_many(data: bytes) -> None:
+    with pytest.raises(CaptureError):
+        observe(data)
 
 
 def test_any_cut_is_refused() -> None:

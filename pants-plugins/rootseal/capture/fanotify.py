@@ -13,7 +13,16 @@ from rootseal import _native, diagnostics
 from rootseal.capture import digest_cache_file
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, CaptureError, NativeError
-from rootseal.observation import LeafTable, MountMark, Observation, Posture, ProcessRecord
+from rootseal.observation import (
+    LeafTable,
+    MountMark,
+    Mutation,
+    Mutations,
+    MutationTime,
+    Observation,
+    Posture,
+    ProcessRecord,
+)
 
 _GROUPS_PATH = pathlib.Path("/proc/sys/fs/fanotify/max_user_groups")
 _GROUPS_DEFAULT = 128
@@ -128,6 +137,18 @@ def _processes(data: bytes) -> Tuple[ProcessRecord, ...]:
     return tuple(_process(reader) for _ in range(reader.u32()))
 
 
+def _mutation(reader: _Reader) -> Mutation:
+    when, readable = MutationTime(reader.u8()), reader.u8() == 1
+    path, at_open = reader.field(), reader.take(32)
+    return Mutation(path, at_open, reader.take(32) if readable else None, when)
+
+
+def _mutations(raw: _native.RawObservation) -> Mutations:
+    reader = _Reader(raw.mutations)
+    found = tuple(_mutation(reader) for _ in range(raw.mutations_count))
+    return Mutations(found, raw.mutations_left_out)
+
+
 def _diagnostics(raw: _native.RawObservation) -> Dict[str, int]:
     counters = diagnostics.zeros()
     for native_name, name in _COUNTER_NAMES.items():
@@ -150,6 +171,7 @@ def _observation(raw: _native.RawObservation) -> Observation:
         counters=_diagnostics(raw),
         hashed_files=raw.files,
         fanotify_only=raw.unwitnessed,
+        mutations=_mutations(raw),
     )
 
 

@@ -22,7 +22,14 @@ from rootseal.capture.scope import Scope
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError, VerificationError
 from rootseal.ima import Measurement
 from rootseal.leaf_table import Domain, Leaf
-from rootseal.observation import DigestSource, LeafKind, LeafTable, MountMark, Observation
+from rootseal.observation import (
+    DigestSource,
+    LeafKind,
+    LeafTable,
+    MountMark,
+    Mutations,
+    Observation,
+)
 
 LIST = Path("/sys/kernel/security/ima/binary_runtime_measurements")
 TPM = Path("/sys/class/tpm/tpm0")
@@ -186,6 +193,8 @@ def merge(base: Observation, entries: Sequence[Measurement], *, top: bytes) -> O
         processes=base.processes,
         mounts=base.mounts,
         counters=counters,
+        # The kernel says which file, but neither digest.
+        mutations=Mutations((), counters["mutatedAfterOpen"]),
     )
 
 

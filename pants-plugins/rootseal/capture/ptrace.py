@@ -29,7 +29,14 @@ from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.walk import declared_leaves
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
-from rootseal.observation import DigestSource, MountMark, Observation, Posture, ProcessRecord
+from rootseal.observation import (
+    DigestSource,
+    MountMark,
+    Mutations,
+    Observation,
+    Posture,
+    ProcessRecord,
+)
 
 PROBE_SECONDS = 30.0
 
@@ -117,12 +124,14 @@ class Told:
         files: What was opened or executed.
         counted: By number of `Loss` and `Count`.
         counters: Every counter of `diagnostics.NAMES`.
+        mutations: Files that others changed after it had hashed them.
     """
 
     processes: Tuple[ProcessRecord, ...]
     files: Tuple[FileFields, ...]
     counted: Mapping[int, int]
     counters: Mapping[str, int]
+    mutations: Mutations
 
 
 class PtraceScope:
@@ -198,7 +207,8 @@ class PtraceScope:
             processes = process_table(self._stream, self._root)
         except EncodingError as error:
             raise CaptureError(f"the launcher's trace cannot be read: {error}") from None
-        return Told(processes, tuple(self._stream.files), counted, self._diagnostics(counted))
+        files, counters = tuple(self._stream.files), self._diagnostics(counted)
+        return Told(processes, files, counted, counters, self._mutations())
 
     def abort(self) -> None:
         """Forget what came."""
@@ -232,7 +242,11 @@ class PtraceScope:
             processes=process_table(stream, self._root),
             mounts=(),
             counters=counters,
+            mutations=self._mutations(),
         )
+
+    def _mutations(self) -> Mutations:
+        return self._stream.mutated(lambda path: relative_to(self._root, path))
 
     def _leaf(self, path: bytes, fields: FileFields, source: DigestSource) -> Leaf:
         digest, size, mode, kind = fields[:4]

@@ -89,6 +89,7 @@ class PtraceBeside:
                 opens=opens,
                 counters=counters,
                 ledger=ledger,
+                mutations=seen.mutations + trace.mutations,
             )
         except BaseException:
             self.abort()

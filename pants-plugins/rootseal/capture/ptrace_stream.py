@@ -16,6 +16,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import EncodingError
+from rootseal.observation import MUTATIONS_MAX, Mutation, Mutations, MutationTime
 
 NONE = 0xFFFFFFFF
 RECORD_BYTES_MAX = 16 << 20
@@ -34,6 +35,7 @@ _NET = struct.Struct(">IBBHIIiiQHH")
 _OP = struct.Struct(">IBBHQQHH")
 _CALL = struct.Struct(">IIII4QqQBBH")
 _LOSS = struct.Struct(">IIH")
+_MUTATION = struct.Struct(">BBH32s32s")
 _COUNT = struct.Struct(">I")
 _ENV = struct.Struct(">H")
 
@@ -53,6 +55,7 @@ class Record(enum.IntEnum):
     SYSCALL = 10
     LOSS = 11
     COUNTERS = 12
+    MUTATION = 13
 
 
 class Loss(enum.IntEnum):
@@ -180,6 +183,7 @@ class TraceStream:
         self.op_events: List[OpEvent] = []
         self.call_events: List[CallEvent] = []
         self.losses: List[Tuple[Loss, bytes]] = []
+        self.mutations: List[Mutation] = []
         self.counters: Tuple[int, ...] = ()
         self.events_dropped = 0
         self._limits = limits
@@ -197,6 +201,7 @@ class TraceStream:
             Record.SYSCALL: self._syscall,
             Record.LOSS: self._loss,
             Record.COUNTERS: self._counters,
+            Record.MUTATION: self._mutation,
         }
 
     def feed(self, data: bytes) -> None:
@@ -231,7 +236,18 @@ class TraceStream:
         """
         if self._rest or not self.counters:
             raise EncodingError("the trace is cut short")
+        if len(self.mutations) > self.counters[Loss.MUTATED]:
+            raise EncodingError("the trace tells of more changed files than it counts")
         return dict(enumerate(self.counters))
+
+    def mutated(self, relative: Callable[[bytes], bytes]) -> Mutations:
+        """The files that others changed; after `finish`.
+
+        Args:
+            relative: Turns an absolute path into that of a leaf.
+        """
+        found = [dataclasses.replace(item, path=relative(item.path)) for item in self.mutations]
+        return Mutations(tuple(found), self.counters[Loss.MUTATED] - len(found))
 
     def _process(self, body: bytes) -> None:
         pid, parent, started_ns = _PROCESS.unpack(body)
@@ -356,6 +372,14 @@ class TraceStream:
         if len(body) != _LOSS.size + length or reason not in _LOSSES or len(self.losses) >= 64:
             raise EncodingError("a LOSS record is malformed, or there are too many")
         self.losses.append((Loss(reason), body[_LOSS.size :]))
+
+    def _mutation(self, body: bytes) -> None:
+        readable, zero, length, at_open, later = _MUTATION.unpack_from(body)
+        path = body[_MUTATION.size :]
+        if readable > 1 or zero or len(path) != length or len(self.mutations) >= MUTATIONS_MAX:
+            raise EncodingError("a MUTATION record is malformed, or there are too many")
+        found = Mutation(path, at_open, later if readable else None, MutationTime.END)
+        self.mutations.append(found)
 
     def _counters(self, body: bytes) -> None:
         self.counters = struct.unpack(f">{COUNTER_COUNT}Q", body)
