@@ -31,6 +31,7 @@ typedef struct {
 typedef struct {
 	uint64_t events;	  /* all events read, not a diagnostics counter */
 	uint64_t remote_files;	  /* materials on a filesystem that others serve: not held */
+	uint64_t access_events;	  /* reads, writes and mappings that were held: see access.c */
 	uint64_t hash_once_marks; /* files whose further opens are ignored: see once.c */
 	uint64_t long_hashes;	  /* large files that are being hashed at this moment */
 	uint64_t long_bytes;	  /* their sizes together */
@@ -85,6 +86,8 @@ typedef struct {
 
 /* 0 if this process may create a permission group here. */
 int rs_probe(rs_error *error);
+/* 0 if this kernel tells of accesses (FAN_PRE_ACCESS), else -errno. */
+int rs_probe_access(void);
 
 int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **ret_engine,
 		   rs_error *error);
@@ -115,6 +118,11 @@ void rs_engine_memory(rs_engine *engine, rs_memory *ret_memory);
 int rs_engine_stay_awake(rs_engine *engine);
 /* Whether repeated opens are ignored (once.c); on from the start. */
 void rs_engine_set_hash_once(rs_engine *engine, int on);
+/*
+ * Whether files that changed since their open are compared when they are accessed (access.c), in
+ * scopes that are opened from now on; off from the start. What rs_probe_access returned, if `on`.
+ */
+int rs_engine_set_compare(rs_engine *engine, int on);
 /*
  * Trust `count` sealed files: 72 bytes each, fs-verity digest, SHA-256, size as big-endian u64.
  * They are measured in place of being hashed. Once for an engine (-EBUSY afterwards).

@@ -22,10 +22,21 @@
 #define RS_HEAVY_QUEUE_MAX  64
 #define RS_EVENT_MASK	    (FAN_OPEN_PERM | FAN_OPEN_EXEC_PERM | FAN_CLOSE_WRITE)
 #define RS_PERM_MASK	    (FAN_OPEN_PERM | FAN_OPEN_EXEC_PERM)
+#define RS_ANSWER_MASK	    (RS_PERM_MASK | FAN_PRE_ACCESS) /* whoever waits is answered */
 #define RS_OPENS_MAX	    (32U * 1024U * 1024U)
 #define RS_SNAPSHOT_MAX	    (4U * 1024U * 1024U)
 #define RS_HANDLE_BYTES_MAX 128
 #define RS_MUTATIONS_MAX    1024 /* told with both digests; more are counted */
+
+#ifndef FAN_MARK_EVICTABLE
+#define FAN_MARK_EVICTABLE 0x00000200
+#endif
+#ifndef FAN_MARK_IGNORE
+#define FAN_MARK_IGNORE 0x00000400
+#endif
+#ifndef FAN_PRE_ACCESS
+#define FAN_PRE_ACCESS 0x00100000
+#endif
 
 /* Values of observation.LeafKind and observation.DigestSource. */
 enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2 };
@@ -42,12 +53,21 @@ struct rs_material {
 	const uint8_t *path; /* as the kernel told it, absolute; in the arena, NUL at the end */
 	uint32_t path_length;
 	uint8_t kind;
+	uint8_t accesses;  /* that made an event though it was guarded: see access.c */
+	bool compared;	   /* and found changed; guard is then the number of the change, from 1 */
 	bool young;	   /* born after the scope began: perhaps made by the action itself */
 	uint64_t identity; /* of a young one */
 	bool unstable;	   /* hashed while it changed */
 	bool was_unlinked; /* no name any more when it was opened */
 	bool ignored;	   /* later opens by its reader may have made no event: see once.c */
 	uint8_t source;
+	uint32_t guard; /* rs_scope.guard_epoch + 1 when its mark was set: see access.c */
+	uint8_t digest[RS_SHA256_BYTES];
+};
+
+/* What a material had become when it was accessed. */
+struct rs_change {
+	bool readable;
 	uint8_t digest[RS_SHA256_BYTES];
 };
 
@@ -103,6 +123,8 @@ struct rs_scope {
 	_Atomic uint32_t servers; /* threads that serve it now */
 	_Atomic bool turned_away; /* a thread came and there were enough */
 	struct rs_once once;
+	bool compares;		      /* accesses of changed files make events: see access.c */
+	_Atomic uint32_t guard_epoch; /* how often all marks of inodes were taken away */
 
 	/* Guarded by mutex; never held across a system call but those that make room in spill.c. */
 	pthread_mutex_t mutex;
@@ -120,7 +142,10 @@ struct rs_scope {
 	uint32_t materials_count, young_count;
 	uint32_t pages, pages_capacity;
 	struct rs_index by_material; /* (dev, ino, path, digest) -> material */
-	struct rs_index by_exec;     /* (dev, ino) -> material that was executed */
+	struct rs_index by_inode;    /* (dev, ino) -> material of the last open, if `compares` */
+	struct rs_change *changes;
+	uint32_t changes_count, changes_capacity;
+	struct rs_index by_exec; /* (dev, ino) -> material that was executed */
 	struct rs_product *products;
 	uint32_t products_count, products_capacity;
 	struct rs_index by_product; /* (dev, ino) -> product */
@@ -179,8 +204,12 @@ bool rs_engine_may_linger(struct rs_engine *engine);
 bool rs_engine_is_alone(struct rs_engine *engine); /* no second scope is open */
 unsigned rs_engine_shards(struct rs_engine *engine);
 struct rs_awake *rs_engine_awake(struct rs_engine *engine);
-bool rs_engine_hash_once(struct rs_engine *engine);
-void rs_engine_no_hash_once(struct rs_engine *engine); /* this kernel cannot */
+bool rs_engine_compares(struct rs_engine *engine); /* see access.c */
+struct rs_switches {
+	_Atomic bool hash_once; /* see once.c; off where the kernel cannot */
+	_Atomic bool compares;	/* see access.c */
+};
+struct rs_switches *rs_engine_switches(struct rs_engine *engine);
 /* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
 int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake);
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
@@ -206,6 +235,18 @@ void rs_once_event(struct rs_scope *scope, const struct rs_event *event);
 void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 		  const struct rs_seen *seen, uint32_t material);
 void rs_once_unmark(struct rs_scope *scope, int fd);
+
+/* access.c */
+/* Before the opener of a regular file goes on: no events of its accesses until it changes. */
+void rs_access_opened(struct rs_scope *scope, int fd, const struct rs_stat *stat);
+/* The same of a file that is to be entered as a material after that, with its state then. */
+void rs_access_new(struct rs_scope *scope, int fd, const struct rs_stat *stat);
+/* A read, write or mmap is held. True if a heavy thread owns the event now. */
+bool rs_access_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event,
+		     const struct rs_stat *stat);
+/* What the material was found changed to at an access; NULL: it was not. */
+const struct rs_change *rs_access_change(const struct rs_scope *scope,
+					 const struct rs_material *material);
 
 /* handler.c */
 /* Read once and handle what came. Number of events, 0 when there are none, -errno. */
@@ -255,6 +296,8 @@ uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
 /* Whether this very file is a material, or has no digest. Two threads may both be told no. */
 bool rs_record_known(struct rs_scope *scope, const struct rs_seen *seen);
 void rs_record_ignored(struct rs_scope *scope, uint32_t material);
+/* The material that the last open of this inode gave, or RS_INDEX_EMPTY. The mutex is held. */
+uint32_t rs_material_latest(const struct rs_scope *scope, const struct rs_stat *stat);
 void rs_record_process(struct rs_worker *worker, struct rs_scope *scope, int pid, bool exec,
 		       const struct rs_stat *stat);
 /* The caller holds the mutex, or is the only one left. */

@@ -35,7 +35,7 @@ struct rs_engine {
 	bool multigrain;
 	struct rs_verity *_Atomic verity; /* owned; set at most once */
 	bool may_linger;		  /* more than one CPU: the opener need not wait for ours */
-	_Atomic bool hash_once;
+	struct rs_switches switches;
 	_Atomic unsigned open_scopes;
 	struct rs_worker *workers; /* shards, then as many heavy ones */
 	pthread_t reaper;
@@ -186,24 +186,9 @@ int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake)
 	return watch(engine, scope, EPOLL_CTL_MOD, wake ? EPOLLIN | EPOLLET : 0);
 }
 
-bool rs_engine_hash_once(struct rs_engine *engine)
-{
-	return atomic_load_explicit(&engine->hash_once, memory_order_relaxed);
-}
-
-void rs_engine_no_hash_once(struct rs_engine *engine)
-{
-	atomic_store(&engine->hash_once, false);
-}
-
 int rs_engine_stay_awake(rs_engine *engine)
 {
 	return rs_awake_open(&engine->awake);
-}
-
-void rs_engine_set_hash_once(rs_engine *engine, int on)
-{
-	atomic_store(&engine->hash_once, on != 0);
 }
 
 bool rs_engine_is_alone(struct rs_engine *engine)
@@ -214,6 +199,11 @@ bool rs_engine_is_alone(struct rs_engine *engine)
 unsigned rs_engine_shards(struct rs_engine *engine)
 {
 	return engine->shards;
+}
+
+struct rs_switches *rs_engine_switches(struct rs_engine *engine)
+{
+	return &engine->switches;
 }
 
 struct rs_awake *rs_engine_awake(struct rs_engine *engine)
@@ -426,7 +416,7 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	engine->shards = shards;
 	engine->multigrain = rs_host_multigrain();
 	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
-	engine->hash_once = true;
+	engine->switches.hash_once = true;
 	rs_budget_init(&engine->budget);
 	rs_awake_init(&engine->awake);
 	engine->epoll_fd = engine->stop_fd = -1;

@@ -48,7 +48,7 @@ static void answer_held(struct rs_worker *worker, struct rs_scope *scope)
 	unsigned i;
 
 	for (i = 0; i < worker->held_count; i++)
-		if (worker->held[i].mask & RS_PERM_MASK)
+		if (worker->held[i].mask & RS_ANSWER_MASK)
 			answer(scope, &worker->held[i]);
 	for (i = 0; i < worker->held_count; i++)
 		close(worker->held[i].fd);
@@ -64,7 +64,7 @@ static void done(struct rs_worker *worker, struct rs_scope *scope, const struct 
 		worker->held[worker->held_count++] = *event;
 		return;
 	}
-	if (handled != ANSWERED && event->mask & RS_PERM_MASK)
+	if (handled != ANSWERED && event->mask & RS_ANSWER_MASK)
 		answer(scope, event);
 	close(event->fd);
 }
@@ -242,8 +242,10 @@ static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope
 	    !worker->batch && !seen->exec && !seen->young && !rs_record_known(scope, seen);
 	uint32_t again;
 
-	if (may_go_on)
+	if (may_go_on) {
+		rs_access_new(scope, event->fd, &seen->stat);
 		answer(scope, event);
+	}
 	again = rs_record_open(scope, seen);
 	if (again != RS_INDEX_EMPTY && !may_go_on)
 		rs_once_mark(worker, scope, event->fd, seen, again);
@@ -355,8 +357,12 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	} else if (!S_ISREG(stat.mode)) {
 		RS_COUNT(scope,
 			 special_files); /* reading a FIFO or device would strand its opener */
+	} else if (event->mask & FAN_PRE_ACCESS) {
+		handled = rs_access_event(worker, scope, event, &stat) ? HANDED_OVER : HANDLED;
 	} else if (event->mask & RS_PERM_MASK) {
 		handled = handle_open(worker, scope, event, &stat);
+		if (handled == HANDLED)
+			rs_access_opened(scope, event->fd, &stat);
 	} else if (event->mask & FAN_CLOSE_WRITE) {
 		handle_close(worker, scope, event, &stat);
 	}

@@ -232,6 +232,11 @@ uint32_t rs_index_next(const struct rs_index *index, struct rs_index_cursor *cur
 	}
 }
 
+void rs_index_replace(struct rs_index *index, const struct rs_index_cursor *cursor, uint32_t value)
+{
+	index->slots[cursor->position].value = value;
+}
+
 void rs_index_free(struct rs_index *index)
 {
 	free(index->slots);

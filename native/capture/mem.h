@@ -62,6 +62,8 @@ struct rs_index_cursor {
 int rs_index_add(struct rs_index *index, uint64_t hash, uint32_t value);
 /* Next value stored under the hash, or RS_INDEX_EMPTY. */
 uint32_t rs_index_next(const struct rs_index *index, struct rs_index_cursor *cursor);
+/* Put another value in the place of the one that rs_index_next returned last. */
+void rs_index_replace(struct rs_index *index, const struct rs_index_cursor *cursor, uint32_t value);
 void rs_index_free(struct rs_index *index);
 
 static inline struct rs_index_cursor rs_index_find(uint64_t hash)

@@ -226,6 +226,19 @@ static void ignore_devices(const struct rs_mount *mount, int group_fd, int root_
 	}
 }
 
+/* With FAN_PRE_ACCESS only where the filesystem offers it. */
+static int mark_fully(struct rs_mount *mount, int group_fd, int root_fd, uint64_t mask)
+{
+	const char *path = relative(mount->point);
+	int error = rs_mount_mark(mount, group_fd, root_fd, path, mask);
+
+	mount->compared = !error && mask & FAN_PRE_ACCESS;
+	if (error == -EOPNOTSUPP && mask & FAN_PRE_ACCESS)
+		error =
+		    rs_mount_mark(mount, group_fd, root_fd, path, mask & ~(uint64_t)FAN_PRE_ACCESS);
+	return error;
+}
+
 static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t mask)
 {
 	int error;
@@ -236,8 +249,7 @@ static void mark_one(struct rs_mount *mount, int group_fd, int root_fd, uint64_t
 	} else if (!is_visible(root_fd, mount)) {
 		mount->state = RS_MOUNT_HIDDEN;
 		mount->reason = "hidden under another mount";
-	} else if ((error =
-			rs_mount_mark(mount, group_fd, root_fd, relative(mount->point), mask))) {
+	} else if ((error = mark_fully(mount, group_fd, root_fd, mask))) {
 		mount->state = RS_MOUNT_FAILED;
 		mount->reason = (const char *)strerrordesc_np(-error);
 		if (!mount->reason)
@@ -434,7 +446,8 @@ void rs_mounts_count(const struct rs_mounts *mounts, rs_counters *counters)
 	}
 }
 
-/* count u32, then of each: point, fstype, reason (u32 length, bytes), marked u8. */
+/* count u32, then of each: point, fstype, reason (u32 length, bytes), marked u8,
+ * compared at access u8. */
 void rs_mounts_encode(const struct rs_mounts *mounts, struct rs_buf *buf)
 {
 	uint32_t i;
@@ -447,6 +460,7 @@ void rs_mounts_encode(const struct rs_mounts *mounts, struct rs_buf *buf)
 		rs_buf_field(buf, mount->fstype, strlen(mount->fstype));
 		rs_buf_field(buf, mount->reason, strlen(mount->reason));
 		rs_buf_u8(buf, mount->state == RS_MOUNT_MARKED);
+		rs_buf_u8(buf, mount->compared);
 	}
 }
 

@@ -25,6 +25,7 @@ struct rs_mount {
 	uint32_t owner_group;
 	enum rs_mount_state state;
 	bool reliable_times; /* see dcache.c: may be cached */
+	bool compared;	     /* its mark has FAN_PRE_ACCESS: see access.c */
 	bool remote;	     /* content can change without this kernel knowing */
 };
 

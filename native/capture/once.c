@@ -26,17 +26,12 @@
 	16 /* so many events of one process in a row: now repetition is worth marks                \
 	    */
 
-#ifndef FAN_MARK_EVICTABLE
-#define FAN_MARK_EVICTABLE 0x00000200
-#endif
-#ifndef FAN_MARK_IGNORE
-#define FAN_MARK_IGNORE 0x00000400
-#endif
 /* Evictable: a mark pins no inode in memory; where it goes, events come again. */
 #define ONCE_FLAGS (FAN_MARK_IGNORE | FAN_MARK_EVICTABLE)
 
 static void drop_all(struct rs_scope *scope)
 {
+	atomic_fetch_add(&scope->guard_epoch, 1); /* those of access.c go too, and come again */
 	if (fanotify_mark(scope->group_fd, FAN_MARK_FLUSH, 0, AT_FDCWD, NULL))
 		RS_COUNT(scope, handler_errors);
 	rs_mounts_ignore_devices(&scope->mounts, scope->group_fd, scope->ns_root_fd);
@@ -58,9 +53,15 @@ void rs_once_event(struct rs_scope *scope, const struct rs_event *event)
 		drop_all(scope);
 }
 
+void rs_engine_set_hash_once(rs_engine *engine, int on)
+{
+	atomic_store(&rs_engine_switches(engine)->hash_once, on != 0);
+}
+
 static bool worth_it(struct rs_worker *worker, struct rs_scope *scope, const struct rs_seen *seen)
 {
-	return rs_engine_hash_once(worker->engine) &&
+	return atomic_load_explicit(&rs_engine_switches(worker->engine)->hash_once,
+				    memory_order_relaxed) &&
 	       atomic_load_explicit(&scope->once.in_a_row, memory_order_relaxed) >= ALONE_EVENTS &&
 	       !rs_in_root(scope, seen->path, seen->path_length) &&
 	       !rs_mounts_aliased(&scope->mounts, seen->stat.mount_id, seen->path);
@@ -78,7 +79,7 @@ void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 	rs_record_ignored(scope, material); /* before: what is ignored is known to be */
 	if (fanotify_mark(scope->group_fd, FAN_MARK_ADD | ONCE_FLAGS, FAN_OPEN_PERM, fd, NULL)) {
 		if (errno == EINVAL) /* before 6.0 */
-			rs_engine_no_hash_once(worker->engine);
+			rs_engine_set_hash_once(worker->engine, 0);
 		return; /* without memory for a mark there is an event more */
 	}
 	if (rs_stat_fd(fd, &now) || !rs_same_state(&now, &seen->stat) || now.nlink != 1 ||

@@ -174,6 +174,37 @@ static void note_exec(struct rs_scope *scope, struct rs_proc *proc, const struct
 	set_comm(proc, seen);
 }
 
+/* The place of the material of this inode's last open; its number, or RS_INDEX_EMPTY. */
+static uint32_t latest_find(const struct rs_scope *scope, const struct rs_stat *stat,
+			    struct rs_index_cursor *cursor)
+{
+	uint32_t value;
+
+	*cursor = rs_index_find(inode_key(stat));
+	while ((value = rs_index_next(&scope->by_inode, cursor)) != RS_INDEX_EMPTY)
+		if (rs_same_inode(&rs_material_at(scope, value)->stat, stat))
+			return value;
+	return RS_INDEX_EMPTY;
+}
+
+uint32_t rs_material_latest(const struct rs_scope *scope, const struct rs_stat *stat)
+{
+	struct rs_index_cursor cursor;
+
+	return latest_find(scope, stat, &cursor);
+}
+
+static void note_latest(struct rs_scope *scope, uint32_t number)
+{
+	const struct rs_stat *stat = &rs_material_at(scope, number)->stat;
+	struct rs_index_cursor cursor;
+
+	if (latest_find(scope, stat, &cursor) != RS_INDEX_EMPTY)
+		rs_index_replace(&scope->by_inode, &cursor, number);
+	else if (rs_index_add(&scope->by_inode, inode_key(stat), number))
+		RS_COUNT(scope, record_bytes_cap_hit);
+}
+
 void rs_record_ignored(struct rs_scope *scope, uint32_t material)
 {
 	pthread_mutex_lock(&scope->mutex);
@@ -236,6 +267,8 @@ uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
 			rs_material_at(scope, material)->unstable = true;
 		if (seen->exec)
 			note_exec_file(scope, material);
+		if (scope->compares)
+			note_latest(scope, material);
 		if (proc)
 			again = note_opener(scope, process, material) &&
 				may_be_ignored(scope, seen, material);

@@ -16,14 +16,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define GROUP_FLAGS                                                                                \
-	(FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS)
+#define GROUP_FLAGS (FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS)
 /* O_NONBLOCK: a FIFO must not block the kernel's open of the event descriptor. */
 #define EVENT_FLAGS (O_RDONLY | O_LARGEFILE | O_CLOEXEC | O_NOATIME | O_NONBLOCK)
 
 int rs_probe(rs_error *error)
 {
-	int fd = fanotify_init(GROUP_FLAGS, EVENT_FLAGS), own, code = 0;
+	int fd = fanotify_init(GROUP_FLAGS | FAN_CLASS_CONTENT, EVENT_FLAGS), own, code = 0;
 
 	if (fd < 0)
 		return rs_fail(error, errno, "fanotify_init", "permission group");
@@ -55,6 +54,8 @@ void rs_scope_destroy(struct rs_scope *scope)
 	rs_arena_free(&scope->material_arena);
 	free(scope->products);
 	rs_index_free(&scope->by_material);
+	rs_index_free(&scope->by_inode);
+	free(scope->changes);
 	rs_index_free(&scope->by_exec);
 	rs_index_free(&scope->by_product);
 	rs_procs_free(&scope->procs);
@@ -78,6 +79,7 @@ static struct rs_scope *scope_new(struct rs_engine *engine, const rs_limits *lim
 		return NULL;
 	scope->engine = engine;
 	scope->limits = *limits;
+	scope->compares = atomic_load(&rs_engine_switches(engine)->compares);
 	scope->references = 1;
 	scope->group_fd = scope->ns_root_fd = scope->root_fd = scope->mountinfo_fd = -1;
 	scope->procs.arena = &scope->arena;
@@ -168,11 +170,15 @@ static int open_root(struct rs_scope *scope, const char *root, rs_error *error)
 
 static int open_group(struct rs_scope *scope, rs_error *error)
 {
-	scope->group_fd = fanotify_init(GROUP_FLAGS, EVENT_FLAGS);
+	/* The class for FAN_PRE_ACCESS, which may also be told of opens. */
+	unsigned flags =
+	    GROUP_FLAGS | (scope->compares ? FAN_CLASS_PRE_CONTENT : FAN_CLASS_CONTENT);
+
+	scope->group_fd = fanotify_init(flags, EVENT_FLAGS);
 	if (scope->group_fd < 0 && errno == EMFILE) {
 		/* Groups of ended actions may still be on their way out. */
 		rs_engine_wait_reaped(scope->engine);
-		scope->group_fd = fanotify_init(GROUP_FLAGS, EVENT_FLAGS);
+		scope->group_fd = fanotify_init(flags, EVENT_FLAGS);
 	}
 	if (scope->group_fd < 0)
 		return rs_fail(error, errno, "fanotify_init", "permission group");
@@ -197,8 +203,9 @@ static int open_parts(struct rs_scope *scope, int pid, const char *root, rs_erro
 	result = open_group(scope, error);
 	if (result)
 		return result;
-	result = rs_mounts_mark(&scope->mounts, scope->group_fd, scope->ns_root_fd,
-				scope->mountinfo_fd, RS_EVENT_MASK);
+	result =
+	    rs_mounts_mark(&scope->mounts, scope->group_fd, scope->ns_root_fd, scope->mountinfo_fd,
+			   RS_EVENT_MASK | (scope->compares ? FAN_PRE_ACCESS : 0));
 	if (result)
 		return rs_fail(error, -result, "mark mounts of", root);
 	/* Only now, with the list of mounts complete, may threads see the scope. */

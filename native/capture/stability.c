@@ -35,6 +35,26 @@ static void add(struct rs_scope *scope, struct rs_mutations *out,
 	out->count++;
 }
 
+/* The change that was found at an access, unless the action itself wrote the file. */
+static void add_change(struct rs_scope *scope, struct rs_mutations *out,
+		       const struct rs_material *material)
+{
+	const struct rs_change *change = rs_access_change(scope, material);
+
+	if (change && !rs_is_product(scope, &material->stat))
+		add(scope, out, material, RS_MUTATION_ACCESS,
+		    change->readable ? change->digest : NULL);
+}
+
+/* Found at an access already, with this content? Then it is not told twice. */
+static bool is_told(const struct rs_scope *scope, const struct rs_material *material,
+		    const uint8_t *digest)
+{
+	const struct rs_change *change = rs_access_change(scope, material);
+
+	return change && change->readable && !memcmp(change->digest, digest, RS_SHA256_BYTES);
+}
+
 /* Later opens of it made no event: may some have gone through another name? See once.c. */
 static bool names_unsure(const struct rs_material *material, const struct rs_stat *now)
 {
@@ -63,11 +83,12 @@ static void check_content(struct rs_worker *worker, struct rs_scope *scope,
 		close(fd);
 	if (outcome == RS_DIGEST_LEFT_OUT)
 		add(scope, out, material, RS_MUTATION_END, NULL);
-	else if (memcmp(digest, material->digest, RS_SHA256_BYTES))
-		add(scope, out, material, RS_MUTATION_END,
-		    outcome == RS_DIGEST_UNSTABLE ? NULL : digest);
-	else if (names_unsure(material, now))
-		RS_COUNT(scope, unstable_files);
+	else if (!memcmp(digest, material->digest, RS_SHA256_BYTES))
+		scope->counters.unstable_files += names_unsure(material, now);
+	else if (outcome == RS_DIGEST_UNSTABLE)
+		add(scope, out, material, RS_MUTATION_END, NULL);
+	else if (!is_told(scope, material, digest))
+		add(scope, out, material, RS_MUTATION_END, digest);
 }
 
 /* Changed in place since it was read, and not by this action? A replaced file is another file. */
@@ -76,6 +97,7 @@ void rs_stability_check(struct rs_worker *worker, struct rs_scope *scope,
 {
 	struct rs_stat now;
 
+	add_change(scope, out, material);
 	if (material->was_unlinked || material->path_length < 2)
 		return;
 	if (rs_stat_at(scope->ns_root_fd, (const char *)material->path + 1, &now)) {

@@ -70,6 +70,17 @@ def probe() -> None:
         raise _native_error(error)
 
 
+def probe_access() -> None:
+    """Find out whether this kernel tells of accesses (FAN_PRE_ACCESS).
+
+    Raises:
+        NativeError: It does not, or not this process; `errno` says why.
+    """
+    code = int(_lib.rs_probe_access())
+    if code:
+        raise NativeError("fanotify_mark", -code, f"FAN_PRE_ACCESS: {os.strerror(-code)}")
+
+
 class Scope:
     """One scope of the C core. Exactly one of `finish` and `abort` ends it."""
 
@@ -269,6 +280,17 @@ class Engine:
         with self._lock:
             if self._handle is not None:
                 _lib.rs_engine_set_hash_once(self._handle, int(on))
+
+    def set_compare(self, on: bool) -> None:
+        """Whether changed files are compared when they are accessed; for scopes opened later.
+
+        Raises:
+            NativeError: This kernel or process cannot.
+        """
+        with self._lock:
+            code = 0 if self._handle is None else _lib.rs_engine_set_compare(self._handle, int(on))
+        if code:
+            raise NativeError("fanotify_mark", -code, f"FAN_PRE_ACCESS: {os.strerror(-code)}")
 
     def set_memory(self, budget_bytes: int, directory: bytes) -> None:
         """Keep records beyond the budget in unlinked files of this directory. Once.

@@ -110,6 +110,13 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         help="memory for what running actions opened; more goes to unlinked files in the state "
         "directory (default: %(default)s)",
     )
+    parser.add_argument(
+        "--compare-at-access",
+        choices=("auto", "off"),
+        default="auto",
+        help="whether a file that changed since its open is hashed again when it is read or mapped "
+        "(auto: where the kernel can, Linux 6.14); off: such a change is found at the end only",
+    )
     parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--slots", type=_seconds, default=0, help=argparse.SUPPRESS)
 
@@ -129,6 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
             memory_bytes=arguments.memory_budget,
             given=_run_options(arguments),
             trace_ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
+            compare_at_access=arguments.compare_at_access == "auto",
         )
     )
     return 0
@@ -136,7 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def ensure_command(arguments: argparse.Namespace) -> int:
     """Make sure that a daemon answers."""
-    given = (arguments.allow_uid, arguments.allow_group, arguments.toolchain, arguments.idle_exit)
+    given = [arguments.allow_uid, arguments.allow_group, arguments.toolchain, arguments.idle_exit]
+    given.append(arguments.compare_at_access == "off")
     found = ensure(
         _place(arguments),
         places_of(os.getuid(), arguments.socket),
@@ -182,6 +191,7 @@ def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
         idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
     options = ["--idle-exit", str(idle), "--slots", str(arguments.slots)]
     options += ["--memory-budget", str(arguments.memory_budget)]
+    options += ["--compare-at-access", arguments.compare_at_access]
     for name in ("allow_uid", "allow_group", "toolchain", "toolchain_key"):
         for value in getattr(arguments, name):
             options += ["--" + name.replace("_", "-"), value]

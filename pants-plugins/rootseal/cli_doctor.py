@@ -58,6 +58,7 @@ def mounts_document(mounts: Sequence[MountFinding]) -> list[dict[str, object]]:
             "posture": item.posture.value,
             "reason": item.mount.reason,
             "fsVerity": item.can_seal,
+            "comparedAtAccess": item.mount.compared_at_access,
         }
         for item in mounts
     ]

@@ -68,6 +68,7 @@ class DaemonOptions:
         sealed: fs-verity digest, SHA-256 and size of the files that are measured, not hashed.
         memory_bytes: Memory for records of running actions; what is beyond goes to the disk.
         trace_ring_bytes: Of eBPF; 0: the default.
+        compare_at_access: Compare files that changed since their open when they are accessed.
     """
 
     place: Place
@@ -80,6 +81,7 @@ class DaemonOptions:
     memory_bytes: int = MEMORY_BYTES_DEFAULT
     given: Tuple[str, ...] = ()
     trace_ring_bytes: int = 0
+    compare_at_access: bool = True
 
     @property
     def shared(self) -> bool:
@@ -123,6 +125,7 @@ class Daemon:
             cache_file=options.place.digest_cache,
             memory_bytes=options.memory_bytes,
             trace_ring_bytes=options.trace_ring_bytes,
+            compare_at_access=options.compare_at_access,
         )
         self._backends.trust_sealed(options.sealed)
         self._pulse = Pulse()
@@ -317,6 +320,7 @@ class Daemon:
             "reason": unavailable.reason if unavailable else "",
             "remedy": unavailable.remedy if unavailable else "",
             "trace": self._backends.trace_status(),
+            "comparesAtAccess": self._backends.compares_at_access,
             "captureKey": str(keys.public_key_path(place.capture_key)),
             "captureKeyId": self._signer.public_key.keyid,
             "stateDirectory": str(place.state),

@@ -41,6 +41,7 @@ class Backends:
         cache_file: Path,
         memory_bytes: int,
         trace_ring_bytes: int = 0,
+        compare_at_access: bool = True,
     ) -> None:
         """Start what this host allows.
 
@@ -51,12 +52,14 @@ class Backends:
             cache_file: Where the digest cache outlives this daemon.
             memory_bytes: For records of all actions; more goes to files beside the cache file.
             trace_ring_bytes: Size of eBPF's ring buffer; 0: the default.
+            compare_at_access: Compare files that changed since their open when they are read or
+                mapped, where the kernel can.
         """
         self._walk = WalkEngine()
         self._fanotify: Any = None
         self.unavailable: Optional[BackendUnavailable] = None
         try:
-            self._fanotify = _start_fanotify(fanotify)
+            self._fanotify = _start_fanotify(fanotify, compare_at_access)
         except BackendUnavailable as error:
             self.unavailable = error
         if self._fanotify is not None:
@@ -113,6 +116,11 @@ class Backends:
     def posture(self) -> Posture:
         """What that backend reaches."""
         return Posture.WALKED if self.name == "walk" else Posture.HELD
+
+    @property
+    def compares_at_access(self) -> bool:
+        """Whether files that changed are compared when they are accessed, where they can be."""
+        return self._fanotify is not None and bool(self._fanotify.compares_at_access)
 
     def _group_limit(self) -> int:
         if self._fanotify is None:
@@ -272,6 +280,15 @@ def probe_fanotify() -> Optional[BackendUnavailable]:
     return None
 
 
+def probe_access() -> Optional[str]:
+    """Why this process cannot compare files when they are accessed; None if it can."""
+    try:
+        reason: Optional[str] = _engine_class().probe_access()
+    except BackendUnavailable as error:
+        return error.reason
+    return reason
+
+
 def probe_ebpf() -> Dict[str, object]:
     """What a daemon of this process's user would say of eBPF (as `Backends.trace_status`)."""
     try:
@@ -329,11 +346,15 @@ def _module(name: str) -> Any:
         ) from None
 
 
-def _start_fanotify(wanted: bool) -> Any:
+def _start_fanotify(wanted: bool, compare_at_access: bool) -> Any:
     if not wanted:
         raise BackendUnavailable(
             "fanotify", "the daemon was started with --no-fanotify", "Start it without."
         )
     engine = _engine_class()
     engine.probe()
-    return engine(shards=os.cpu_count() or 1, digest_cache_entries=DIGEST_CACHE_ENTRIES)
+    return engine(
+        shards=os.cpu_count() or 1,
+        digest_cache_entries=DIGEST_CACHE_ENTRIES,
+        compare_at_access=compare_at_access,
+    )

@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Tuple
 
 from rootseal import wire
 from rootseal.daemon import LAUNCHER
-from rootseal.daemon_backends import probe_ebpf, probe_fanotify, probe_ptrace
+from rootseal.daemon_backends import probe_access, probe_ebpf, probe_fanotify, probe_ptrace
 from rootseal.observation import Posture
 
 HELPER_PLACES = (
@@ -23,6 +23,7 @@ HELPER_PLACES = (
 CAP_SYS_ADMIN = 21
 CAP_BPF = 39
 KERNEL_MIN = (5, 10)
+ACCESS_KERNEL_MIN = (6, 14)
 _XATTR_MAGIC = struct.Struct("<II")
 
 
@@ -72,6 +73,7 @@ def diagnose() -> Diagnosis:
         _privileges(),
         _fanotify(system[1]),
         _group_limit(),
+        _access(system[1] or own[1]),
         _helper(),
         system[0],
         own[0],
@@ -106,10 +108,15 @@ def _reachable(
     return (Posture.HELD, "") if backend == "fanotify" else (Posture.WALKED, why)
 
 
+def _version() -> Tuple[int, ...]:
+    """Major and minor number of the kernel."""
+    numbers = platform.release().split("-")[0].split(".")
+    return tuple(int(part) for part in numbers[:2] if part.isdigit())
+
+
 def _kernel() -> Finding:
     release = platform.release()
-    numbers = release.split("-")[0].split(".")
-    good = tuple(int(part) for part in numbers[:2] if part.isdigit()) >= KERNEL_MIN
+    good = _version() >= KERNEL_MIN
     remedy = "" if good else "Use a kernel of version 5.10 or newer."
     return Finding("kernel", good, True, f"{release} {platform.machine()}", remedy)
 
@@ -155,6 +162,26 @@ def _group_limit() -> Finding:
     good = limit >= 32
     remedy = "" if good else "sudo sysctl fs.fanotify.max_user_groups=128"
     return Finding("fanotifyGroups", good, False, f"{limit} actions at once, more wait", remedy)
+
+
+def _access(daemon: Optional[Dict[str, object]]) -> Finding:
+    """Whether a file that changes between its open and a read or mmap is caught there."""
+    name, good = "accessComparison", "what changes between open and read or mmap is caught there"
+    late = "what changes after its open is found at the end only"
+    if daemon is not None and daemon["backend"] == "fanotify":
+        if daemon.get("comparesAtAccess"):
+            return Finding(name, True, False, f"{good}, by the daemon", "")
+        late += ", by the daemon"
+    if _version() < ACCESS_KERNEL_MIN:
+        remedy = "Use a kernel of version 6.14 or newer (ext4, xfs or btrfs)."
+        return Finding(name, False, False, f"the kernel has no FAN_PRE_ACCESS: {late}", remedy)
+    problem = probe_access()
+    if daemon is not None and problem is None:
+        remedy = "Run the daemon with --compare-at-access=auto."
+        return Finding(name, False, False, late, remedy)
+    if problem is None:
+        return Finding(name, True, False, good, "")
+    return Finding(name, False, False, f"FAN_PRE_ACCESS: {problem}: {late}", "See fanotify.")
 
 
 def helper_problem(path: str) -> Optional[str]:

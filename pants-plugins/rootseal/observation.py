@@ -106,12 +106,14 @@ class MountMark:
         filesystem: Filesystem type, for example `ext4`.
         marked: Whether events of this mount are captured.
         reason: Why not, or why the posture of its files is weaker; else empty.
+        compared_at_access: Whether its files are compared again at a read or mmap if they changed.
     """
 
     mount_point: bytes
     filesystem: str
     marked: bool
     reason: str
+    compared_at_access: bool = False
 
     @property
     def posture(self) -> Optional[Posture]:

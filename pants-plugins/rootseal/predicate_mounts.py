@@ -17,6 +17,7 @@ MOUNTS_SHAPE = schema.list_of(
             "marked": schema.boolean,
             "posture": schema.nullable(schema.one_of(POSTURES)),
             "reason": schema.text(4096),
+            "comparedAtAccess": schema.boolean,
         }
     ),
     1 << 16,
@@ -38,4 +39,5 @@ def _mount(mount: MountMark) -> Dict[str, object]:
         "marked": mount.marked,
         "posture": None if mount.posture is None else mount.posture.value,
         "reason": mount.reason,
+        "comparedAtAccess": mount.compared_at_access,
     }

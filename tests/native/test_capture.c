@@ -7,12 +7,14 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define FILES 200
+#define FILES	200
+#define CHANGED 60
 
 static const rs_limits limits = {1 << 18, 1 << 28, 1ULL << 40, 1 << 16};
 static char root[] = "/tmp/rootseal-native-XXXXXX";
@@ -39,7 +41,24 @@ static void act(void)
 struct child {
 	pid_t pid;
 	int go;
+	int ready;
 };
+
+/* Opens files, waits until others changed them, and reads. */
+static void read_late(int ready, int go)
+{
+	char name[64], byte;
+	int fds[CHANGED], i;
+
+	for (i = 0; i < CHANGED; i++) {
+		snprintf(name, sizeof(name), "%s/in%d", root, i);
+		fds[i] = open(name, O_RDONLY);
+		CHECK(fds[i] >= 0);
+	}
+	CHECK(write(ready, "x", 1) == 1 && read(go, &byte, 1) == 1);
+	for (i = 0; i < CHANGED; i++)
+		CHECK(pread(fds[i], &byte, 1, 0) == 1 && close(fds[i]) == 0);
+}
 
 static struct child start(int threads)
 {
@@ -53,6 +72,10 @@ static struct child start(int threads)
 	if (child.pid == 0) {
 		CHECK(!unshare(CLONE_NEWNS) && !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
 		CHECK(write(ready[1], "x", 1) == 1 && read(go[0], &byte, 1) == 1);
+		if (threads == 0) {
+			read_late(ready[1], go[0]);
+			_exit(0);
+		}
 		for (i = 1; i < threads; i++)
 			if (fork() == 0)
 				break;
@@ -62,10 +85,10 @@ static struct child start(int threads)
 		_exit(0);
 	}
 	CHECK(read(ready[0], &byte, 1) == 1);
-	close(ready[0]);
 	close(ready[1]);
 	close(go[0]);
 	child.go = go[1];
+	child.ready = ready[0];
 	return child;
 }
 
@@ -73,6 +96,7 @@ static void let_go(struct child *child)
 {
 	CHECK(write(child->go, "x", 1) == 1);
 	close(child->go);
+	close(child->ready);
 }
 
 static void wait_for(const struct child *child)
@@ -119,6 +143,37 @@ static void test_one(rs_engine *engine)
 	rs_scope_progress(scope, &counters);
 	wait_for(&child);
 	finish(scope);
+}
+
+/* Files that change between their open and a read: found there, or at the end. */
+static void test_changed(rs_engine *engine, bool at_access)
+{
+	struct child child = start(0);
+	const rs_observation *seen;
+	char name[64], byte;
+	rs_result *result;
+	rs_scope *scope;
+	rs_error error;
+	int i, fd;
+
+	CHECK(!rs_scope_open(engine, child.pid, root, &limits, &scope, &error));
+	CHECK(write(child.go, "x", 1) == 1 && read(child.ready, &byte, 1) == 1);
+	for (i = 0; i < CHANGED; i += 2) {
+		snprintf(name, sizeof(name), "%s/in%d", root, i);
+		fd = open(name, O_WRONLY | O_APPEND);
+		CHECK(fd >= 0 && write(fd, "more", 4) == 4 && !close(fd));
+	}
+	let_go(&child);
+	wait_for(&child);
+	CHECK(!rs_scope_finish(scope, NULL, 0, NULL, 0, &result, &error));
+	seen = rs_result_observation(result);
+	CHECK(seen->mutations_count == CHANGED / 2 && seen->mutations_left_out == 0);
+	CHECK(seen->counters.mutated_after_open == CHANGED / 2);
+	CHECK(seen->mutations.bytes[0] == at_access && seen->mutations.bytes[1] == 1);
+	CHECK(at_access ? seen->counters.access_events >= CHANGED / 2
+			: seen->counters.access_events == 0);
+	CHECK(seen->counters.handler_errors == 0);
+	rs_result_free(result);
 }
 
 static void test_many(rs_engine *engine)
@@ -215,6 +270,11 @@ int main(void)
 	make_inputs();
 	CHECK(!rs_engine_open(2, 1 << 12, &engine, &error));
 	test_one(engine);
+	test_changed(engine, false);
+	if (!rs_engine_set_compare(engine, 1)) {
+		test_one(engine);
+		test_changed(engine, true);
+	}
 	test_many(engine);
 	test_abort_while_open(engine);
 	test_refusals(engine);

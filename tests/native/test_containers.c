@@ -67,6 +67,15 @@ static void test_index(void)
 		CHECK(found == 2 * i + 10000);
 		CHECK(rs_index_next(&index, &cursor) == RS_INDEX_EMPTY);
 	}
+	cursor = rs_index_find(7);
+	found = rs_index_next(&index, &cursor);
+	rs_index_replace(&index, &cursor, 77777);
+	CHECK(rs_index_next(&index, &cursor) + found == 7 + 10007);
+	for (i = 0; i < 40000; i++)
+		CHECK(!rs_index_add(&index, 20000 + i, i)); /* what was put there moves along */
+	cursor = rs_index_find(7);
+	found = rs_index_next(&index, &cursor);
+	CHECK(found == 77777 || rs_index_next(&index, &cursor) == 77777);
 	rs_index_free(&index);
 }
 

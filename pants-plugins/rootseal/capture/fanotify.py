@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -110,6 +111,7 @@ def _mounts(data: bytes) -> Tuple[MountMark, ...]:
                 mount_point=point,
                 filesystem=fstype.decode("ascii", "backslashreplace"),
                 marked=reader.u8() == 1,
+                compared_at_access=reader.u8() == 1,
                 reason=reason.decode("utf-8", "backslashreplace"),
             )
         )
@@ -242,6 +244,7 @@ class FanotifyEngine:
         digest_cache_entries: int = DIGEST_CACHE_ENTRIES_DEFAULT,
         hash_once: bool = True,
         stay_awake: Optional[bool] = None,
+        compare_at_access: bool = True,
     ) -> None:
         """Start the threads.
 
@@ -252,6 +255,8 @@ class FanotifyEngine:
                 (docs/decisions/0008-hash-once.md).
             stay_awake: Keep the host's idle CPUs awake while opens are dense
                 (docs/decisions/0011-awake.md); None: on hosts with few CPUs, where it is possible.
+            compare_at_access: Where the kernel can, compare a file that was changed since its open
+                when it is read or mapped (docs/decisions/0012-compare-at-access.md).
 
         Raises:
             BackendUnavailable: This host or user cannot use permission events.
@@ -264,6 +269,11 @@ class FanotifyEngine:
         self.awake = ""
         """Why CPUs do not stay awake; empty if they do."""
         self._stay_awake(stay_awake)
+        self.compares_at_access = False
+        if compare_at_access:
+            with contextlib.suppress(NativeError):  # each record says for which mounts it was done
+                self._engine.set_compare(True)
+                self.compares_at_access = True
 
     def _stay_awake(self, wanted: Optional[bool]) -> None:
         cpus = os.cpu_count() or 1
@@ -291,6 +301,15 @@ class FanotifyEngine:
             _native.probe()
         except NativeError as error:
             raise _unavailable(error) from error
+
+    @classmethod
+    def probe_access(cls) -> Optional[str]:
+        """Why files cannot be compared at an access by this kernel or process; None if they can."""
+        try:
+            _native.probe_access()
+        except NativeError as error:
+            return os.strerror(error.errno)
+        return None
 
     @classmethod
     def group_limit(cls) -> int:
