@@ -15,7 +15,8 @@
  *   - Files that were born during the action are nearly always its own products: never compared.
  *   - While anybody has the file open for writing the kernel keeps no such mark. After ACCESSES_MAX
  *     accesses, and when a change was found, the file is let go until the end of the action.
- *   - A store through a shared mapping drops no mark: the pass at the end finds it.
+ *   - A store through a shared mapping drops no mark: the pass at the end finds it. Where the
+ * mapping was there before the open, the kernel kept no mark either.
  * docs/decisions/0012-compare-at-access.md has the figures.
  */
 #include "core.h"

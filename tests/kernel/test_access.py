@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import mmap
 import os
 import sys
 import time
@@ -120,6 +121,17 @@ def changed(
 ) -> Tuple[Seen, bytes, int]:
     """Change the file between open and access, and after that; what the action got; events."""
     path.write_bytes(BEFORE)
+    return changed_as_it_is(lab, root, path, access, first, second)
+
+
+def changed_as_it_is(
+    lab: Lab,
+    root: Path,
+    path: Path,
+    access: str,
+    first: Callable[[], object],
+    second: Callable[[], object],
+) -> Tuple[Seen, bytes, int]:
     settle()
     action = lab.start(root, [sys.executable, "-c", READER, path, access])
     wait_for(root / "opened.now")
@@ -170,6 +182,47 @@ def test_a_large_file_is_hashed_again_by_another_thread(
     (root / "accessed").touch()
     seen = action.finish()
     found = Mutation(os.fsencode(path), sha256(before), sha256(after), MutationTime.ACCESS)
+    assert seen.observation.mutations.found == (found,)
+    assert diagnostics.losses(seen.counters) == LOST
+
+
+@pytest.mark.parametrize("by", ["write", "store"])
+def test_a_change_by_one_who_had_it_open_for_writing_before(
+    lab: Lab, root: Path, outside: Path, by: str
+) -> None:
+    """The kernel keeps no ignore mark then, so each access is looked at, after a store too."""
+    path = outside / "shared"
+    path.write_bytes(BEFORE)
+    with path.open("r+b", buffering=0) as file, mmap.mmap(file.fileno(), 0) as area:
+
+        def change(content: bytes) -> None:
+            if by == "store":
+                area[:] = content
+            else:
+                os.pwrite(file.fileno(), content, 0)
+
+        seen, got, events = changed_as_it_is(
+            lab, root, path, "read", lambda: change(AFTER), lambda: change(BEFORE)
+        )
+    found = Mutation(os.fsencode(path), sha256(BEFORE), sha256(AFTER), MutationTime.ACCESS)
+    assert (got, events >= 1) == (AFTER, True)
+    assert seen.observation.mutations.found == (found,)
+    assert diagnostics.losses(seen.counters) == LOST
+
+
+def test_a_store_through_a_mapping_made_after_the_open_is_found_at_the_end(
+    lab: Lab, root: Path, outside: Path
+) -> None:
+    """It drops no ignore mark (docs/decisions/0012-compare-at-access.md, What remains)."""
+    path = outside / "shared"
+
+    def store() -> None:
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as area:
+            area[:] = AFTER
+
+    seen, got, events = changed(lab, root, path, "read", store)
+    found = Mutation(os.fsencode(path), sha256(BEFORE), sha256(AFTER), MutationTime.END)
+    assert (got, events) == (AFTER, 0)
     assert seen.observation.mutations.found == (found,)
     assert diagnostics.losses(seen.counters) == LOST
 
