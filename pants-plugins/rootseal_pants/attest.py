@@ -27,7 +27,7 @@ from rootseal.errors import CaptureError, Error
 
 from rootseal_pants import sealing
 from rootseal_pants.attest_types import AttestedTarget, AttestRoots, AttestTarget, CurrentRun
-from rootseal_pants.compat import bootstrap_environment
+from rootseal_pants.compat import bootstrap_environment, requested
 from rootseal_pants.evidence import Evidence
 from rootseal_pants.graph import NodeGraph, parse_graph
 from rootseal_pants.manifest import Artifact, build_manifest, find_actions, source_name
@@ -66,7 +66,7 @@ def make_artifacts_writable(session: SchedulerSession) -> None:
     ask for the same daemon.
     """
     try:
-        (capture,) = session.product_request(Capture, [Params()])
+        (capture,) = requested(session, Capture, [Params()])
         sealing.make_artifacts_writable(capture.settings)
     except (Error, ExecutionError) as error:
         logger.warning(f"Sealed artifacts of the last run stay as they are: {error}")
@@ -75,7 +75,7 @@ def make_artifacts_writable(session: SchedulerSession) -> None:
 def attest_run(run: Run) -> int:
     """Attest what the package goal of this run built; returns the exit code."""
     try:
-        (capture,) = run.session.product_request(Capture, [Params()])
+        (capture,) = requested(run.session, Capture, [Params()])
         if capture.daemon is None:
             return 0
         return _attest(run, capture.settings, capture.daemon)
@@ -90,15 +90,14 @@ def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
     if not roots:
         return 0
     environment = bootstrap_environment(run.session)
-    targets = run.session.product_request(
-        AttestedTarget, [Params(AttestTarget(root), environment) for root in roots]
-    )
+    subjects = [Params(AttestTarget(root), environment) for root in roots]
+    targets = requested(run.session, AttestedTarget, subjects)
     artifacts = artifacts_by_hint(targets)
     sealing.check_artifacts(
         settings.dist_dir, (artifact for _, files in artifacts.values() for artifact in files)
     )
     findings = find_actions(dump_graph(run.session), artifacts)
-    (current,) = run.session.product_request(CurrentRun, [Params()])
+    (current,) = requested(run.session, CurrentRun, [Params()])
     restore_records(run.session, RecordStore(settings.records_dir), findings.actions.values())
     manifest = build_manifest(
         findings,
@@ -129,7 +128,7 @@ def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
 def requested_targets(session: SchedulerSession, specs: Specs) -> tuple[Any, ...]:
     """The field sets that the package goal builds for these specs."""
     params = Params(specs, bootstrap_environment(session))
-    (roots,) = session.product_request(AttestRoots, [params])
+    (roots,) = requested(session, AttestRoots, [params])
     return tuple(roots.field_sets)
 
 

@@ -11,7 +11,7 @@ from rootseal.errors import Error
 
 from rootseal_pants.attest import requested_targets
 from rootseal_pants.attest_types import AttestedTarget, AttestTarget
-from rootseal_pants.compat import bootstrap_environment, goal_class, wrap_module
+from rootseal_pants.compat import bootstrap_environment, goal_class, requested, wrap_module
 
 logger = logging.getLogger(__name__)
 _Goal: Any = goal_class()
@@ -74,7 +74,7 @@ def _failures(session: SchedulerSession, roots: tuple[Any, ...]) -> list[tuple[s
     environment = bootstrap_environment(session)
     subjects = [Params(AttestTarget(root), environment) for root in roots]
     try:
-        session.product_request(AttestedTarget, subjects)  # all at once
+        requested(session, AttestedTarget, subjects)  # all at once
     except ExecutionError:
         pass  # what could be built is built; now ask for each by itself
     else:
@@ -82,7 +82,7 @@ def _failures(session: SchedulerSession, roots: tuple[Any, ...]) -> list[tuple[s
     failed = []
     for root, subject in zip(roots, subjects):
         try:
-            session.product_request(AttestedTarget, [subject])
+            requested(session, AttestedTarget, [subject])
         except ExecutionError as error:
             failed.append((root.address.spec, _reason(error)))
     return sorted(failed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 from pants.version import PANTS_SEMVER
 
@@ -17,6 +17,15 @@ def bootstrap_environment(session: Any) -> Any:
     else:
         from pants.core.util_rules.environments import determine_bootstrap_environment
     return determine_bootstrap_environment(session)
+
+
+def requested(session: Any, product: type, subjects: Sequence[Any]) -> list[Any]:
+    """The product for each of the subjects, asked for all at once.
+
+    `product_request` takes one subject from 2.31 on; what it is made of has stayed the same.
+    """
+    request = session.execution_request([(product, subject) for subject in subjects])
+    return list(session.execute(request))
 
 
 def goal_class() -> Any:

@@ -55,17 +55,37 @@ def demands_of(options: Any, environ: Mapping[str, str]) -> Demands:
 def said_of(options: Any, name: str) -> Sequence[Said]:
     """What each source says of an option, the flag last; only the default, if nobody says anything.
 
-    The default has no source. Versions of Pants that keep no history say the last word only.
+    The default has no source.
     """
     final = Said(_word(getattr(options.for_scope(SCOPE), name)), "")
-    if not hasattr(options, "get_parser"):
-        return [Said(final.value, f"[{SCOPE}].{name} = {final.value}")]
     found = [
-        Said(_word(item.value), _source(name, item))
-        for item in options.get_parser(SCOPE).history(name).ranked_values
-        if item.value is not None and item.rank.name not in ("NONE", "HARDCODED")
+        Said(_word(value), _source(name, value, rank.name, details))
+        for value, rank, details in _history(options, name)
+        if value is not None and rank.name not in ("NONE", "HARDCODED")
     ]
     return found or [final]
+
+
+def _history(options: Any, name: str) -> list[tuple[Any, Any, str | None]]:
+    """Value, rank and details of each source, the default first.
+
+    Up to 2.23 the parser of the scope keeps them. Later the native parser derives them for an
+    option as it was registered: a pair in 2.24, from 2.25 on an object.
+    """
+    if not hasattr(options, "native_parser"):
+        history = options.get_parser(SCOPE).history(name).ranked_values
+        return [(item.value, item.rank, item.details) for item in history]
+    native = options.native_parser.with_derivation()
+    flag = f"--{name.replace('_', '-')}"
+    if hasattr(options, "get_registrar"):
+        infos = options.get_registrar(SCOPE).option_registrations_iter()
+        (info,) = (info for info in infos if flag in info.args)
+        return list(native.get_derivation(SCOPE, info))
+    pairs = options.get_parser(SCOPE).option_registrations_iter()
+    ((flags, fields),) = ((flags, fields) for flags, fields in pairs if flag in flags)
+    return list(
+        native.get_derivation(scope=SCOPE, registration_args=flags, registration_kwargs=fields)
+    )
 
 
 def _word(value: object) -> str:
@@ -74,13 +94,13 @@ def _word(value: object) -> str:
     return str(value.value if isinstance(value, Enum) else value)
 
 
-def _source(name: str, item: Any) -> str:
+def _source(name: str, value: object, rank: str, details: str | None) -> str:
     """Where a value was said, as the user wrote it."""
-    if item.rank.name == "FLAG":
+    if rank == "FLAG":
         flag = f"{SCOPE}-{name.replace('_', '-')}"
-        if isinstance(item.value, bool):
-            return f"--{flag}" if item.value else f"--no-{flag}"
-        return f"--{flag}={_word(item.value)}"
-    if item.rank.name == "ENVIRONMENT":
-        return f"PANTS_{SCOPE.upper()}_{name.upper()}={_word(item.value)}"
-    return f"[{SCOPE}].{name} = {_word(item.value)} ({item.details or 'a configuration file'})"
+        if isinstance(value, bool):
+            return f"--{flag}" if value else f"--no-{flag}"
+        return f"--{flag}={_word(value)}"
+    if rank == "ENVIRONMENT":
+        return f"PANTS_{SCOPE.upper()}_{name.upper()}={_word(value)}"
+    return f"[{SCOPE}].{name} = {_word(value)} ({details or 'a configuration file'})"

@@ -9,8 +9,8 @@ the rule's node, and nothing is added to the rule graph.
                                                -> native digest calls: record stripped and checked
                                                -> a Snapshot node that notes the evidence
 
-Written from the source of Pants 2.23 to 2.34.0.dev3 and type-checked against 2.23. No such Pants is
-on PyPI, so it has not been run; docs/pants.md says so.
+Checked against the source of eight releases from 2.23 to 2.34.0.dev3 (types, and that Pants reads
+every rule). No such Pants is on PyPI, so it has not been run; docs/pants.md says so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pants.engine.internals import native_engine
 from pants.engine.internals.selectors import Params
 from pants.engine.process import FallibleProcessResult, Process
 
+from rootseal_pants.compat import requested
 from rootseal_pants.evidence import Evidence
 from rootseal_pants.identity import output_prefix, process_key
 from rootseal_pants.manifest import NOTE_DIRECTORY
@@ -61,7 +62,7 @@ def building(ours: bool) -> Iterator[None]:
 def running(session: Any) -> Iterator[None]:
     """While this is open, processes are captured as the options of this session say."""
     global _capture
-    (capture,) = session.product_request(Capture, [Params()])
+    (capture,) = requested(session, Capture, [Params()])
     _capture = capture
     _engine.execute_process = captured_execute
     try:
@@ -76,6 +77,7 @@ async def captured_execute(process: Process, environment: Any) -> FallibleProces
 
     A result from a cache whose record is refused is asked for again, as another process.
     """
+    await _engine.session_values()  # the options are in them: other ones make the node again
     capture = _capture
     if capture is None or capture.daemon is None:
         return await _native_execute(process, environment)

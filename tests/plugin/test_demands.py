@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Callable, Iterator, Mapping, Sequence
 
 import pytest
 from conftest import wrapping_engine
@@ -12,9 +13,10 @@ from pants.engine.process import FallibleProcessResult, Process
 from pants.engine.unions import UnionMembership
 from pants.option.global_options import GlobalOptions
 from pants.option.options_bootstrapper import OptionsBootstrapper
+from pants.option.ranked_value import Rank
 from rootseal.errors import ConfigError
-from rootseal_pants.demands import Demands, demands_of
-from rootseal_pants.subsystem import RootsealSubsystem
+from rootseal_pants.demands import Demands, demands_of, said_of
+from rootseal_pants.subsystem import RootsealSubsystem, Switch
 
 Read = Callable[..., Demands]
 
@@ -93,6 +95,73 @@ def test_a_contradiction_names_both(
         read(toml, flags, variables, variables)
     for text in named:
         assert text in str(error.value)
+
+
+DERIVED = [
+    (Switch.AUTO, Rank.HARDCODED, None),
+    (Switch.ON, Rank.CONFIG, "pants.toml"),
+    (Switch.OFF, Rank.FLAG, None),
+]
+FLAGS = ("--enabled", "--fanotify")
+
+
+class NativeParser:
+    """Pants' parser of options from 2.24 on, as far as it is used: the words for --fanotify."""
+
+    def __init__(self, derived: Sequence[tuple[Switch, Rank, str | None]]) -> None:
+        self.derived = derived
+
+    def with_derivation(self) -> NativeParser:
+        return self
+
+    def get_derivation(
+        self,
+        scope: str,
+        option_info: SimpleNamespace | None = None,
+        *,
+        registration_args: Sequence[str] = (),
+        registration_kwargs: Mapping[str, str] | None = None,
+    ) -> Sequence[tuple[Switch, Rank, str | None]]:
+        assert scope == "rootseal"
+        assert "--fanotify" in (option_info.args if option_info else registration_args)
+        return self.derived
+
+
+class Options224:
+    """Options of Pants 2.24: an option is registered as a pair."""
+
+    def __init__(self, derived: Sequence[tuple[Switch, Rank, str | None]]) -> None:
+        self.native_parser = NativeParser(derived)
+        self.fanotify = derived[-1][0]
+
+    def for_scope(self, scope: str) -> Options224:
+        return self
+
+    def get_parser(self, scope: str) -> Options224:
+        return self
+
+    def option_registrations_iter(self) -> Iterator[object]:
+        return (((flag,), {}) for flag in FLAGS)
+
+
+class Options225(Options224):
+    """Options of Pants 2.25 and later: an option is registered as an object."""
+
+    def get_registrar(self, scope: str) -> Options225:
+        return self
+
+    def option_registrations_iter(self) -> Iterator[object]:
+        return (SimpleNamespace(args=(flag,), kwargs={}) for flag in FLAGS)
+
+
+@pytest.mark.parametrize("options", [Options224, Options225])
+def test_later_pants_tells_what_each_source_says(options: type[Options224]) -> None:
+    said = said_of(options(DERIVED), "fanotify")
+    assert said == [
+        ("on", "[rootseal].fanotify = on (pants.toml)"),
+        ("off", "--rootseal-fanotify=off"),
+    ]
+    assert said_of(options(DERIVED[:1]), "fanotify") == [("auto", "")]  # nobody said it
 
 
 def test_a_contradiction_runs_no_action(executable: str, daemon_socket: str) -> None:
