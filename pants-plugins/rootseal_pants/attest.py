@@ -32,7 +32,7 @@ from rootseal_pants.evidence import Evidence
 from rootseal_pants.graph import NodeGraph, parse_graph
 from rootseal_pants.manifest import Artifact, build_manifest, find_actions, source_name
 from rootseal_pants.records import RecordStore
-from rootseal_pants.settings import Capture, ReadyDaemon, Settings
+from rootseal_pants.settings import Capture, CaptureRequest, ReadyDaemon, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def make_artifacts_writable(session: SchedulerSession) -> None:
     ask for the same daemon.
     """
     try:
-        (capture,) = requested(session, Capture, [Params()])
+        (capture,) = requested(session, Capture, [Params(CaptureRequest())])
         sealing.make_artifacts_writable(capture.settings)
     except (Error, ExecutionError) as error:
         logger.warning(f"Sealed artifacts of the last run stay as they are: {error}")
@@ -75,7 +75,7 @@ def make_artifacts_writable(session: SchedulerSession) -> None:
 def attest_run(run: Run) -> int:
     """Attest what the package goal of this run built; returns the exit code."""
     try:
-        (capture,) = requested(run.session, Capture, [Params()])
+        (capture,) = requested(run.session, Capture, [Params(CaptureRequest())])
         if capture.daemon is None:
             return 0
         return _attest(run, capture.settings, capture.daemon)

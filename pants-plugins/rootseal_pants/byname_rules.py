@@ -32,6 +32,7 @@ from rootseal_pants.attest_types import (
 from rootseal_pants.common_rules import ready_daemon
 from rootseal_pants.settings import (
     Capture,
+    CaptureRequest,
     LauncherDirectory,
     LauncherRequest,
     Settings,
@@ -47,7 +48,7 @@ async def launcher_directory(request: LauncherRequest) -> LauncherDirectory:
 
 
 @rule
-async def prepare_capture(settings: Settings) -> Capture:
+async def prepare_capture(_: CaptureRequest, settings: Settings) -> Capture:
     """Everything that wrapping a process needs."""
     platform = Platform.create_for_localhost().value
     if not settings.enabled:
@@ -84,7 +85,7 @@ def rules() -> list[object]:
     return [
         *collect_rules(),
         *common_rules.rules(),
-        QueryRule(Capture, ()),
+        QueryRule(Capture, (CaptureRequest,)),
         QueryRule(AttestRoots, (Specs, EnvironmentName)),
         QueryRule(AttestedTarget, (AttestTarget, EnvironmentName)),
         QueryRule(CurrentRun, ()),

@@ -117,6 +117,11 @@ class LauncherDirectory:
 
 
 @dataclass(frozen=True)
+class CaptureRequest:
+    """Asks for what wrapping a process needs in this run."""
+
+
+@dataclass(frozen=True)
 class Capture:
     """What wrapping a process needs.
 

@@ -9,6 +9,7 @@ from pants.engine.rules import Get, QueryRule, collect_rules, rule
 from rootseal_pants import common_rules
 from rootseal_pants.settings import (
     Capture,
+    CaptureRequest,
     DaemonRequest,
     LauncherDirectory,
     LauncherRequest,
@@ -26,7 +27,7 @@ async def launcher_directory(request: LauncherRequest) -> LauncherDirectory:
 
 
 @rule
-async def prepare_capture(settings: Settings) -> Capture:
+async def prepare_capture(_: CaptureRequest, settings: Settings) -> Capture:
     """Everything that wrapping a process needs."""
     platform = Platform.create_for_localhost().value
     if not settings.enabled:
@@ -38,4 +39,4 @@ async def prepare_capture(settings: Settings) -> Capture:
 
 def rules() -> list[object]:
     """The rules of this module."""
-    return [*collect_rules(), *common_rules.rules(), QueryRule(Capture, ())]
+    return [*collect_rules(), *common_rules.rules(), QueryRule(Capture, (CaptureRequest,))]

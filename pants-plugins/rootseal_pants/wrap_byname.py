@@ -28,7 +28,7 @@ from rootseal_pants.compat import requested
 from rootseal_pants.evidence import Evidence
 from rootseal_pants.identity import output_prefix, process_key
 from rootseal_pants.manifest import NOTE_DIRECTORY
-from rootseal_pants.settings import Capture
+from rootseal_pants.settings import Capture, CaptureRequest
 from rootseal_pants.verdicts import CaptureFailed, no_record_problem, refused_message
 from rootseal_pants.wrapping import (
     RECORD_GLOBS,
@@ -62,7 +62,7 @@ def building(ours: bool) -> Iterator[None]:
 def running(session: Any) -> Iterator[None]:
     """While this is open, processes are captured as the options of this session say."""
     global _capture
-    (capture,) = requested(session, Capture, [Params()])
+    (capture,) = requested(session, Capture, [Params(CaptureRequest())])
     _capture = capture
     _engine.execute_process = captured_execute
     try:

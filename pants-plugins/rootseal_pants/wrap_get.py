@@ -7,9 +7,11 @@ so that the only rule for a `FallibleProcessResult` is the one below:
     Process -> captured_execute -> launcher + argv -> Process -> engine
     FallibleProcessResult <- record stripped, checked, noted  <- NativeResult with the record
 
-Owns no state. What the rule graph costs decides its form. Were the type of the result the same, the
-engine would weigh two rules wherever a process is asked for (four seconds more); a parameter that
-depends on an environment takes minutes.
+Owns no state. What solving the rule graph costs at the start of pantsd decides its form: the engine
+solves what is below `captured_execute` again for each set of parameters that a caller has. Were the
+type of the result the same, it would weigh two rules wherever a process is asked for (four seconds
+more); a parameter that depends on an environment takes minutes. So the process alone is asked for
+in the ordinary way; the rest goes through unions, which are queries of their own, solved once.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from pants.engine.engine_aware import EngineAwareParameter
 from pants.engine.fs import Digest, DigestContents, DigestEntries, DigestSubset
 from pants.engine.process import FallibleProcessResult, Process
 from pants.engine.rules import Get, MultiGet, collect_rules, rule
+from pants.engine.unions import UnionRule, union
 from pants.util.logging import LogLevel
 
 from rootseal_pants.evidence import Evidence
 from rootseal_pants.identity import output_prefix, process_key
-from rootseal_pants.settings import Capture
+from rootseal_pants.settings import Capture, CaptureRequest
 from rootseal_pants.verdicts import CaptureFailed, no_record_problem, refused_message
 from rootseal_pants.wrapping import (
     RECORD_GLOBS,
@@ -74,6 +77,21 @@ def building(ours: bool) -> Iterator[None]:
         scheduler.FallibleProcessResult = FallibleProcessResult
 
 
+@union
+class Captures:
+    """What `CaptureRequest` is asked for as; so are the requests below, for the same reason."""
+
+
+@union
+class Settles:
+    """What `SettleRequest` is asked for as."""
+
+
+@union
+class Notes:
+    """What `ActionNode` is asked for as."""
+
+
 @dataclass(frozen=True)
 class SettleRequest:
     """Asks to take the record out of a result, and whether it is to be believed.
@@ -103,10 +121,7 @@ class Settled:
 
 @rule
 async def settle_result(request: SettleRequest) -> Settled:
-    """Take the record and the launcher's directory out of the output; have the record checked.
-
-    One rule for all of it: each further one costs a second when the rule graph is solved.
-    """
+    """Take the record and the launcher's directory out of the output; have the record checked."""
     record, rest = await MultiGet(
         Get(Digest, DigestSubset(request.digest, RECORD_GLOBS)),
         Get(Digest, DigestSubset(request.digest, REST_GLOBS)),
@@ -141,11 +156,12 @@ async def note_action(_: ActionNode) -> ActionNoted:
 
 
 @rule(desc="Captured process", level=LogLevel.TRACE)
-async def captured_execute(process: Process, capture: Capture) -> FallibleProcessResult:
+async def captured_execute(process: Process) -> FallibleProcessResult:
     """Run a process below the launcher, and believe its result only with a good record.
 
     A result from a cache whose record is refused is asked for again, as another process.
     """
+    capture = await Get(Capture, Captures, CaptureRequest())
     if capture.daemon is None:
         bare = await Get(NativeResult, Process, process)
         return bare.seen_by_caller(bare.output_digest)
@@ -155,6 +171,7 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
         result = await Get(NativeResult, Process, Process(**fields))
         settled = await Get(
             Settled,
+            Settles,
             SettleRequest(
                 capture,
                 key,
@@ -167,7 +184,7 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
         problem = "" if admission.record else no_record_problem(process, result)
         if admission.verdict.accepted or problem:
             evidence = evidence_of(process, key, result, admission, problem)
-            await Get(ActionNoted, ActionNode(evidence))
+            await Get(ActionNoted, Notes, ActionNode(evidence))
             return result.seen_by_caller(settled.rest)
         if result.metadata._source == "ran":
             break
@@ -177,4 +194,9 @@ async def captured_execute(process: Process, capture: Capture) -> FallibleProces
 
 def rules() -> list[object]:
     """The rules of this module."""
-    return list(collect_rules())
+    return [
+        *collect_rules(),
+        UnionRule(Captures, CaptureRequest),
+        UnionRule(Settles, SettleRequest),
+        UnionRule(Notes, ActionNode),
+    ]
