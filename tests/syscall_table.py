@@ -193,17 +193,7 @@ TABLE: Mapping[str, Wanted] = {
     ),
     "unlinkat": Wanted(ops=some("deletes", path="d/out")),
     "rmdir": Wanted(ops=some("deletes", path="d")),
-    "truncate": Wanted(
-        products={"in": "in"},
-        ops=some("truncations", path="in", bytes=2),
-        unlike=(
-            Unlike(
-                FANOTIFIED,
-                "by name within the clock tick in which the action began: not always a product",
-                {"products": None},
-            ),
-        ),
-    ),
+    "truncate": Wanted(products={"in": "in"}, ops=some("truncations", path="in", bytes=2)),
     "ftruncate": Wanted(products={"out": "\0\0\0"}, ops=some("truncations", path="out", bytes=3)),
     "chmod": Wanted(products=MADE, ops=some("permChanges", path="out", mode=0o755, setExec=True)),
     "fchmod": Wanted(products={"out": ""}, ops=some("permChanges", path="out", mode=0o755)),

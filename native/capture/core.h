@@ -105,11 +105,13 @@ struct rs_scope {
 	int ns_root_fd;	  /* owned, O_PATH: / of the action's namespace */
 	int root_fd;	  /* owned, O_RDONLY|O_DIRECTORY: the action's root */
 	int mountinfo_fd; /* owned; keeps the namespace alive */
+	int clock_fd;	  /* owned; tells if the clock was set. -1: not asked for, or refused */
 	/*
 	 * Timestamps come from a clock that lags by up to a tick: a file made after the scope began
 	 * may bear a time from started_tick_ns on, one made before it at most started_ns.
 	 */
 	int64_t started_ns, started_tick_ns;
+	int64_t changed_ns; /* see rely_on_the_clock in walk.c */
 	int64_t young_ns; /* started_ns, or later if the clock was set back since the last scope */
 	rs_limits limits;
 	char ns_prefix[PATH_MAX]; /* path of ns_root as seen from here, "" for / */
@@ -155,7 +157,7 @@ struct rs_scope {
 	struct rs_set witness; /* keys of the files another witness saw */
 	struct rs_set births;  /* identities of the files that the action closed after writing */
 	struct rs_set snapshot_inodes;
-	struct rs_set snapshot_names; /* hash of (relative path, inode) */
+	struct rs_set snapshot_states; /* hashes of (relative path, inode, size and times) */
 	bool snapshot_partial;
 	struct rs_scope *reap_next;
 };
@@ -336,7 +338,6 @@ void rs_stability_check(struct rs_worker *worker, struct rs_scope *scope,
 
 /* walk.c */
 int rs_walk_snapshot(struct rs_scope *scope);
-uint64_t rs_name_key(const char *path, size_t length, uint64_t ino);
 
 /* products.c: the product leaves being collected at the end */
 struct rs_out {

@@ -49,6 +49,7 @@ void rs_scope_destroy(struct rs_scope *scope)
 	close_fd(&scope->ns_root_fd);
 	close_fd(&scope->root_fd);
 	close_fd(&scope->mountinfo_fd);
+	close_fd(&scope->clock_fd);
 	rs_mounts_free(&scope->mounts);
 	free(scope->material_pages);
 	rs_arena_free(&scope->material_arena);
@@ -63,7 +64,7 @@ void rs_scope_destroy(struct rs_scope *scope)
 	rs_set_free(&scope->witness);
 	rs_set_free(&scope->births);
 	rs_set_free(&scope->snapshot_inodes);
-	rs_set_free(&scope->snapshot_names);
+	rs_set_free(&scope->snapshot_states);
 	rs_arena_free(&scope->arena);
 	rs_spill_close(&scope->spill);
 	pthread_mutex_destroy(&scope->mutex);
@@ -82,6 +83,7 @@ static struct rs_scope *scope_new(struct rs_engine *engine, const rs_limits *lim
 	scope->compares = atomic_load(&rs_engine_switches(engine)->compares);
 	scope->references = 1;
 	scope->group_fd = scope->ns_root_fd = scope->root_fd = scope->mountinfo_fd = -1;
+	scope->clock_fd = -1;
 	scope->procs.arena = &scope->arena;
 	scope->procs.limit = (uint32_t)limits->max_processes;
 	rs_spill_init(&scope->spill, rs_engine_budget(engine));

@@ -1,5 +1,5 @@
 /*
- * walk.c: the action's root before (names and inodes only) and after (what no event told).
+ * walk.c: the action's root before (names, inodes, times) and after (what no event told).
  *
  * Owns: nothing beyond a call. Must not: follow a symlink, except along a declared output path, or
  * leave the root's filesystem. Hands off: the snapshot -> record.c; leaves -> products.c.
@@ -10,10 +10,18 @@
 #include <dirent.h>
 #include <errno.h>
 #include <linux/openat2.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/utsname.h>
+#include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
+
+#define STATES_MAX  2048U    /* looking at more files takes longer than waiting for a tick */
+#define TICK_NS_MAX 10000000 /* at 100 ticks a second */
 
 struct walk {
 	struct rs_worker *worker; /* NULL: snapshot */
@@ -21,17 +29,30 @@ struct walk {
 	struct rs_out *out;
 	const uint8_t *files, *dirs;
 	size_t files_length, dirs_length;
-	bool all_declared; /* the walk is of a declared output directory */
+	bool all_declared;  /* the walk is of a declared output directory */
+	bool clock_was_set; /* while the action ran, or it is not known */
 	uint64_t entries;
-	uint32_t length; /* of path */
+	uint32_t stated;  /* snapshot: files whose state it has */
+	int64_t fresh_ns; /* snapshot: the latest time of change that is not of a past tick */
+	uint32_t length;  /* of path */
 	char path[RS_LEAF_PATH_MAX + 1];
 };
 
-uint64_t rs_name_key(const char *path, size_t length, uint64_t ino)
-{
-	uint64_t key = rs_hash_bytes(path, length, ino);
+enum state { STATE_CONTENT, STATE_INODE }; /* what a change of content shows in; any change */
 
-	return key == UINT64_MAX ? 0 : key;
+static uint64_t name_key(const struct walk *walk, uint64_t ino, uint64_t state)
+{
+	uint64_t key = rs_hash_bytes(walk->path, walk->length, rs_hash_u64(ino, state));
+
+	return key == UINT64_MAX ? 0 : key; /* never the set's mark of a free place */
+}
+
+/* Of a name, the inode behind it and its state. */
+static uint64_t state_key(const struct walk *walk, const struct rs_stat *stat, enum state state)
+{
+	if (state == STATE_CONTENT)
+		return name_key(walk, stat->ino, rs_hash_u64((uint64_t)stat->mtime_ns, stat->size));
+	return name_key(walk, stat->ino, rs_hash_u64((uint64_t)stat->ctime_ns, UINT64_MAX));
 }
 
 static bool is_dot(const char *name)
@@ -66,20 +87,32 @@ static bool is_declared(const struct walk *walk)
 	       listed(walk->dirs, walk->dirs_length, walk->path, walk->length, true);
 }
 
-static bool is_changed(const struct walk *walk, const struct rs_stat *stat)
+/* By the clock: right if nobody set it, and if the tick was waited for in which the scope began. */
+static bool is_late(const struct walk *walk, const struct rs_stat *stat)
 {
 	const struct rs_scope *scope = walk->scope;
 
-	if (rs_is_product(walk->scope, stat))
-		return true;
-	if (!scope->snapshot_partial &&
-	    !rs_set_has(&scope->snapshot_names, rs_name_key(walk->path, walk->length, stat->ino)))
-		return true;
-	if (stat->mtime_ns > scope->started_ns)
+	/* Set meanwhile? Then each file is a product as far as anybody knows. */
+	if (walk->clock_was_set || stat->mtime_ns >= scope->changed_ns)
 		return true;
 	/* With more than one link the change of ctime may be somebody else's link to the same file.
 	 */
-	return stat->ctime_ns > scope->started_ns && stat->nlink == 1;
+	return stat->ctime_ns >= scope->changed_ns && stat->nlink == 1;
+}
+
+/* Times that are known from before are compared for equality, whatever the clock. */
+static bool is_changed(const struct walk *walk, const struct rs_stat *stat)
+{
+	const struct rs_scope *scope = walk->scope;
+	const struct rs_set *states = &scope->snapshot_states;
+
+	if (rs_is_product(walk->scope, stat))
+		return true;
+	if (rs_set_has(states, state_key(walk, stat, STATE_CONTENT)))
+		return stat->nlink == 1 && !rs_set_has(states, state_key(walk, stat, STATE_INODE));
+	if (scope->snapshot_partial || rs_set_has(states, name_key(walk, stat->ino, 0)))
+		return is_late(walk, stat);
+	return true;
 }
 
 static int add_symlink(struct walk *walk, int dir_fd, const char *name, const struct rs_stat *stat)
@@ -120,14 +153,26 @@ static int visit_end(struct walk *walk, int dir_fd, const char *name, struct rs_
 			   (const uint8_t *)walk->path, walk->length, stat);
 }
 
-static int visit_start(struct walk *walk, const struct dirent *entry)
+static int visit_start(struct walk *walk, int dir_fd, const struct dirent *entry)
 {
 	struct rs_scope *scope = walk->scope;
 	int error = rs_set_add(&scope->snapshot_inodes, entry->d_ino);
+	struct rs_stat stat;
 
+	if (error < 0 || entry->d_type == DT_DIR)
+		return error < 0 ? error : 0;
+	if (walk->stated == STATES_MAX) {
+		error = rs_set_add(&scope->snapshot_states, name_key(walk, entry->d_ino, 0));
+		return error < 0 ? error : 0;
+	}
+	if (rs_stat_at(dir_fd, entry->d_name, &stat))
+		return 0; /* gone meanwhile */
+	walk->stated++;
+	if (stat.ctime_ns >= scope->started_tick_ns && stat.ctime_ns > walk->fresh_ns)
+		walk->fresh_ns = stat.ctime_ns;
+	error = rs_set_add(&scope->snapshot_states, state_key(walk, &stat, STATE_CONTENT));
 	if (error >= 0)
-		error = rs_set_add(&scope->snapshot_names,
-				   rs_name_key(walk->path, walk->length, entry->d_ino));
+		error = rs_set_add(&scope->snapshot_states, state_key(walk, &stat, STATE_INODE));
 	return error < 0 ? error : 0;
 }
 
@@ -158,7 +203,7 @@ static int walk_entry(struct walk *walk, int dir_fd, const struct dirent *entry)
 	int error;
 
 	if (!walk->worker) {
-		error = visit_start(walk, entry);
+		error = visit_start(walk, dir_fd, entry);
 		if (error)
 			return error;
 	}
@@ -218,6 +263,68 @@ static int walk_root(struct walk *walk)
 	return walk_directory(walk, fd);
 }
 
+/*
+ * Since Linux 6.13 these filesystems give a file whose times have been looked at another time with
+ * the next change, also within one tick (FS_MGTIME). Others only with the next tick.
+ */
+static bool looking_makes_times_differ(int fd)
+{
+	static const uint32_t fine[] = {0xef53, 0x58465342, 0x9123683e, 0x01021994};
+	/* ext4, xfs, btrfs, tmpfs */
+	unsigned int major, minor;
+	struct utsname name;
+	struct statfs fs;
+	size_t i;
+
+	if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) != 2 || major < 6 ||
+	    (major == 6 && minor < 13) || fstatfs(fd, &fs))
+		return false;
+	for (i = 0; i < sizeof(fine) / sizeof(fine[0]); i++)
+		if ((uint32_t)fs.f_type == fine[i])
+			return true;
+	return false;
+}
+
+/*
+ * A file made in the present tick could change in it once more and show the same times. So the tick
+ * has to pass; no longer, if the clock was set back and the file seems to be of the future: then
+ * its times differ anyway.
+ */
+static void await_tick_after(int64_t time_ns)
+{
+	const struct timespec step = {.tv_nsec = 250000};
+	int64_t begun_ns = rs_coarse_now_ns(), now_ns = begun_ns;
+
+	while (now_ns >= begun_ns && now_ns <= time_ns && time_ns - now_ns <= TICK_NS_MAX) {
+		nanosleep(&step, NULL);
+		now_ns = rs_coarse_now_ns();
+	}
+}
+
+/* For the files of which only the name is known. */
+static void rely_on_the_clock(struct rs_scope *scope)
+{
+	const struct itimerspec never = {.it_value = {.tv_sec = 1LL << 33}};
+
+	scope->clock_fd = timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC);
+	if (scope->clock_fd >= 0 &&
+	    timerfd_settime(scope->clock_fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never,
+			    NULL)) {
+		close(scope->clock_fd);
+		scope->clock_fd = -1; /* then any of them may have changed */
+	}
+	await_tick_after(rs_now_ns());
+	scope->changed_ns = rs_coarse_now_ns();
+}
+
+/* Once: being asked, the timer forgets. */
+static bool clock_was_set(const struct rs_scope *scope)
+{
+	uint64_t expired;
+
+	return read(scope->clock_fd, &expired, sizeof(expired)) >= 0 || errno != EAGAIN;
+}
+
 int rs_walk_snapshot(struct rs_scope *scope)
 {
 	struct walk walk = {.scope = scope};
@@ -227,7 +334,13 @@ int rs_walk_snapshot(struct rs_scope *scope)
 		scope->snapshot_partial = true; /* birth times still tell most; see rs_is_young */
 		error = 0;
 	}
-	return error;
+	if (error)
+		return error;
+	if (walk.stated == STATES_MAX)
+		rely_on_the_clock(scope);
+	else if (walk.fresh_ns && !looking_makes_times_differ(scope->root_fd))
+		await_tick_after(walk.fresh_ns);
+	return 0;
 }
 
 /* A declared output whose path leads through symlinks, resolved as the action would resolve it. */
@@ -340,6 +453,7 @@ int rs_walk_products(struct rs_worker *worker, struct rs_scope *scope, struct rs
 	    .files_length = files_length,
 	    .dirs = dirs,
 	    .dirs_length = dirs_length,
+	    .clock_was_set = clock_was_set(scope),
 	};
 	int error = walk_root(&walk);
 

@@ -76,6 +76,7 @@ static uint64_t file_rehash(const void *context, uint32_t entry)
 uint32_t rs_file_seen(struct rs_tracer *t, const char *path, const struct statx *st,
 		      const struct rs_digest *digest, uint8_t kind, uint8_t flags)
 {
+	struct rs_file_id id;
 	struct rs_file file = {.path_length = (uint16_t)strlen(path),
 			       .kind = kind,
 			       .flags = flags,
@@ -96,6 +97,8 @@ uint32_t rs_file_seen(struct rs_tracer *t, const char *path, const struct statx 
 		rs_lost(t, RS_TRACE_LOSS_FILES_CAP, RS_TRACE_NONE, path);
 		return RS_TRACE_NONE;
 	}
+	rs_file_id_from(st, &id);
+	file.ctime_ns = id.ctime_ns;
 	file.path = rs_path_intern(t, path, file.path_length);
 	t->files[t->file_count] = file;
 	if (t->error || rs_index_add(&t->file_index, hash, t->file_count, file_rehash, t) < 0) {

@@ -57,6 +57,7 @@ struct rs_file {
 	uint8_t kind, flags;
 	uint32_t mode;
 	uint64_t size, device, inode;
+	int64_t ctime_ns; /* when it was first hashed; of materials */
 	struct rs_digest digest;
 };
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Iterator
 
@@ -16,6 +17,7 @@ from rootseal import diagnostics
 from rootseal.observation import DigestSource, LeafKind
 
 pytestmark = pytest.mark.requires("root", "fanotify", "gcc", "core")
+CLOCK_REALTIME_COARSE = 5  # what file times are taken from; Python has no name for it
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,39 @@ def test_written_often_and_last_content_counts(lab: Lab, root: Path) -> None:
     seen = lab.run(root, ["/bin/sh", "-c", command])
     assert seen.product(b"f").digest == sha256(b"9\n")
     assert seen.product(b"g").digest == sha256(b"b")
+
+
+# So many other files: from some number on the capture knows only the names of the rest.
+@pytest.mark.parametrize("others", [1, 3000])
+def test_files_made_and_truncated_by_name_in_one_tick(lab: Lab, root: Path, others: int) -> None:
+    """Nobody opens them, so that only size and times tell; the size is the same in the end.
+
+    A file that was made in the clock tick in which the action begins would have the same times.
+    """
+    for number in range(others):
+        (root / f"other{number}").write_bytes(b"other")
+    for attempt in range(20):
+        before = time.clock_gettime(CLOCK_REALTIME_COARSE)
+        while time.clock_gettime(CLOCK_REALTIME_COARSE) == before:
+            pass  # a tick begins
+        for number in range(3):
+            (root / str(number)).write_bytes(content(".", number))
+        seen = lab.do(root, "cut", ".", 3)
+        cut = {b"%d" % n: b"c" + bytes(len(content(".", n)) - 1) for n in range(3)}
+        want = {path: sha256(data) for path, data in cut.items()}
+        assert {leaf.path: leaf.digest for leaf in seen.products} == want, attempt
+        assert diagnostics.losses(seen.counters) == {}
+
+
+def test_what_is_as_it_was_is_no_product(lab: Lab, root: Path) -> None:
+    """Also if it was made just before; a change of its mode alone is one."""
+    for number in range(50):
+        (root / str(number)).write_bytes(content(".", number))
+    (root / "mode").write_bytes(b"mode")
+    (root / "link").symlink_to("0")
+    os.utime(root / "1", (2**32, 2**32))  # of the future, as after a clock that was set back
+    seen = lab.run(root, ["/bin/chmod", "600", "mode"])
+    assert seen.product_paths() == [b"mode"]
 
 
 def test_two_writers_of_one_file(lab: Lab, root: Path) -> None:
