@@ -29,13 +29,16 @@ $(TRACE_TESTS:%=$(CORE_BUILD)/asan/%): $(CORE_BUILD)/asan/%: $(CORE_TESTS)/%.c $
 	@mkdir -p $(@D)
 	$(CC) $(TRACE_FLAGS) $(ASAN_FLAGS) $< $(TRACE_SOURCES) -o $@
 
+# What a test puts in the place of a library call.
+LINK_test_queue_overflow := -Wl,--wrap=fanotify_init
+
 $(CORE_BUILD)/asan/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(CORE_FLAGS) $(ASAN_FLAGS) $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
+	$(CC) $(CORE_FLAGS) $(ASAN_FLAGS) $< $(CORE_SOURCES) $(LINK_$*) -lcrypto -lpthread -o $@
 
 $(CORE_BUILD)/tsan/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(CORE_FLAGS) -fsanitize=thread $< $(CORE_SOURCES) -lcrypto -lpthread -o $@
+	$(CC) $(CORE_FLAGS) -fsanitize=thread $< $(CORE_SOURCES) $(LINK_$*) -lcrypto -lpthread -o $@
 
 $(CORE_BUILD)/plain/%: $(CORE_TESTS)/%.c $(CORE_SOURCES) $(CORE_HEADERS)
 	@mkdir -p $(@D)

@@ -151,7 +151,10 @@ COUNTERS: Tuple[Counter, ...] = (
         "Raise the ring size (`rootseal daemon run --trace-ring`, ROOTSEAL_TRACE_RING).",
     ),
     Counter(
-        "traceMapFull", True, "Insertions that a full BPF map refused.", "Raise the map sizes."
+        "traceMapFull",
+        True,
+        "Processes that the full table of the trace refused; it has room for 131,072 at a time.",
+        "Run fewer actions at once.",
     ),
     Counter(
         "traceProgramMisses",

@@ -26,6 +26,7 @@ def test_core_under_the_sanitizers() -> None:
         "test_containers",
         "test_dcache_hostile",
         "test_parsers",
+        "test_queue_overflow",
         "test_records_scale",
         "trace_test_agg",
     ):
