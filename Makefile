@@ -10,6 +10,9 @@ PANTS_VENV := .venv-pants
 C_FILES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h')
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 30
+SOAK_ACTIONS ?= 1000
+SOAK_OPENS ?= 2000000
+LAB_OPTIONS ?=
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -41,22 +44,29 @@ bench: build ## Run the benchmarks and write docs/benchmarks.md.
 
 soak: build ## Hostile writers against the digest cache, then 1,000 actions and more for SOAK_MINUTES (30).
 	@$(MAKE) -s -C native hostile records
-	@$(PY) bench/soak.py --minutes $(SOAK_MINUTES)
+	@$(PY) bench/soak.py --minutes $(SOAK_MINUTES) --actions $(SOAK_ACTIONS) --opens $(SOAK_OPENS)
+
+soak-quick: build ## The soak for about a minute: nothing lost, nothing grows. Part of ci.
+	@$(PY) bench/soak.py --minutes 0.75 --actions 200 --opens 400000 --growth-mib 16
 
 demo: build ## The main job on examples/: package, attest, verify, prove, refuse a tampered copy.
 	@scripts/demo.sh
 
 lab: build ## Boot other kernels under qemu and run the kernel tests there; writes docs/kernels.md.
-	@scripts/lab.sh
+	@scripts/lab.sh $(LAB_OPTIONS)
 
 lab-quick: build ## The rows of the kernel lab that fit into CI.
 	@scripts/lab.sh --quick
 
-ci: ## What .ci/run runs: lint, test and demo.
+ci: ## What .ci/run runs: lint, test, soak-quick, lab-quick and demo.
 	@$(MAKE) lint
 	@$(MAKE) test
+	@$(MAKE) soak-quick
 	@$(MAKE) lab-quick
 	@$(MAKE) demo
+
+nightly: ## What CI runs at night: fuzz for 300 s, soak, lab.
+	@.ci/nightly
 
 install-helper: build ## As root: install rootseal-scope, the one privileged binary (see SECURITY.md).
 	@$(MAKE) -C native install-helper
@@ -65,4 +75,4 @@ clean: ## Remove build outputs and both virtual environments.
 	@rm -rf build .venv .venv-pants pants-plugins/rootseal/bin pants-plugins/*.egg-info dist
 	@find pants-plugins -name '*.so' -delete
 
-.PHONY: help setup build test lint fmt asan fuzz bench soak demo lab lab-quick ci install-helper clean
+.PHONY: help setup build test lint fmt asan fuzz bench soak soak-quick demo lab lab-quick ci nightly install-helper clean

@@ -1,6 +1,7 @@
 """Keep one daemon busy for a long time: nothing may be lost, and nothing may grow.
 
 Usage: bench/soak.py [--minutes M] [--actions N] [--opens N] [--concurrency N]
+                     [--growth-mib N]
 
 Each action has its own sandbox, reads a few files, writes one and forks; every second one also
 reads thousands of files that all share, through tar. It ends when the time is over and so many
@@ -30,7 +31,7 @@ REPO = Path(__file__).resolve().parent.parent
 ROOTSEAL = REPO / ".venv" / "bin" / "rootseal"
 LAUNCHER = REPO / "pants-plugins" / "rootseal" / "bin" / "rootseal-exec"
 WARM_UP_SHARE = 0.25
-MEMORY_GROWTH_BYTES_MAX = 32 << 20
+MEMORY_GROWTH_MIB_MAX = 32
 DESCRIPTOR_GROWTH_MAX = 8
 ACTION_TIMEOUT_SECONDS = 120
 SCRIPT = "cat in/* > out/$0; (cat in/1; true) > /dev/null; exit $(($0 % 7))"
@@ -116,19 +117,30 @@ def opens_of(actions: int) -> int:
     return actions * OWN_OPENS + actions // 2 * SHARED_FILES
 
 
-def soak(seconds: float, actions: int, concurrency: int) -> int:
+def soak(seconds: float, actions: int, concurrency: int, growth_bytes_max: int) -> int:
     """Run actions until the time is over and so many are done; exit code."""
     with tempfile.TemporaryDirectory(prefix="rootseal-soak-") as name:
         directory = Path(name)
         make_shared(directory)
         with private_daemon(directory) as (pid, socket):
-            return busy(pid, directory, socket, seconds, actions, concurrency)
+            seen = busy(pid, directory, socket, seconds, actions, concurrency)
+    return 1 if seen is None else judge(seen, growth_bytes_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Soaked:
+    """What the daemon held after the warm-up and at the end, and what was done."""
+
+    warm: Sample | None
+    last: Sample
+    actions: int
+    seconds: float
 
 
 def busy(
     pid: int, directory: Path, socket: Path, seconds: float, actions: int, concurrency: int
-) -> int:
-    """The loop itself: batches of actions, a sample after each."""
+) -> Soaked | None:
+    """The loop itself: batches of actions, a sample after each. None: an action went wrong."""
     started = time.monotonic()
     numbers = itertools.count()
     warm: Sample | None = None
@@ -141,26 +153,27 @@ def busy(
             ]
             if wrong:
                 print("soak: FAILED:", wrong[0], file=sys.stderr)
-                return 1
+                return None
             done += len(batch)
             if warm is None and passed > seconds * WARM_UP_SHARE and done > actions * WARM_UP_SHARE:
                 warm = sample(pid)
-    return judge(warm, sample(pid), done, time.monotonic() - started)
+    return Soaked(warm, sample(pid), done, time.monotonic() - started)
 
 
-def judge(warm: Sample | None, last: Sample, done: int, seconds: float) -> int:
+def judge(seen: Soaked, growth_bytes_max: int) -> int:
     """Print what was measured; 1 if something grew, or if there was no time to tell."""
+    warm, last = seen.warm, seen.last
     if warm is None:
         print("soak: too short to tell; use more --minutes", file=sys.stderr)
         return 1
     memory, descriptors = last.memory_bytes - warm.memory_bytes, last.descriptors - warm.descriptors
     now = f"now {last.memory_bytes >> 20} MiB"
     print(
-        f"soak: {done} actions and {opens_of(done)} opens in {seconds:.0f} s, none lost; since the "
-        f"warm-up memory "
+        f"soak: {seen.actions} actions and {opens_of(seen.actions)} opens in "
+        f"{seen.seconds:.0f} s, none lost; since the warm-up memory "
         f"{memory / 1024:+.0f} KiB ({now}), descriptors {descriptors:+d}"
     )
-    grew = memory > MEMORY_GROWTH_BYTES_MAX or descriptors > DESCRIPTOR_GROWTH_MAX
+    grew = memory > growth_bytes_max or descriptors > DESCRIPTOR_GROWTH_MAX
     if grew:
         print("soak: FAILED: the daemon grows", file=sys.stderr)
     return int(grew)
@@ -173,9 +186,11 @@ def main() -> int:
     parser.add_argument("--actions", type=int, default=1000, help="at least")
     parser.add_argument("--opens", type=int, default=2_000_000, help="at least")
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--growth-mib", type=int, default=MEMORY_GROWTH_MIB_MAX, help="at most")
     arguments = parser.parse_args()
     actions = max(arguments.actions, -(-arguments.opens // opens_of(2)) * 2)
-    return soak(arguments.minutes * 60, actions, arguments.concurrency)
+    growth = arguments.growth_mib << 20
+    return soak(arguments.minutes * 60, actions, arguments.concurrency, growth)
 
 
 if __name__ == "__main__":

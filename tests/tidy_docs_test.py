@@ -28,7 +28,7 @@ PATH_PREFIXES = (
 )
 MADE_BY_A_BUILD = ("pants-plugins/rootseal/bin/", "native/build/")
 LISTED_COMMANDS = ("setup", "build", "test", "lint", "fmt", "asan", "fuzz", "bench", "soak")
-LISTED_COMMANDS += ("demo", "lab", "ci")
+LISTED_COMMANDS += ("demo", "lab", "ci", "nightly")
 VERDICTS = {"stopped", "detected", "accepted"}
 THREAT_MODEL = REPO / "docs" / "threat-model.md"
 

@@ -22,7 +22,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-harness, report = load("harness"), load("report")
+harness, report, soak = load("harness"), load("report"), load("soak")
 
 
 def test_runs_alternate_and_warmups_do_not_count() -> None:
@@ -90,3 +90,16 @@ def test_goals_are_judged_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_page_without_results_says_so() -> None:
     assert "make bench" in report.page([])
+
+
+@pytest.mark.parametrize(
+    ("grown", "descriptors", "code"),
+    [(0, 0, 0), (1 << 20, 8, 0), ((1 << 20) + 1, 0, 1), (0, 9, 1)],
+)
+def test_the_soak_fails_if_the_daemon_grows(grown: int, descriptors: int, code: int) -> None:
+    warm, last = soak.Sample(50 << 20, 40), soak.Sample((50 << 20) + grown, 40 + descriptors)
+    assert soak.judge(soak.Soaked(warm, last, 10, 1.0), 1 << 20) == code
+
+
+def test_a_soak_that_was_too_short_to_tell_fails() -> None:
+    assert soak.judge(soak.Soaked(None, soak.Sample(1, 1), 10, 1.0), 1 << 20) == 1
