@@ -11,12 +11,21 @@ trap 'give_back build .venv .venv-pants' EXIT
 PACKAGES=(gcc make pkg-config libc6-dev libssl-dev libcap2-bin musl-tools linux-libc-dev
     clang clang-format llvm libbpf-dev libelf-dev python3 python3-venv python3-dev git
     ca-certificates util-linux strace e2fsprogs)
+# Sanitizers and fuzzer of clang, where they are a package of their own (Debian 12, Ubuntu 24.04).
+PACKAGES_IF_KNOWN=(libclang-rt-dev)
 
 missing_packages() {
     local package
-    for package in "${PACKAGES[@]}"; do
+    for package in "${PACKAGES[@]}" $(known_packages); do
         dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
             printf '%s\n' "$package"
+    done
+}
+
+known_packages() {
+    local package
+    for package in "${PACKAGES_IF_KNOWN[@]}"; do
+        ! apt-cache show "$package" >/dev/null 2>&1 || printf '%s\n' "$package"
     done
 }
 
@@ -31,6 +40,7 @@ install_packages() {
     say "setup: installing ${missing[*]}"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || [ $? -ne 77 ] || die \
         "setup: not root and no sudo; ask root to run: apt-get install ${missing[*]}"
+    mapfile -t missing < <(missing_packages) # apt knows more of them now
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >build/apt.log 2>&1 ||
         die "setup: apt-get failed; its output is in build/apt.log"
