@@ -173,11 +173,11 @@ def capture_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -
         hardening.Said(arguments.capture_mode, f"--capture-mode={arguments.capture_mode}"),
         list(switches.values()),
     )
+    level, mode = arguments.hardening, arguments.capture_mode
     options = {
-        "capture-mode": arguments.capture_mode,
-        "fanotify": switches["fanotify"].value,
-        "fsverity": switches["fsverity"].value,
-        "hardening": arguments.hardening,
+        "capture-mode": mode,
+        **{name: hardening.at_level(level, mode, name, s.value) for name, s in switches.items()},
+        "hardening": level,
         "require-zero-drops": "1" if arguments.require_zero_drops else "0",
     }
     for name in ("max-digests", "max-record-bytes", "max-hashed-bytes"):

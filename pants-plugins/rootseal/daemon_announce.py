@@ -12,6 +12,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
+from rootseal.hardening import at_level
 from rootseal.observation import Posture
 from rootseal.predicate import Fallback, Requested
 from rootseal.toolchain import ToolScope
@@ -262,10 +263,13 @@ def _requested(options: Mapping[str, str]) -> Requested:
     hardening = _one_of("hardening", options.get("hardening", "standard"), HARDENING)
     zero_drops = _flag("require-zero-drops", options)
     mode = options.get("capture-mode", "auto")
+    switches = {
+        name: at_level(hardening, mode, name, _one_of(name, options.get(name, "auto"), SWITCH))
+        for name in ("fanotify", "fsverity")
+    }
     return Requested(
         capture_mode=_one_of("capture-mode", mode, CAPTURE_MODES),
-        fanotify=_one_of("fanotify", options.get("fanotify", "auto"), SWITCH),
-        fsverity=_one_of("fsverity", options.get("fsverity", "auto"), SWITCH),
+        **switches,
         hardening=hardening,
         require_zero_drops=zero_drops or hardening == "strict",
     )

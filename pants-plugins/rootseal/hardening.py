@@ -56,6 +56,21 @@ def decided(said: Sequence[Said]) -> Said:
     return found
 
 
+def at_level(level: str, capture_mode: str, name: str, value: str) -> str:
+    """What the value of a switch comes to: at the level `off`, `auto` is off.
+
+    But a trace by eBPF that was asked for takes no digests itself: fanotify stays with it.
+
+    Args:
+        level: off, standard or strict.
+        capture_mode: As given.
+        name: fanotify or fsverity.
+        value: off, auto or on.
+    """
+    needed = name == "fanotify" and capture_mode == "trace:ebpf"
+    return "off" if (level, value) == ("off", "auto") and not needed else value
+
+
 def strengthened(said: Sequence[Said], order: Sequence[str]) -> Said:
     """The last word for something that may only get stronger.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Mapping, Sequence
 
-from rootseal.hardening import LEVELS, Said, check_level, decided, strengthened, switch
+from rootseal.hardening import LEVELS, Said, at_level, check_level, decided, strengthened, switch
 
 SCOPE = "rootseal"
 SWITCHES = ("fanotify", "fsverity")
@@ -48,7 +48,10 @@ def demands_of(options: Any, environ: Mapping[str, str]) -> Demands:
     mode = said_of(options, "capture_mode")[-1]
     refusals = [zero_drops] if zero_drops.source else []
     check_level(hardening, mode, [*switches, *refusals])
-    fanotify, fsverity = (said.value for said in switches)
+    fanotify, fsverity = (
+        at_level(hardening.value, mode.value, name, said.value)
+        for name, said in zip(SWITCHES, switches)
+    )
     return Demands(mode.value, fanotify, fsverity, hardening.value, zero_drops.value == "on")
 
 

@@ -74,8 +74,9 @@ class RootsealSubsystem(Subsystem):
     )
     hardening = EnumOption(
         default=Hardening.STANDARD,
-        help="How much to demand: `off` takes any capture, `standard` the strongest that the host "
-        "offers and reports losses, `strict` demands held opens and no losses at all.",
+        help="How much to demand: `off` leaves fanotify and fs-verity to those who ask for them, "
+        "`standard` takes the strongest that the host offers and reports losses, `strict` demands "
+        "held opens, a trace and no losses at all.",
     )
     require_zero_drops = BoolOption(
         default=False,

@@ -42,6 +42,14 @@ def test_auto_is_fanotify_with_ebpf(daemon: RunningDaemon, sandbox: Path) -> Non
     assert done.field("capture", "posture", "achieved") == "held"
 
 
+def test_at_the_level_off_fanotify_must_be_asked_for(daemon: RunningDaemon, sandbox: Path) -> None:
+    done = daemon.run(sandbox, ["/bin/true"], "--option=hardening=off", ZERO)
+    assert done.returncode == 0, done.stderr
+    assert done.field("capture", "backend") == "ptrace"
+    assert done.field("capture", "fallbacks") == []
+    assert done.field("capture", "requested", "fsverity") == "off"
+
+
 def test_a_compilation_has_both_witnesses(daemon: RunningDaemon, sandbox: Path) -> None:
     (sandbox / "m.c").write_text("#include <stdio.h>\nint main(void) { return 0; }\n")
     shell = "umask 022; gcc -O1 m.c -o m.tmp && mv m.tmp m && chmod 700 m && ./m; exit 5"

@@ -59,6 +59,12 @@ def test_each_source_may_strengthen(read: Read) -> None:
     assert read(flags=["--rootseal-hardening=off"]).hardening == "off"  # no file demands more
 
 
+def test_at_the_level_off_auto_is_off(read: Read) -> None:
+    assert read('hardening = "off"') == Demands("auto", "off", "off", "off", False)
+    assert read('hardening = "off"', ["--rootseal-fanotify=on"]).fanotify == "on"
+    assert read('hardening = "off"', ["--rootseal-capture-mode=trace:ebpf"]).fanotify == "auto"
+
+
 def test_auto_takes_nothing_back(read: Read) -> None:
     assert read('fanotify = "on"', ["--rootseal-fanotify=auto"]).fanotify == "on"
     assert read('fsverity = "off"', variables={"PANTS_ROOTSEAL_FSVERITY": "auto"}).fsverity == "off"

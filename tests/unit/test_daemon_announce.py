@@ -153,3 +153,60 @@ def test_fanotify_beside_ima_is_a_contradiction_and_not_left_away() -> None:
     assert decide(read_announcement(frame(ima)), here) == Decision("ima", Posture.WALKED, ())
     with pytest.raises(ConfigError, match="fanotify=on contradicts capture-mode=ima"):
         decide(read_announcement(frame(ima, (Tag.OPTION, b"fanotify=on"))), here)
+
+
+HERE = Missing(None, None, None)
+NO_FANOTIFY = Missing(BackendUnavailable("fanotify", "not permitted", ""), None, None)
+NO_EBPF = Missing(None, BackendUnavailable("ebpf", "no BTF", ""), None)
+
+
+def decided(words: str, missing: Missing = HERE) -> Decision:
+    """What these options come to."""
+    options = [(Tag.OPTION, word.encode()) for word in words.split()]
+    return decide(read_announcement(frame(*options)), missing)
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        ("hardening=off", Decision("ptrace", Posture.HELD, ())),
+        ("hardening=off capture-mode=walk", Decision("walk", Posture.WALKED, ())),
+        ("hardening=off capture-mode=trace:auto", Decision("ptrace", Posture.HELD, ())),
+        (
+            "hardening=off capture-mode=trace:ebpf",
+            Decision("fanotify", Posture.HELD, (), traced="ebpf"),
+        ),
+        ("hardening=off fanotify=on", Decision("fanotify", Posture.HELD, (), traced="ebpf")),
+        ("hardening=standard", Decision("fanotify", Posture.HELD, (), traced="ebpf")),
+        ("hardening=strict", Decision("fanotify", Posture.HELD, (), traced="ebpf")),
+    ],
+)
+def test_what_a_level_takes(words: str, want: Decision) -> None:
+    assert decided(words) == want
+
+
+def test_standard_steps_down_with_a_reason() -> None:
+    assert decided("hardening=standard", NO_FANOTIFY).backend == "ptrace"
+    assert [step.reason for step in decided("hardening=standard", NO_EBPF).fallbacks] == ["no BTF"]
+
+
+@pytest.mark.parametrize(("missing", "match"), [(NO_FANOTIFY, "not permitted"), (NO_EBPF, "BTF")])
+def test_strict_steps_down_from_nothing(missing: Missing, match: str) -> None:
+    with pytest.raises(BackendUnavailable, match=match):
+        decided("hardening=strict", missing)
+
+
+@pytest.mark.parametrize("word", ["fanotify=off", "capture-mode=walk", "capture-mode=trace:ptrace"])
+def test_strict_refuses_what_is_weaker(word: str) -> None:
+    with pytest.raises(ConfigError, match="strict needs fanotify and a trace"):
+        decided(f"hardening=strict {word}")
+
+
+def test_at_the_level_off_nothing_is_sealed_unasked() -> None:
+    def fsverity(*words: bytes) -> str:
+        options = [(Tag.OPTION, word) for word in words]
+        return read_announcement(frame(*options)).requested.fsverity
+
+    assert fsverity(b"hardening=off") == "off"
+    assert fsverity(b"hardening=off", b"fsverity=on") == "on"
+    assert fsverity(b"hardening=standard") == "auto"
