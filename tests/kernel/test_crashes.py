@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -354,6 +355,35 @@ def test_a_daemon_whose_state_directory_fills_up_goes_on(
         good.verified()
     finally:
         assert daemon.terminate() == 0
+
+
+# --- no descriptors -------------------------------------------------------------------------
+
+READ_ALL = "echo ready; read go; for i in 1 2 3 4; do cat [0-9]* > /dev/null & done; wait"
+
+
+def test_a_daemon_without_descriptors_lets_nothing_pass(tmp_path: Path, sandbox: Path) -> None:
+    """The kernel opens each file for it too, and refuses the opener where it cannot."""
+    for number in range(500):
+        (sandbox / str(number)).write_text(str(number))
+    with running_daemon(tmp_path) as daemon:
+        pid = daemon.process.pid
+        zero = "--option=require-zero-drops=1"
+        process = daemon.start(sandbox, ["/bin/sh", "-c", READ_ALL], HELD, zero)
+        process.stdout.readline()
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        few = len(os.listdir(f"/proc/{pid}/fd")) + 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, before[1]))
+        try:
+            done = daemon.end(process, sandbox / "the-record", b"go\n")
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert done.returncode == 125
+        assert "handlerErrors" in done.stderr.splitlines()[-1]
+        nothing_is_left(sandbox, done)
+        again = daemon.run(sandbox, ["/bin/sh", "-c", "cat [0-9]*"], HELD, zero)
+        assert again.returncode == 0, again.stderr
+        assert len(again.materials()) > 500
 
 
 # --- the socket is gone ---------------------------------------------------------------------
