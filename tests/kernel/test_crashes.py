@@ -372,7 +372,7 @@ def test_a_daemon_without_descriptors_lets_nothing_pass(tmp_path: Path, sandbox:
         process = daemon.start(sandbox, ["/bin/sh", "-c", READ_ALL], HELD, zero)
         process.stdout.readline()
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        few = len(os.listdir(f"/proc/{pid}/fd")) + 1
+        few = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 1
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, before[1]))
         try:
             done = daemon.end(process, sandbox / "the-record", b"go\n")
