@@ -31,6 +31,7 @@ LAYERS: Mapping[str, int] = {
             "observation",
             "merkle",
             "leaf_table",
+            "leaf_path",
         ),
         1,
     ),

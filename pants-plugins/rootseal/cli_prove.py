@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, Optional
 
-from rootseal import canonical, digest, files, prove
+from rootseal import canonical, digest, files, leaf_path, prove
 from rootseal.bundle import BundleReader
 from rootseal.cli_output import add_json, emit, printable
 from rootseal.cli_verify import add_trust, hash_artifact, open_bundle, read_root
@@ -26,7 +27,10 @@ def register(subparsers: Any) -> None:
     fact.add_argument("--material", metavar="PATH", help="an action read a path")
     fact.add_argument("--product", metavar="PATH", help="an action left a path behind")
     fact.add_argument(
-        "--absent", metavar="PATH", help="no action (or, with --action, this one) read a path"
+        "--absent",
+        metavar="PATH",
+        help="no action (or, with --action, this one) read a path, spelled as it is recorded: "
+        "absolute or relative to the action's root, symbolic links resolved",
     )
     parser.add_argument("--out", metavar="FILE", help="proof file to write; default: stdout")
     add_trust(parser, required=False)
@@ -64,7 +68,10 @@ def _prove(
     if arguments.artifact is not None:
         return prove.prove_artifact(bundle, root, hash_artifact(arguments.artifact))
     if arguments.absent is not None:
-        return prove.prove_absence(bundle, root, _path(arguments.absent), action_key=action_key)
+        path = _absent_path(arguments.absent)
+        proof = prove.prove_absence(bundle, root, path, action_key=action_key)
+        _hint(path)
+        return proof
     for domain, path in (
         (Domain.MATERIAL, arguments.material),
         (Domain.PRODUCT, arguments.product),
@@ -83,6 +90,27 @@ def _action_key(text: Optional[str]) -> Optional[bytes]:
         return digest.digest_from_hex(text)
     except EncodingError:
         raise ConfigError("--action needs the whole key, 64 lower-case hex digits") from None
+
+
+def _absent_path(text: str) -> bytes:
+    path = _path(text)
+    try:
+        leaf_path.check(path)
+    except EncodingError as error:
+        raise ConfigError(f"the path {text!r}: {error}; spell it as it is recorded") from None
+    return path
+
+
+def _hint(path: bytes) -> None:
+    """A symbolic link of this host on the way may be one of the build host too: only a hint."""
+    real = os.path.realpath(path) if path.startswith(b"/") else path
+    if real != path:
+        found, meant = canonical.path_text(path), canonical.path_text(real)
+        text = (
+            f"rootseal: note: on this host {found} leads to {meant}; what is read through a "
+            f"symbolic link is recorded there, so prove `--absent {meant}` too"
+        )
+        print(printable(text), file=sys.stderr)
 
 
 def _path(text: str) -> bytes:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from rootseal import canonical, leaf_table, merkle, record, record_check
+from rootseal import canonical, leaf_path, leaf_table, merkle, record, record_check, schema
 from rootseal.bundle import BundleReader, IndexEntry
 from rootseal.checks import Check, checking
 from rootseal.errors import EncodingError, PolicyError, ProofError, StatementError
 from rootseal.leaf_table import Domain, Leaf
+from rootseal.predicate import ActionPredicate
 from rootseal.verify import ArtifactDigest, VerifiedRoot, match_artifacts
 
 PROOF_BYTES_MAX = 256 * 1024 * 1024
@@ -79,27 +80,31 @@ def prove_absence(
     Args:
         bundle: The bundle.
         root: Its verified root.
-        path: The path as tables hold it.
+        path: Absolute, or relative to the action's root; spelled as the capture records it, after
+            symbolic links were resolved. An absolute path is looked up relative in every action
+            whose root it is below.
         action_key: One action, or None for all actions of the build.
 
     Raises:
-        ProofError: The path was read; names the action.
+        ProofError: The path was read (names the action), or is one that no table can hold.
     """
     _check_tree(bundle, root)
     text = canonical.path_text(path)
+    with checking(Check.PROOF, ProofError):
+        leaf_path.check(path)
     if action_key is not None:
         leaf_index, entry = find_action(bundle, action_key)
         return {
             **_head(bundle, "absence"),
             "path": text,
             "action": _action(bundle, root, leaf_index, entry),
-            "gap": _gap(_open_table(bundle, root, entry, Domain.MATERIAL), entry, path),
+            "gap": _gap(bundle, root, entry, path),
         }
     actions: List[Json] = []
     size = 0
     for entry in bundle.entries():
         envelope_bytes = _read_record(bundle, entry).envelope
-        gap = _gap(_open_table(bundle, root, entry, Domain.MATERIAL), entry, path)
+        gap = _gap(bundle, root, entry, path)
         actions.append({"envelope": json.loads(envelope_bytes), "gap": gap})
         size += len(envelope_bytes)
         if size > PROOF_BYTES_MAX // 2:
@@ -168,9 +173,20 @@ def _read_record(bundle: BundleReader, entry: IndexEntry) -> record.ActionRecord
         return record.parse_record(bundle.read_record(entry))
 
 
+def action_root(predicate: ActionPredicate) -> bytes:
+    """The signed `sandbox.root` of an action."""
+    return canonical.path_bytes(str(schema.as_object(predicate.document["sandbox"])["root"]))
+
+
 def _open_table(
     bundle: BundleReader, root: VerifiedRoot, entry: IndexEntry, domain: Domain
 ) -> bytes:
+    return _open_action(bundle, root, entry, domain)[1]
+
+
+def _open_action(
+    bundle: BundleReader, root: VerifiedRoot, entry: IndexEntry, domain: Domain
+) -> Tuple[ActionPredicate, bytes]:
     about = f"action {entry.action_key.hex()[:16]}"
     parts = _read_record(bundle, entry)
     predicate, _ = record_check.verify_action_envelope(
@@ -181,9 +197,10 @@ def _open_table(
         about=about,
     )
     with checking(Check.RECORD_TABLES, ProofError, about=about):
-        if domain is Domain.MATERIAL:
-            return record_check.open_table(predicate.materials, parts.tables.materials, domain)
-        return record_check.open_table(predicate.products, parts.tables.products, domain)
+        reference, stored = predicate.materials, parts.tables.materials
+        if domain is Domain.PRODUCT:
+            reference, stored = predicate.products, parts.tables.products
+        return predicate, record_check.open_table(reference, stored, domain)
 
 
 def _action(bundle: BundleReader, root: VerifiedRoot, leaf_index: int, entry: IndexEntry) -> Json:
@@ -206,11 +223,13 @@ def _leaf(raw: bytes, domain: Domain, leaf_index: int, leaf: Leaf) -> Json:
     }
 
 
-def _gap(raw: bytes, entry: IndexEntry, path: bytes) -> Json:
+def _gap(bundle: BundleReader, root: VerifiedRoot, entry: IndexEntry, path: bytes) -> Json:
     """The neighbours between which an absent path would stand."""
+    predicate, raw = _open_action(bundle, root, entry, Domain.MATERIAL)
     with checking(Check.PROOF, ProofError, about=f"action {entry.action_key.hex()[:16]}"):
+        recorded = leaf_path.recorded(path, action_root(predicate))
         try:
-            before, after = leaf_table.neighbours(raw, Domain.MATERIAL, path)
+            before, after = leaf_table.neighbours(raw, Domain.MATERIAL, recorded)
         except EncodingError:
             raise ProofError(f"the action did read {canonical.path_text(path)}") from None
     return {

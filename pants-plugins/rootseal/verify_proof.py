@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from rootseal import canonical, digest, leaf_table, merkle, record_check, schema, verify
+from rootseal import (
+    canonical,
+    digest,
+    leaf_path,
+    leaf_table,
+    merkle,
+    record_check,
+    schema,
+    verify,
+)
 from rootseal.bundle import action_leaf_hash
 from rootseal.checks import Check, checking
 from rootseal.errors import PolicyError, ProofError, StatementError
@@ -13,7 +22,7 @@ from rootseal.keys import PublicKey
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.policy import Policy
 from rootseal.predicate import ActionPredicate, TableReference
-from rootseal.prove import PROOF_BYTES_MAX, PROOF_VERSION
+from rootseal.prove import PROOF_BYTES_MAX, PROOF_VERSION, action_root
 from rootseal.verify import VerifiedRoot
 
 Json = Mapping[str, object]
@@ -166,7 +175,7 @@ def _verify_absence(proof: Json, root: VerifiedRoot, policy: Policy) -> Tuple[st
     action = _included_action(proof, root, policy)
     _check_gap(proof["gap"], action, str(proof["path"]))
     key = action.action_key.hex()
-    claim = f"action {key} did not read {proof['path']}"
+    claim = f"action {key} did not read {_recorded_as(str(proof['path']))}"
     return claim, {"actionKey": key, "path": proof["path"]}
 
 
@@ -184,8 +193,19 @@ def _verify_absence_in_build(proof: Json, root: VerifiedRoot, policy: Policy) ->
             )
         if merkle.root_of_hashes(hashes) != root.predicate.tree_root:
             raise ProofError("the actions of the proof are not those of the signed tree")
-    claim = f"none of the {len(hashes)} actions of this build read {proof['path']}"
+    claim = (
+        f"none of the {len(hashes)} actions of this build read {_recorded_as(str(proof['path']))}"
+    )
     return claim, {"actions": len(hashes), "path": proof["path"]}
+
+
+def _recorded_as(path_text: str) -> str:
+    """What is absent, in words that say no more than the tables do."""
+    where = "" if path_text.startswith("/") else " in its root"
+    return (
+        f"a file recorded as {path_text}{where} (paths are recorded after symbolic links were "
+        "resolved)"
+    )
 
 
 def _included_action(proof: Json, root: VerifiedRoot, policy: Policy) -> ActionPredicate:
@@ -220,10 +240,11 @@ def _genuine_action(
 
 
 def _check_gap(value: object, action: ActionPredicate, path_text: str) -> None:
-    gap, table, path = schema.as_object(value), action.materials, canonical.path_bytes(path_text)
+    gap, table = schema.as_object(value), action.materials
     about = f"action {action.action_key.hex()[:16]}"
     verify.check_absence_posture(action.posture, about=about)
     with checking(Check.PROOF, ProofError, about=about):
+        path = leaf_path.recorded(canonical.path_bytes(path_text), action_root(action))
         before_index, after_index = -1, table.tree_size
         if gap["before"] is not None:
             before_index, before = _included_leaf(gap["before"], Domain.MATERIAL, table)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Optional
 
 import core_factory as factory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rootseal import canonical, digest, keys, prove, verify_proof
+from rootseal import canonical, digest, keys, leaf_path, leaf_table, prove, verify_proof
 from rootseal.bundle import BundleReader
 from rootseal.errors import ConfigError, PolicyError, ProofError, VerificationError
 from rootseal.leaf_table import Domain
@@ -77,7 +79,10 @@ def test_every_kind_of_proof_verifies_by_itself(opened: Opened) -> None:
     kinds = ["artifact", "action", "material", "product", "absence", "absence", "absence-in-build"]
     assert [fact.kind for fact in facts] == kinds
     assert facts[2].data["path"] == "src/3.c"
-    assert facts[6].claim == "none of the 5 actions of this build read zzz"
+    assert facts[6].claim == (
+        "none of the 5 actions of this build read a file recorded as zzz in its root "
+        "(paths are recorded after symbolic links were resolved)"
+    )
 
 
 def test_proofs_need_the_right_keys(opened: Opened) -> None:
@@ -238,3 +243,94 @@ def test_deep_and_odd_json_is_refused(data: bytes) -> None:
         verify_proof.verify_proof(
             data, trusted=[SIGNER.public_key], capture_keys=None, policy=Policy()
         )
+
+
+AS_NO_LEAF_IS_SPELLED = [
+    b"",
+    b".",
+    b"./src/3.c",
+    b"x/../src/3.c",
+    b"src//3.c",
+    b"src/3.c/",
+    b"src/./3.c",
+    b"/etc/./ld.so.cache",
+    b"/etc//shadow",
+    b"/etc/ld.so.cache/",
+    b"//etc/shadow",
+    b"/",
+    b"/etc/../etc/shadow",
+    b"a" * 4097,
+]
+
+
+def forged_absence(opened: Opened, path: bytes, *, action_key: Optional[bytes] = None) -> Any:
+    """What a prover without scruples would give: the genuine gap where the text would stand."""
+    after = path or b"\x00"
+    proof: Any = prove.prove_absence(opened.bundle, opened.root, b"zzz", action_key=action_key)
+    for item in proof.get("actions", [proof]):
+        envelope = item["envelope"] if "envelope" in item else item["action"]["envelope"]
+        key = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["actionKey"]
+        _, entry = prove.find_action(opened.bundle, bytes.fromhex(key))
+        raw = prove._open_table(opened.bundle, opened.root, entry, Domain.MATERIAL)
+        below, above = leaf_table.neighbours(raw, Domain.MATERIAL, after)
+        item["gap"] = {
+            "before": below and prove._leaf(raw, Domain.MATERIAL, *below),
+            "after": above and prove._leaf(raw, Domain.MATERIAL, *above),
+        }
+    return {**proof, "path": canonical.path_text(path)}
+
+
+@pytest.mark.parametrize("path", AS_NO_LEAF_IS_SPELLED)
+@pytest.mark.parametrize("action_key", [None, KEY])
+def test_a_spelling_that_no_leaf_has_is_not_proved_absent(
+    opened: Opened, path: bytes, action_key: Optional[bytes]
+) -> None:
+    """`./a` is in no table, whatever was read; neither side may call that an absence."""
+    with pytest.raises(ProofError) as caught:
+        prove.prove_absence(opened.bundle, opened.root, path, action_key=action_key)
+    assert caught.value.check == "PROOF"
+    with pytest.raises(ProofError) as caught:
+        check(forged_absence(opened, path, action_key=action_key))
+    assert caught.value.check == "PROOF"
+
+
+def test_the_forger_of_these_tests_makes_proofs_that_verify(opened: Opened) -> None:
+    assert check(forged_absence(opened, b"src/3.d")).kind == "absence-in-build"
+    assert check(forged_absence(opened, b"src/3.d", action_key=KEY)).kind == "absence"
+
+
+def test_an_absolute_path_in_the_root_is_the_relative_one(opened: Opened) -> None:
+    """Files in the root are recorded relative to it: the absolute spelling is in no table."""
+    inside = b"/sandbox/2/src/3.c"
+    for action_key in (None, KEY):
+        with pytest.raises(ProofError, match="did read"):
+            prove.prove_absence(opened.bundle, opened.root, inside, action_key=action_key)
+        with pytest.raises(ProofError):
+            check(forged_absence(opened, inside, action_key=action_key))
+        with pytest.raises(ProofError, match="action's root"):
+            prove.prove_absence(opened.bundle, opened.root, b"/sandbox/2", action_key=action_key)
+    absent = prove.prove_absence(opened.bundle, opened.root, b"/sandbox/2/no.c", action_key=None)
+    assert "recorded as /sandbox/2/no.c (paths" in check(absent).claim
+    # In the root of action 2 only; the others have it at this path, had they read it.
+    other = prove.prove_absence(opened.bundle, opened.root, b"/sandbox/20/src/3.c", action_key=None)
+    assert check(other).kind == "absence-in-build"
+
+
+def test_a_root_of_the_whole_host(tmp_path: Path) -> None:
+    described = dataclasses.replace(factory.description(1), root=b"/")
+    observed = factory.observation(materials=[factory.leaf(b"etc/shadow")])
+    made = [factory.signed_record(CAPTURE, 1, observed=observed, described=described)]
+    factory.seal_to(tmp_path / "b", capture=CAPTURE, signer=SIGNER, records=made)
+    whole = Opened(tmp_path / "b")
+    for path in (b"/etc/shadow", b"etc/shadow"):
+        with pytest.raises(ProofError, match="did read"):
+            prove.prove_absence(whole.bundle, whole.root, path, action_key=None)
+    with pytest.raises(ProofError):
+        check(forged_absence(whole, b"/etc/shadow"))
+    absent = prove.prove_absence(whole.bundle, whole.root, b"/etc/passwd", action_key=None)
+    assert check(absent).data["path"] == "/etc/passwd"
+
+
+def test_absolute_and_recorded_paths_are_ways_back() -> None:
+    for path, root in ((b"a/b", b"/r"), (b"a", b"/"), (b"/x/y", b"/r"), (b"/rx/y", b"/r")):
+        assert leaf_path.recorded(leaf_path.absolute(path, root), root) == path

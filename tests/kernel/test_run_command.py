@@ -1,0 +1,83 @@
+"""`rootseal run`, and what can be said of its bundle, with a real daemon and real files."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rootseal import keys
+from running_daemon import RunningDaemon, rootseal
+
+pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
+
+
+class Cli:
+    """`rootseal run` in a sandbox, and the commands that read its bundle."""
+
+    def __init__(self, daemon: RunningDaemon, sandbox: Path) -> None:
+        """Make a signing key."""
+        self.daemon, self.sandbox = daemon, sandbox
+        self.bundle, self.key = sandbox.parent / "out.rootseal", sandbox.parent / "sign.key"
+        keys.create_key_files(self.key, "ed25519")
+        self.public = str(self.key.with_suffix(".pub"))
+
+    def run(self, script: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run a shell script and seal what it did."""
+        fixed = ["--socket", str(self.daemon.socket), "--key", str(self.key)]
+        words = ["run", *fixed, "--out", str(self.bundle), *options, "--", "/bin/sh", "-c", script]
+        return rootseal(*words, **{"cwd": self.sandbox, **more})
+
+    def verify(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Verify the bundle."""
+        words = ["verify", str(self.bundle), "--key", self.public, *options]
+        return rootseal(*words, cwd=self.sandbox)
+
+    def prove_absent(self, path: str) -> subprocess.CompletedProcess[str]:
+        """Prove that a path was not read."""
+        words = ["prove", str(self.bundle), "--absent", path, "--out", str(self.proof)]
+        return rootseal(*words, cwd=self.sandbox)
+
+    def verify_proof(self) -> subprocess.CompletedProcess[str]:
+        """Verify that proof."""
+        return rootseal("verify-proof", str(self.proof), "--key", self.public)
+
+    @property
+    def proof(self) -> Path:
+        """Where proofs go."""
+        return self.sandbox.parent / "proof"
+
+
+@pytest.fixture
+def cli(daemon: RunningDaemon, sandbox: Path) -> Cli:
+    return Cli(daemon, sandbox)
+
+
+def test_no_other_spelling_of_what_was_read_is_proved_absent(cli: Cli, tmp_path: Path) -> None:
+    (cli.sandbox / "per%cent").write_text("read")
+    (tmp_path / "link").symlink_to(cli.sandbox)
+    done = cli.run(
+        "read line < per%cent; read line < /etc/passwd", "--root", str(tmp_path / "link")
+    )
+    assert done.returncode == 0, done.stderr
+    for path in ("per%25cent", f"{cli.sandbox}/per%25cent", "/etc/passwd"):
+        done = cli.prove_absent(path)
+        assert (done.returncode, "did read" in done.stderr) == (1, True), (path, done.stderr)
+    for path in ("", "./per%25cent", "x/../per%25cent", "/etc/./passwd", "/etc/passwd/"):
+        done = cli.prove_absent(path)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), (path, done.stderr)
+    assert not cli.proof.exists()
+
+
+def test_what_is_absent_is_said_to_be_a_recorded_path(cli: Cli, tmp_path: Path) -> None:
+    """A name that leads through a link is not recorded: the claim says so, `prove` gives a hint."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_text("read")
+    (tmp_path / "link").symlink_to("real")
+    assert cli.run(f"cat {tmp_path}/link/file").returncode == 0
+    done = cli.prove_absent(f"{tmp_path}/link/file")
+    assert done.returncode == 0
+    assert f"prove `--absent {tmp_path}/real/file` too" in done.stderr
+    assert "recorded after symbolic links were resolved" in cli.verify_proof().stdout
+    assert cli.prove_absent(f"{tmp_path}/real/file").returncode == 1
