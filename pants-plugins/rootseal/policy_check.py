@@ -7,14 +7,14 @@ import fnmatch
 import re
 from typing import Mapping, Optional, Pattern, Sequence
 
-from rootseal import canonical, leaf_table, schema
+from rootseal import canonical, leaf_path, leaf_table, schema
 from rootseal.build_predicate import Target
 from rootseal.checks import Check, checking
 from rootseal.errors import PolicyError
 from rootseal.leaf_table import Domain
 from rootseal.observation import Posture
 from rootseal.policy import Hosts, Policy
-from rootseal.record_check import VerifiedRecord
+from rootseal.record_check import VerifiedRecord, action_root
 
 # A connection that failed for good reached nobody; these may still succeed later.
 _PENDING = frozenset((-errno.EINPROGRESS, -errno.EALREADY, -errno.EINTR, -errno.EAGAIN, -512))
@@ -92,17 +92,23 @@ def _check_materials(verified: VerifiedRecord, forbidden: Pattern[str]) -> None:
             f"posture {verified.predicate.posture.value} does not see reads, so it cannot show "
             "that no forbidden material was read"
         )
-    found = _first_match(verified.record.tables.materials, forbidden)
+    stored, root = verified.record.tables.materials, action_root(verified.predicate)
+    found = _first_match(stored, root, forbidden)
     if found is not None:
         raise PolicyError(f"it read the forbidden material {found!r}", data={"path": found})
 
 
-def _first_match(stored: bytes, forbidden: Pattern[str]) -> Optional[str]:
+def _first_match(stored: bytes, root: bytes, forbidden: Pattern[str]) -> Optional[str]:
+    """The first path that a glob matches, as the table has it or made absolute.
+
+    What lies in the action's root is relative in the table: `.ssh/id_rsa` in a home directory.
+    """
     raw = leaf_table.decompress(stored)
     for leaf in leaf_table.iter_leaves(raw, Domain.MATERIAL):
-        text = canonical.path_text(leaf.path)
-        if forbidden.match(text):
-            return text
+        for path in (leaf.path, leaf_path.absolute(leaf.path, root)):
+            text = canonical.path_text(path)
+            if forbidden.match(text):
+                return text
     return None
 
 

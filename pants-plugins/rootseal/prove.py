@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from rootseal import canonical, leaf_path, leaf_table, merkle, record, record_check, schema
+from rootseal import canonical, leaf_path, leaf_table, merkle, record, record_check
 from rootseal.bundle import BundleReader, IndexEntry
 from rootseal.checks import Check, checking
 from rootseal.errors import EncodingError, PolicyError, ProofError, StatementError
@@ -173,11 +173,6 @@ def _read_record(bundle: BundleReader, entry: IndexEntry) -> record.ActionRecord
         return record.parse_record(bundle.read_record(entry))
 
 
-def action_root(predicate: ActionPredicate) -> bytes:
-    """The signed `sandbox.root` of an action."""
-    return canonical.path_bytes(str(schema.as_object(predicate.document["sandbox"])["root"]))
-
-
 def _open_table(
     bundle: BundleReader, root: VerifiedRoot, entry: IndexEntry, domain: Domain
 ) -> bytes:
@@ -227,7 +222,7 @@ def _gap(bundle: BundleReader, root: VerifiedRoot, entry: IndexEntry, path: byte
     """The neighbours between which an absent path would stand."""
     predicate, raw = _open_action(bundle, root, entry, Domain.MATERIAL)
     with checking(Check.PROOF, ProofError, about=f"action {entry.action_key.hex()[:16]}"):
-        recorded = leaf_path.recorded(path, action_root(predicate))
+        recorded = leaf_path.recorded(path, record_check.action_root(predicate))
         try:
             before, after = leaf_table.neighbours(raw, Domain.MATERIAL, recorded)
         except EncodingError:

@@ -9,7 +9,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from rootseal import canonical, diagnostics, digest, envelope, leaf_table, opens_table, statement
+from rootseal import (
+    canonical,
+    diagnostics,
+    digest,
+    envelope,
+    leaf_table,
+    opens_table,
+    schema,
+    statement,
+)
 from rootseal.checks import Check, checking
 from rootseal.errors import (
     EncodingError,
@@ -87,6 +96,11 @@ def verify_record(
     counters, losses = read_counters(predicate, about=about)
     found_sha256 = digest.sha256(parts.envelope)
     return VerifiedRecord(predicate, counters, losses, found_sha256, keyid, parts)
+
+
+def action_root(predicate: ActionPredicate) -> bytes:
+    """The signed `sandbox.root` of an action: what relative paths of its tables start from."""
+    return canonical.path_bytes(str(schema.as_object(predicate.document["sandbox"])["root"]))
 
 
 def check_tools(verified: VerifiedRecord, tools: Optional[TrustedTools], *, about: str) -> None:

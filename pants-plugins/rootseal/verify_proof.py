@@ -22,7 +22,7 @@ from rootseal.keys import PublicKey
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.policy import Policy
 from rootseal.predicate import ActionPredicate, TableReference
-from rootseal.prove import PROOF_BYTES_MAX, PROOF_VERSION, action_root
+from rootseal.prove import PROOF_BYTES_MAX, PROOF_VERSION
 from rootseal.verify import VerifiedRoot
 
 Json = Mapping[str, object]
@@ -244,7 +244,7 @@ def _check_gap(value: object, action: ActionPredicate, path_text: str) -> None:
     about = f"action {action.action_key.hex()[:16]}"
     verify.check_absence_posture(action.posture, about=about)
     with checking(Check.PROOF, ProofError, about=about):
-        path = leaf_path.recorded(canonical.path_bytes(path_text), action_root(action))
+        path = leaf_path.recorded(canonical.path_bytes(path_text), record_check.action_root(action))
         before_index, after_index = -1, table.tree_size
         if gap["before"] is not None:
             before_index, before = _included_leaf(gap["before"], Domain.MATERIAL, table)

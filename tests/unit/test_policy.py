@@ -25,11 +25,11 @@ Verify = Callable[..., None]
 def verify(tmp_path: Path) -> Verify:
     """Seal two actions, the second as given (both, if traced), and verify under a policy."""
 
-    def run(text: str, observed: Any = None, **changes: object) -> None:
+    def run(text: str, observed: Any = None, described: Any = None, **changes: object) -> None:
         is_traced = observed is not None and any(item.trace for item in observed.processes)
         records = [
             factory.signed_record(CAPTURE, 1, observed=observed if is_traced else None),
-            factory.signed_record(CAPTURE, 2, observed=observed),
+            factory.signed_record(CAPTURE, 2, observed=observed, described=described),
         ]
         path = tmp_path / "bundle"
         factory.seal_to(path, capture=CAPTURE, signer=SIGNER, records=records, **changes)
@@ -45,7 +45,7 @@ def verify(tmp_path: Path) -> Verify:
     return run
 
 
-def refused(verify: Verify, text: str, match: str, observed: Any = None, **changes: object) -> None:
+def refused(verify: Verify, text: str, match: str, observed: Any = None, **changes: Any) -> None:
     with pytest.raises(PolicyError, match=match) as caught:
         verify(text, observed, **changes)
     assert caught.value.check == Check.POLICY.name
@@ -78,6 +78,7 @@ def test_the_recommended_policy_refuses_what_fails_open_elsewhere(verify: Verify
         ("counters_max = { fanotifyAvailable = 0 }", "fanotifyAvailable is 1, at most 0"),
         ('forbidden_materials = ["src/*"]', "'src/a.c'"),
         ('forbidden_materials = ["nothing", "/usr/*/c?"]', "'/usr/bin/cc'"),
+        ('forbidden_materials = ["/sandbox/?/src/*"]', "'/sandbox/./src/a.c'"),
     ],
 )
 def test_what_is_demanded_and_not_there_is_refused(verify: Verify, text: str, match: str) -> None:
@@ -95,6 +96,27 @@ def test_what_is_demanded_and_not_there_is_refused(verify: Verify, text: str, ma
 )
 def test_what_is_demanded_and_there_is_accepted(verify: Verify, text: str) -> None:
     verify(text)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "glob"),
+    [
+        (b"/home/user", b".ssh/id_rsa", "*/.ssh/*"),
+        (b"/", b"etc/shadow", "/etc/shadow"),
+        (b"/etc", b"shadow", "/etc/shadow"),
+        (b"/home/100%", b".aws/credentials", "/home/100%25/.aws/*"),
+    ],
+)
+def test_a_root_hides_no_forbidden_material(
+    verify: Verify, root: bytes, path: bytes, glob: str
+) -> None:
+    """In the table it is relative to the root; a policy names the file itself."""
+    seen = {
+        "observed": factory.observation(materials=[factory.leaf(path)]),
+        "described": factory.description(2, root=root),
+    }
+    refused(verify, f'forbidden_materials = ["{glob}"]', "read the forbidden material", **seen)
+    verify('forbidden_materials = ["/home/user/.ssh", "shadow?", "/etc/shadow/*"]', **seen)
 
 
 OTHER = keys.generate("ed25519").public_key.keyid
