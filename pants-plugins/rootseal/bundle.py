@@ -19,7 +19,8 @@ from rootseal.errors import ConfigError, EncodingError
 
 RECORD_COUNT_MAX = 1 << 20
 ENGINE_INPUTS_BYTES_MAX = 1 << 28
-_HEADER = b"RSBN\x01\x00\x00\x00"
+MAGIC = b"RSBN"
+_HEADER = MAGIC + b"\x01\x00\x00\x00"
 _LENGTH = struct.Struct(">I")
 _ENTRY = struct.Struct(">32s32sQQ")
 

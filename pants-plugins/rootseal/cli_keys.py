@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 from rootseal import keys
 from rootseal.cli_output import add_json, emit, printable
@@ -65,6 +65,15 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--public-key", metavar="FILE", help="public key of a key URI (files do not need it)"
     )
+
+
+def signing_files(arguments: argparse.Namespace) -> List[Tuple[str, str]]:
+    """The files that `add_signing` names, with their options; none may become a result."""
+    key = arguments.key or str(default_signing_key_path())
+    found = [("--key", key)]
+    if Path(key).name:  # neither `/` nor `.`, which are no key
+        found.append(("--key's public half", str(keys.public_key_path(key))))
+    return found + [("--public-key", path) for path in filter(None, [arguments.public_key])]
 
 
 def signer_from(arguments: argparse.Namespace) -> keys.Signer:

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from rootseal import canonical, digest, files, leaf_path, prove
 from rootseal.bundle import BundleReader
 from rootseal.cli_output import add_json, emit, printable
+from rootseal.cli_paths import check_result
 from rootseal.cli_verify import add_trust, hash_artifact, open_bundle, read_root
 from rootseal.errors import ConfigError, EncodingError
 from rootseal.leaf_table import Domain
@@ -41,6 +42,8 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make a proof."""
     key = _action_key(arguments.action)
+    if arguments.out is not None:
+        check_result(("--out", arguments.out), b'{"a', [("the bundle", arguments.bundle)])
     with open_bundle(arguments.bundle) as bundle:
         root = read_root(arguments, bundle)
         proof = _prove(arguments, bundle, root, key)

@@ -27,8 +27,10 @@ from rootseal import (
     hardening,
     keys,
 )
-from rootseal.cli_keys import add_signing, signer_from
+from rootseal.bundle import MAGIC as BUNDLE_MAGIC
+from rootseal.cli_keys import add_signing, signer_from, signing_files
 from rootseal.cli_output import printable
+from rootseal.cli_paths import check_result
 from rootseal.cli_run_outputs import (
     artifacts_of,
     declared_outputs,
@@ -43,6 +45,7 @@ from rootseal.daemon_start import IDLE_EXIT_SECONDS, ensure, places_of
 from rootseal.errors import CaptureError, ConfigError, Error, PostureError, ZeroDropsError
 from rootseal.manifest import read_manifest
 from rootseal.observation import Posture
+from rootseal.record import MAGIC as RECORD_MAGIC
 from rootseal.record import RECORD_BYTES_MAX
 from rootseal.record_check import VerifiedRecord, verify_record
 from rootseal.seal import RecordsInMemory, seal
@@ -115,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not argv:
         raise ConfigError("run needs a command after `--`")
     options = capture_options(arguments, os.environ)
+    _check_results(arguments)
     tools = tools_from(arguments)
     place = place_for(os.environ, os.getuid(), arguments.socket, "")
     idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
@@ -354,8 +358,22 @@ def _manifest(
     }
 
 
+def _check_results(arguments: argparse.Namespace) -> None:
+    """--out and --record may replace an older bundle and record, and nothing else."""
+    others = [] if arguments.out is None else signing_files(arguments)
+    for flag in ("--output", "--input", "--toolchain", "--toolchain-key"):
+        named = getattr(arguments, flag[2:].replace("-", "_"))
+        others += [(flag, path) for path in named]
+    if arguments.out is not None:
+        check_result(("--out", arguments.out), BUNDLE_MAGIC, others)
+        others.append(("--out", arguments.out))
+    if arguments.record is not None:
+        check_result(("--record", arguments.record), RECORD_MAGIC, others)
+
+
 def _forget_the_last_run(arguments: argparse.Namespace) -> None:
     """A run that fails leaves nothing behind that could be taken for its own."""
+    _check_results(arguments)
     for path in filter(None, (arguments.out, arguments.record)):
         try:
             Path(path).unlink(missing_ok=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rootseal import files, keys
-from rootseal.cli_keys import add_signing, own_capture_keys, signer_from
+from rootseal.bundle import MAGIC
+from rootseal.cli_keys import add_signing, own_capture_keys, signer_from, signing_files
 from rootseal.cli_output import add_json, emit, printable, progress
+from rootseal.cli_paths import check_result
 from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.errors import ConfigError
 from rootseal.manifest import MANIFEST_BYTES_MAX, parse_manifest
@@ -49,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     directory = Path(arguments.records)
     if not directory.is_dir():
         raise ConfigError(f"the records directory {directory} does not exist")
+    others = [*signing_files(arguments), ("the manifest", arguments.manifest)]
+    check_result(("--out", arguments.out), MAGIC, others)
     with progress("verifying records", as_json=arguments.json) as advance:
         sealed = seal(
             parse_manifest(data),

@@ -9,8 +9,9 @@ from typing import Any, Optional, Tuple
 
 from rootseal import envelope, files, keys, toolchain, toolchain_files
 from rootseal.canonical import path_text
-from rootseal.cli_keys import add_signing, signer_from
+from rootseal.cli_keys import add_signing, signer_from, signing_files
 from rootseal.cli_output import add_json, emit, printable, progress
+from rootseal.cli_paths import check_result
 from rootseal.errors import ConfigError, VerificationError
 from rootseal.seal_artifacts import MODES, environment_mode
 from rootseal.toolchain import Toolchain, ToolScope, TrustedTools
@@ -51,6 +52,7 @@ def register(subparsers: Any) -> None:
 def seal(arguments: argparse.Namespace) -> int:
     """Seal directories."""
     mode = arguments.fsverity or environment_mode(os.environ, "auto")
+    check_result(("--out", arguments.out), b'{"payload"', signing_files(arguments))
     signer = signer_from(arguments)
     with progress("sealing files", as_json=arguments.json) as advance:
         found = toolchain_files.seal_directories(

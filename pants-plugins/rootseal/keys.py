@@ -256,15 +256,29 @@ def public_key_path(private_path: Union[str, Path]) -> Path:
     return Path(private_path).with_suffix(".pub")
 
 
-def create_key_files(path: Union[str, Path], algorithm: str) -> KeyFileSigner:
+def create_key_files(
+    path: Union[str, Path], algorithm: str, *, replace_public: bool = False
+) -> KeyFileSigner:
     """Make a key, its file (0600) and its public file (0644) beside it; never overwrites a key.
 
+    Args:
+        path: The private key file; the public one has its name with `.pub` as the suffix, so that
+            `a.x` and `a.y` would share it.
+        algorithm: One of `ALGORITHMS`.
+        replace_public: Whether a public file may be there already: one whose private half is gone.
+
     Raises:
-        ConfigError: The file exists, or cannot be written.
+        ConfigError: A file exists, or cannot be written.
     """
     path = Path(path)
+    public = public_key_path(path)
     if path.suffix == ".pub":
         raise ConfigError(f"{path} would be the name of the public key; choose a name without .pub")
+    if not replace_public and os.path.lexists(public) and not os.path.lexists(path):
+        raise ConfigError(
+            f"{public}, where the public key would be, exists already and is of another key; "
+            "remove it first or choose another name"
+        )
     signer = generate(algorithm)
     pem = signer.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -272,9 +286,7 @@ def create_key_files(path: Union[str, Path], algorithm: str) -> KeyFileSigner:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _create_file(path, pem, 0o600, replace=False)
-        _create_file(
-            public_key_path(path), signer.public_key.pem.encode("ascii"), 0o644, replace=True
-        )
+        _create_file(public, signer.public_key.pem.encode("ascii"), 0o644, replace=True)
     except FileExistsError:
         raise ConfigError(
             f"{path} exists already; remove it first or choose another name"
@@ -298,7 +310,7 @@ def load_or_create_key(path: Union[str, Path]) -> KeyFileSigner:
     path = Path(path)
     if not path.exists():
         try:
-            return create_key_files(path, "ed25519")
+            return create_key_files(path, "ed25519", replace_public=True)
         except ConfigError:
             if not path.exists():  # anything but another process having been quicker
                 raise

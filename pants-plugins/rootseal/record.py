@@ -13,7 +13,8 @@ from rootseal.observation import Observation
 from rootseal.predicate import ActionDescription, StoredTables
 
 RECORD_BYTES_MAX = 512 * 1024 * 1024
-_HEADER = b"RSAR\x01\x00\x00\x00"
+MAGIC = b"RSAR"
+_HEADER = MAGIC + b"\x01\x00\x00\x00"
 _LENGTH = struct.Struct(">I")
 
 
