@@ -196,14 +196,23 @@ int BPF_PROG(trace_call, struct pt_regs *saved, long result)
 	return 0;
 }
 
-/* Optional: kernels name this tracepoint differently, some have none. The loader tries both. */
-SEC("?tp_btf/io_uring_submit_req")
+/*
+ * Optional: kernels name this tracepoint differently and give it other arguments, some have none.
+ * The loader picks by both (native/trace/loader.c).
+ */
+SEC("?tp_btf/io_uring_submit_req") /* 6.3 and later */
 int BPF_PROG(trace_ring, struct io_kiocb *request)
 {
 	return rs_on_ring_request(BPF_CORE_READ(request, opcode));
 }
 
-SEC("?tp_btf/io_uring_submit_sqe")
+SEC("?tp_btf/io_uring_submit_sqe") /* 5.19 to 6.2 */
+int BPF_PROG(trace_ring_sqe, struct io_kiocb *request)
+{
+	return rs_on_ring_request(BPF_CORE_READ(request, opcode));
+}
+
+SEC("?tp_btf/io_uring_submit_sqe") /* 5.15 to 5.18 */
 int BPF_PROG(trace_ring_old, void *context, struct io_kiocb *request)
 {
 	return rs_on_ring_request(BPF_CORE_READ(request, opcode));

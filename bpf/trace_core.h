@@ -160,6 +160,7 @@ RS_GLOBAL int rs_walk_step(struct rs_scratch *scratch, u32 start)
 	if (tail - start >= RS_PATH_BYTES || tail > RS_TAIL_MASK - 256 ||
 	    RS_GET(dentry_name, dentry, &name))
 		return 0;
+	RS_OPAQUE(tail); /* or the compiler drops the mask, which kernel 6.1 wants */
 	n = RS_READ_KERNEL_STR(&scratch->data[RS_HEAD_BYTES + (tail & RS_TAIL_MASK)], 256, name);
 	if (n <= 1 || n > 256)
 		return 0;
@@ -222,7 +223,9 @@ RS_FN u32 rs_string(struct rs_scratch *scratch, u64 address, int kernel)
 	else
 		n = RS_READ_USER_STR(&scratch->data[RS_HEAD_BYTES + (tail & RS_TAIL_MASK)],
 				     RS_PATH_BYTES, (void *)address);
-	if (n <= 0 || n > RS_PATH_BYTES) {
+	if (!n) /* of an empty string, before 6.13 */
+		return 0;
+	if (n < 0 || n > RS_PATH_BYTES) {
 		scratch->cut |= RS_CUT_NAME;
 		return 0;
 	}

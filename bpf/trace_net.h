@@ -46,40 +46,53 @@ RS_FN int rs_first_bytes(struct rs_regs *regs, u64 address, u32 kind)
 	return 0;
 }
 
-/* A call with a socket address: connect, bind, or a send that names its peer. Returns the port. */
-RS_FN int rs_address(struct rs_regs *regs, u64 address, u64 len)
+/*
+ * A call with a socket address: connect, bind, or a send that names its peer. Returns the port.
+ *
+ * Global, so that the verifier of 6.1 does not follow its result into the callers: it took the
+ * path that returns 0 for all there is, and left out what they do with a port.
+ */
+RS_GLOBAL int rs_address(struct rs_regs *regs, u64 address, u64 len)
 {
-	struct rs_address_event event = {};
-	void *file = rs_file_of((s32)regs->a[0]), *socket = 0, *sock = 0;
+	void *file, *socket = 0, *sock = 0;
+	struct rs_address_event *event;
 	u16 type = 0, protocol = 0;
+	struct rs_scratch *scratch;
 	struct rs_file described;
 
-	rs_head(&event.head, RS_EVENT_ADDRESS, sizeof(event), regs->scope);
+	if (!regs)
+		return 0;
+	scratch = rs_scratch_get(RS_PROGRAM_CALL, regs->scope, RS_LOSS_NETWORK);
+	if (!scratch)
+		return 0;
+	file = rs_file_of((s32)regs->a[0]);
+	event = (struct rs_address_event *)scratch->data;
+	rs_head(&event->head, RS_EVENT_ADDRESS, sizeof(*event), regs->scope);
 	if (!rs_describe(file, &described) && (described.mode & RS_S_IFMT) == RS_S_IFSOCK &&
 	    !RS_GET(file_private, file, &socket) && socket) {
 		RS_GET(socket_type, socket, &type);
 		if (!RS_GET(socket_sk, socket, &sock) && sock)
 			RS_GET(sock_protocol, sock, &protocol);
 	}
-	event.call = regs->id;
-	event.fd = (s32)regs->a[0];
-	event.result = (s32)regs->result;
-	event.socket_type = type;
-	event.protocol = protocol;
+	event->call = regs->id;
+	event->fd = (s32)regs->a[0];
+	event->result = (s32)regs->result;
+	event->socket_type = type;
+	event->protocol = protocol;
 	RS_OPAQUE(len);
 	if (len > RS_ADDR_BYTES)
 		len = RS_ADDR_BYTES;
-	event.address_len = (u32)len;
-	if (RS_READ_USER(event.address, len, (void *)address)) {
+	event->address_len = (u32)len;
+	if (RS_READ_USER(event->address, len, (void *)address)) {
 		if (regs->result != -RS_EFAULT)
 			rs_count(regs->scope, RS_LOSS_UNREADABLE);
-		event.address_len = 0;
+		event->address_len = 0;
 	}
-	rs_emit(&event, sizeof(event), regs->scope, RS_LOSS_NETWORK);
-	if (event.address[0] != 2 &&
-	    event.address[0] != 10) /* AF_INET, AF_INET6; sa_family is little-endian here */
+	rs_emit(event, sizeof(*event), regs->scope, RS_LOSS_NETWORK);
+	if (event->address[0] != 2 &&
+	    event->address[0] != 10) /* AF_INET, AF_INET6; sa_family is little-endian here */
 		return 0;
-	return (event.address[2] << 8 | event.address[3]) | (u32)type << 16;
+	return (event->address[2] << 8 | event->address[3]) | (u32)type << 16;
 }
 
 RS_FN int rs_on_connect(struct rs_regs *regs)

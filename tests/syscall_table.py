@@ -51,6 +51,7 @@ class Wanted:
         processes: How many.
         losses: Counters that must not be zero; all others are.
         unlike: Differences by backend.
+        since: The kernel that has the call first.
     """
 
     materials: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -62,6 +63,7 @@ class Wanted:
     processes: int = 1
     losses: Tuple[str, ...] = ()
     unlike: Tuple[Unlike, ...] = ()
+    since: Tuple[int, int] = (5, 10)
 
 
 def some(kind: str, /, **fields: Union[int, str, bool]) -> Expected:
@@ -198,7 +200,9 @@ TABLE: Mapping[str, Wanted] = {
     "chmod": Wanted(products=MADE, ops=some("permChanges", path="out", mode=0o755, setExec=True)),
     "fchmod": Wanted(products={"out": ""}, ops=some("permChanges", path="out", mode=0o755)),
     "fchmodat": Wanted(products=D_MADE, ops=some("permChanges", path="d/out", mode=0o755)),
-    "fchmodat2": Wanted(products=D_MADE, ops=some("permChanges", path="d/out", mode=0o750)),
+    "fchmodat2": Wanted(
+        products=D_MADE, ops=some("permChanges", path="d/out", mode=0o750), since=(6, 6)
+    ),
     "mknod": Wanted(products={"out": ""}, calls=some("mknod", path="out")),
     "mknodat": Wanted(products={"d/out": ""}, calls=some("mknod", path="d/out")),
     "socket": Wanted(network=some("sockets", family="AF_INET6", type="SOCK_STREAM")),
@@ -245,7 +249,9 @@ TABLE: Mapping[str, Wanted] = {
     ),
     "open_tree": Wanted(calls=some("open_tree", path="d"), code=None, unlike=(MOUNTED,)),
     "fspick": Wanted(calls=some("fspick", path="/"), code=None, unlike=(LEFT,)),
-    "mount_setattr": Wanted(calls=some("mount_setattr", path="d"), code=None, unlike=(LEFT,)),
+    "mount_setattr": Wanted(
+        calls=some("mount_setattr", path="d"), code=None, unlike=(LEFT,), since=(5, 12)
+    ),
     "pivot_root": Wanted(calls=some("pivot_root", new="d", old="d"), code=None, unlike=(LEFT,)),
     "chroot": Wanted(calls=some("chroot", path="d"), code=None, unlike=(LEFT,)),
     "setns": Wanted(calls=some("setns", namespaces="CLONE_NEWUSER")),

@@ -35,13 +35,15 @@ static const char *const map_names[RS_MAP_COUNT] = {"rs_ring", "rs_members", "rs
 struct optional_program {
 	const char *name;
 	const char *tracepoint; /* btf_trace_ type that must exist, or NULL */
+	int arguments[2];	/* how few and how many it must have */
 	int level;		/* from which on it is loaded */
 };
 
 static const struct optional_program optional_programs[] = {
-    {"trace_ring", "btf_trace_io_uring_submit_req", 1},
-    {"trace_ring_old", "btf_trace_io_uring_submit_sqe", 1},
-    {LSM_PROGRAM, NULL, 2},
+    {"trace_ring", "btf_trace_io_uring_submit_req", {1, 1}, 1},
+    {"trace_ring_sqe", "btf_trace_io_uring_submit_sqe", {2, 2}, 1},
+    {"trace_ring_old", "btf_trace_io_uring_submit_sqe", {7, 8}, 1},
+    {LSM_PROGRAM, NULL, {0, 0}, 2},
 };
 
 static int keep_message(enum libbpf_print_level level, const char *format, va_list args)
@@ -106,6 +108,23 @@ static rs_trace_program *report_of(struct rs_tracer *tracer, const char *name)
 	return &tracer->programs[tracer->program_count++];
 }
 
+/*
+ * How many arguments a tracepoint gives, or -ENOENT without it. Its type is a pointer to a function
+ * whose first parameter is not one of them. Other arguments than the program reads would be taken
+ * for a request, and never be one.
+ */
+static int arguments_of(const struct btf *kernel, const char *tracepoint)
+{
+	int id = btf__find_by_name_kind(kernel, tracepoint, BTF_KIND_TYPEDEF);
+	const struct btf_type *type = id < 0 ? NULL : btf__type_by_id(kernel, (uint32_t)id);
+
+	if (type)
+		type = btf__type_by_id(kernel, type->type);
+	if (type && btf_is_ptr(type))
+		type = btf__type_by_id(kernel, type->type);
+	return type && btf_is_func_proto(type) ? btf_vlen(type) - 1 : -ENOENT;
+}
+
 /* How much is tried, from the most on: each step down leaves out what the kernel refused. */
 enum { LEVEL_NEEDED, LEVEL_RINGS, LEVEL_LSM };
 
@@ -120,16 +139,18 @@ static int choose(struct rs_tracer *tracer, struct bpf_object *object, struct bt
 		const char *name = bpf_program__name(program);
 		const struct optional_program *optional = optional_of(name);
 		rs_trace_program *report = report_of(tracer, name);
+		int arguments;
 
 		if (!report)
 			return -E2BIG;
 		report->required = !optional;
 		if (!optional)
 			continue;
-		if (optional->tracepoint &&
-		    btf__find_by_name_kind(kernel, optional->tracepoint, BTF_KIND_TYPEDEF) < 0) {
-			snprintf(report->reason, sizeof(report->reason), "this kernel has no %s",
-				 optional->tracepoint + strlen("btf_trace_"));
+		arguments = optional->tracepoint ? arguments_of(kernel, optional->tracepoint) : 0;
+		if (arguments < optional->arguments[0] || arguments > optional->arguments[1]) {
+			snprintf(report->reason, sizeof(report->reason), "this kernel has no %s%s",
+				 optional->tracepoint + strlen("btf_trace_"),
+				 arguments < 0 ? "" : " of this form");
 			continue;
 		}
 		bpf_program__set_autoload(program, level >= optional->level);

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Dict, Iterator, Set
+from typing import Dict, Iterator, Set, Tuple
 
 import pytest
 from rootseal.capture.ebpf import EbpfTracer
@@ -68,6 +68,11 @@ def root(tmp_path: Path) -> Path:
     for number in range(BURST):
         (place / "burst" / str(number)).write_text(burst_text(number))
     return place
+
+
+def running_kernel() -> Tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor)
 
 
 def sha256_text(text: str) -> str:
@@ -130,6 +135,8 @@ def test_call_is_seen(
 ) -> None:
     argv = (str(program), name, ".")
     row = wanted(name, backend)
+    if running_kernel() < row.since:
+        pytest.skip(f"optional: {name} came with kernel {row.since[0]}.{row.since[1]}")
     if backend == EBPF:
         seen = run_lab(lab, root, *argv)
         if name == "io_uring_openat" and lab.tracer.used.opens == "lsm/file_open":
