@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
-import shutil
 from pathlib import Path
 from typing import Dict, Iterator, Set, Tuple
 
@@ -44,7 +42,7 @@ OPTIONS: Dict[str, tuple[str, ...]] = {
     BOTH: ("--option=capture-mode=trace:ebpf",),
     BESIDE: ("--option=capture-mode=trace:ptrace", "--option=fanotify=on"),
 }
-BURSTS = int(os.environ.get("ROOTSEAL_BURSTS", "10"))  # 100 for the full test
+BURSTS = 100
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +144,14 @@ def test_call_is_seen(
     check(seen, row, str(program), sha256_text)
 
 
-@pytest.mark.parametrize("backend", sorted(OPTIONS))
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {EBPF}))
 def test_burst_is_complete_every_time(
     daemon: RunningDaemon, program: Path, root: Path, backend: str
 ) -> None:
-    """Every backend that claims `held`: 200 small files, each with its digest, every time."""
+    """Every backend but eBPF alone claims `held`: 200 small files with their digests, 100 times."""
     row: Wanted = wanted("burst", backend)
     for _ in range(BURSTS):
         done = run_daemon(daemon, backend, root, str(program), "burst", ".")
         assert done.field("capture", "posture", "achieved") == "held"
         check(seen_in(done), row, str(program), sha256_text)
-        shutil.rmtree(root.parent / "record", ignore_errors=True)
+        done.record.unlink()
