@@ -169,12 +169,6 @@ void rs_access_opened(struct rs_scope *scope, int fd, const struct rs_stat *stat
 		guard(scope, fd, stat, known.number);
 }
 
-void rs_access_new(struct rs_scope *scope, int fd, const struct rs_stat *stat)
-{
-	if (is_compared(scope, stat))
-		ignore_while(scope, fd, stat);
-}
-
 /* `later` is NULL where the content could not be told. */
 static void add_change(struct rs_scope *scope, uint32_t number, const uint8_t *later)
 {

@@ -122,8 +122,8 @@ struct rs_scope {
 	_Atomic int64_t last_event_ns; /* engine.c: how densely events come */
 	_Atomic uint32_t dense, single;
 	_Atomic int64_t crowded_ns; /* until then nobody waits awake: others need the CPU */
-	_Atomic uint32_t servers; /* threads that serve it now */
-	_Atomic bool turned_away; /* a thread came and there were enough */
+	_Atomic uint32_t servers;   /* threads that serve it now */
+	_Atomic bool turned_away;   /* a thread came and there were enough */
 	struct rs_once once;
 	bool compares;		      /* accesses of changed files make events: see access.c */
 	_Atomic uint32_t guard_epoch; /* how often all marks of inodes were taken away */
@@ -231,18 +231,22 @@ bool rs_host_multigrain(void);
 void rs_serve(struct rs_worker *worker, struct rs_scope *scope);
 
 /* once.c */
-/* Before an event of an opener is answered: a change of process takes the marks away. */
-void rs_once_event(struct rs_scope *scope, const struct rs_event *event);
-/* Ignore further opens of the file, if that is safe and worth it; its opener is held. */
+/*
+ * Before an event of an opener is answered: a change of process takes the marks away. How often
+ * that happened, for rs_once_mark.
+ */
+uint32_t rs_once_event(struct rs_scope *scope, const struct rs_event *event);
+/* Ignore further opens of the file, if that is safe and worth it. */
 void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 		  const struct rs_seen *seen, uint32_t material);
 void rs_once_unmark(struct rs_scope *scope, int fd);
 
 /* access.c */
-/* Before the opener of a regular file goes on: no events of its accesses until it changes. */
+/*
+ * A regular file was entered: no events of its accesses until it changes. Its opener may have gone
+ * on: an access before the mark is an event.
+ */
 void rs_access_opened(struct rs_scope *scope, int fd, const struct rs_stat *stat);
-/* The same of a file that is to be entered as a material after that, with its state then. */
-void rs_access_new(struct rs_scope *scope, int fd, const struct rs_stat *stat);
 /* A read, write or mmap is held. True if a heavy thread owns the event now. */
 bool rs_access_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event,
 		     const struct rs_stat *stat);
@@ -284,6 +288,7 @@ struct rs_seen {
 	uint32_t path_length;
 	const uint8_t *digest;
 	int pid;
+	uint32_t turn; /* of once.c, when the opener was held */
 	bool exec;
 	bool unstable;
 	bool trusted; /* an equal state later proves an equal content */
@@ -295,8 +300,6 @@ struct rs_seen {
  * against ignoring its further opens; else RS_INDEX_EMPTY.
  */
 uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
-/* Whether this very file is a material, or has no digest. Two threads may both be told no. */
-bool rs_record_known(struct rs_scope *scope, const struct rs_seen *seen);
 void rs_record_ignored(struct rs_scope *scope, uint32_t material);
 /* The material that the last open of this inode gave, or RS_INDEX_EMPTY. The mutex is held. */
 uint32_t rs_material_latest(const struct rs_scope *scope, const struct rs_stat *stat);

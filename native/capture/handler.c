@@ -233,21 +233,18 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 
 /*
  * All is known of the file: enter it. Its opener need not wait for that, unless the order of events
- * matters (exec, files that the action made) or its further opens may be ignored from here on.
+ * matters: an exec, or a file that the action made.
  */
 static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope,
 				const struct rs_event *event, const struct rs_seen *seen)
 {
-	bool may_go_on =
-	    !worker->batch && !seen->exec && !seen->young && !rs_record_known(scope, seen);
+	bool may_go_on = !worker->batch && !seen->exec && !seen->young;
 	uint32_t again;
 
-	if (may_go_on) {
-		rs_access_new(scope, event->fd, &seen->stat);
+	if (may_go_on)
 		answer(scope, event);
-	}
 	again = rs_record_open(scope, seen);
-	if (again != RS_INDEX_EMPTY && !may_go_on)
+	if (again != RS_INDEX_EMPTY)
 		rs_once_mark(worker, scope, event->fd, seen, again);
 	return may_go_on ? ANSWERED : HANDLED;
 }
@@ -265,7 +262,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 	int length, mount_id;
 
 	rs_dcache_expect(rs_engine_cache(worker->engine), stat);
-	rs_once_event(scope, event);
+	seen.turn = rs_once_event(scope, event);
 	length = rs_path_of_fd(worker, scope, event->fd);
 	if (length < 0) {
 		RS_COUNT(scope, unhashed_opens_total);
@@ -361,7 +358,7 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		handled = rs_access_event(worker, scope, event, &stat) ? HANDED_OVER : HANDLED;
 	} else if (event->mask & RS_PERM_MASK) {
 		handled = handle_open(worker, scope, event, &stat);
-		if (handled == HANDLED)
+		if (handled != HANDED_OVER)
 			rs_access_opened(scope, event->fd, &stat);
 	} else if (event->mask & FAN_CLOSE_WRITE) {
 		handle_close(worker, scope, event, &stat);

@@ -5,8 +5,9 @@
  * another content or another name than one that is recorded, or do so uncounted. Hands off:
  * nothing. Privilege: CAP_SYS_ADMIN (fanotify_mark).
  *
- * The mark is set on the event's own descriptor, while its opener is held, and the state of the
- * file must be that of the digest before and after. Then
+ * The mark is set on the event's own descriptor. The state of the file must be that of the digest,
+ * taken while its opener was held, also after the mark is set, and no other process may have opened
+ * anything in between. Then
  *   - the kernel refuses it while anybody has the inode open for writing or mapped writable, and
  *     drops it at the first write(2), truncate or copy into the file, whoever does that;
  *   - a store through a mapping made later, a rename and a new hard link all set another ctime: at
@@ -37,20 +38,21 @@ static void drop_all(struct rs_scope *scope)
 	rs_mounts_ignore_devices(&scope->mounts, scope->group_fd, scope->ns_root_fd);
 }
 
-void rs_once_event(struct rs_scope *scope, const struct rs_event *event)
+uint32_t rs_once_event(struct rs_scope *scope, const struct rs_event *event)
 {
 	struct rs_once *once = &scope->once;
 	bool exec = !!(event->mask & FAN_OPEN_EXEC_PERM);
 
 	if (!exec && atomic_load_explicit(&once->pid, memory_order_relaxed) == event->pid) {
 		atomic_fetch_add_explicit(&once->in_a_row, 1, memory_order_relaxed);
-		return;
+		return atomic_load(&once->turn);
 	}
 	atomic_store(&once->pid, event->pid);
 	atomic_store(&once->in_a_row, 0);
 	atomic_fetch_add(&once->turn, 1);
 	if (atomic_exchange(&once->marks, 0))
 		drop_all(scope);
+	return atomic_load(&once->turn);
 }
 
 void rs_engine_set_hash_once(rs_engine *engine, int on)
@@ -67,10 +69,17 @@ static bool worth_it(struct rs_worker *worker, struct rs_scope *scope, const str
 	       !rs_mounts_aliased(&scope->mounts, seen->stat.mount_id, seen->path);
 }
 
+static void unmark(struct rs_scope *scope, int fd)
+{
+	/* ENOENT: none on this file, which is what is wanted. */
+	if (fanotify_mark(scope->group_fd, FAN_MARK_REMOVE | ONCE_FLAGS, FAN_OPEN_PERM, fd, NULL) &&
+	    errno != ENOENT)
+		RS_COUNT(scope, handler_errors);
+}
+
 void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 		  const struct rs_seen *seen, uint32_t material)
 {
-	uint32_t turn = atomic_load(&scope->once.turn);
 	struct rs_stat now;
 
 	if (!worth_it(worker, scope, seen))
@@ -83,18 +92,14 @@ void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 		return; /* without memory for a mark there is an event more */
 	}
 	if (rs_stat_fd(fd, &now) || !rs_same_state(&now, &seen->stat) || now.nlink != 1 ||
-	    atomic_load(&scope->once.turn) != turn)
-		rs_once_unmark(scope, fd);
+	    atomic_load(&scope->once.turn) != seen->turn)
+		unmark(scope, fd); /* also where all were dropped just before this one was set */
 	else
 		RS_COUNT(scope, hash_once_marks);
 }
 
 void rs_once_unmark(struct rs_scope *scope, int fd)
 {
-	if (!atomic_load(&scope->once.marks))
-		return;
-	/* ENOENT: none on this file, which is what is wanted. */
-	if (fanotify_mark(scope->group_fd, FAN_MARK_REMOVE | ONCE_FLAGS, FAN_OPEN_PERM, fd, NULL) &&
-	    errno != ENOENT)
-		RS_COUNT(scope, handler_errors);
+	if (atomic_load(&scope->once.marks))
+		unmark(scope, fd);
 }

@@ -233,17 +233,6 @@ static bool note_opener(struct rs_scope *scope, uint32_t process, uint32_t mater
 	return added == 0;
 }
 
-bool rs_record_known(struct rs_scope *scope, const struct rs_seen *seen)
-{
-	bool known = true;
-
-	pthread_mutex_lock(&scope->mutex);
-	if (seen->digest)
-		known = material_find(scope, seen, material_key(seen)) != RS_INDEX_EMPTY;
-	pthread_mutex_unlock(&scope->mutex);
-	return known;
-}
-
 uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
 {
 	uint32_t material = RS_INDEX_EMPTY, process;

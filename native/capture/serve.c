@@ -16,7 +16,7 @@
 #define DENSE_NS	250000 /* between two events of a dense time */
 #define DENSE_EVENTS	16     /* so many in a row make it dense */
 #define LINGER_NS	120000 /* so long a thread waits awake */
-#define CROWDED_NS	100000  /* a CPU given away for longer is one that others need */
+#define CROWDED_NS	100000 /* a CPU given away for longer is one that others need */
 #define CROWDED_FOR_NS	10000000
 
 /*

