@@ -7,6 +7,7 @@ a scope is a set of processes that the kernel side keeps by itself (bpf/trace_pr
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pathlib
 import time
@@ -101,10 +102,15 @@ def _check_host() -> None:
 
 
 def _explain(error: NativeError) -> BackendUnavailable:
-    if error.errno in (1, 13):
+    if error.errno == errno.EPERM:
         return unavailable(
             f"the kernel refused a program: {error}",
             "Run the system daemon as root: sudo rootseal daemon run",
+        )
+    if error.errno == errno.EACCES:  # a privilege that is missing is EPERM
+        return unavailable(
+            f"the kernel's verifier does not accept a program: {error}",
+            "Programs for eBPF need kernel 5.12; `--capture-mode trace:ptrace` traces without.",
         )
     return unavailable(str(error), "Run `rootseal doctor` and report its output.")
 
