@@ -159,11 +159,13 @@ def test_executed_file_and_loader_are_opens(lab: TraceLab, root: Path) -> None:
     assert info_bytes(lab.fixture.stat()) in seen.pairs()
 
 
+@pytest.mark.heavy
 def test_a_hundred_thousand_opens_are_all_counted(lab: TraceLab, root: Path) -> None:
     seen = lab.do(root, "open_loop", "a", 100_000)
     assert 100_000 <= seen.observation.opens < 100_100
 
 
+@pytest.mark.heavy
 def test_many_distinct_files_are_all_there(lab: TraceLab, root: Path) -> None:
     directory = root / "many"
     directory.mkdir()

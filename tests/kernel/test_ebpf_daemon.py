@@ -146,6 +146,7 @@ def test_ebpf_without_fanotify_says_why_not(daemon: RunningDaemon, sandbox: Path
     assert not (sandbox / "ran").exists()
 
 
+@pytest.mark.heavy
 def test_bursts_by_ten_readers_at_once_are_complete(
     daemon: RunningDaemon, sandbox: Path, fixture: Path
 ) -> None:

@@ -199,7 +199,7 @@ def test_an_unlinked_file_that_is_still_read(lab: Lab, root: Path) -> None:
 
 def test_special_files_do_not_strand_their_openers(lab: Lab, root: Path) -> None:
     action = lab.start(root, [lab.fixture, "special", root])
-    assert action.process.wait(timeout=60) == 0
+    assert action.process.wait(timeout=600) == 0
     seen = action.finish()
     assert seen.exit_code == 0
     assert seen.products == []
@@ -279,7 +279,6 @@ def test_scopes_see_only_their_own(lab: Lab, tmp_path: Path) -> None:
         assert diagnostics.losses(seen.counters) == {}
 
 
-@pytest.mark.heavy
 @pytest.mark.heavy
 def test_a_file_that_keeps_growing_is_counted(lab: Lab, root: Path, outside: Path) -> None:
     log, stop = outside / "log", outside / "stop"
@@ -395,6 +394,7 @@ def test_caps_mark_only_their_action(lab: Lab, root: Path, tmp_path: Path) -> No
     assert diagnostics.losses(seen.counters) == {}
 
 
+@pytest.mark.heavy
 def test_records_beyond_the_budget_are_all_there(lab: Lab, root: Path, tmp_path: Path) -> None:
     own = Lab(lab.fixture, digest_cache_entries=1024)
     own.engine.set_memory(0, tmp_path)
@@ -412,6 +412,7 @@ def test_records_beyond_the_budget_are_all_there(lab: Lab, root: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
 
 
+@pytest.mark.heavy
 def test_pids_are_reused_without_mixing_processes(lab: Lab, root: Path) -> None:
     last = Path("/proc/sys/kernel/ns_last_pid")
     if not last.exists():
@@ -496,7 +497,7 @@ def test_abort_lets_openers_go(lab: Lab, root: Path) -> None:
     action = lab.start(root, [lab.fixture, "read-many", ".", "200"])
     action.scope.abort()
     action.scope.abort()
-    assert action.process.wait(timeout=60) == 0
+    assert action.process.wait(timeout=600) == 0
     assert action.scope.progress() == {}
 
 

@@ -69,10 +69,12 @@ def test_ten_thousand_files(lab: Lab, root: Path) -> None:
     check_many(lab.do(root, "write-many", ".", "10000"), 10_000)
 
 
+@pytest.mark.heavy
 def test_two_thousand_files_closed_at_exit(lab: Lab, root: Path) -> None:
     check_many(lab.do(root, "leave-open", ".", "2000"), 2000)
 
 
+@pytest.mark.heavy
 def test_short_lived_writers(lab: Lab, root: Path) -> None:
     check_many(lab.do(root, "write-fork", ".", "500"), 500)
 

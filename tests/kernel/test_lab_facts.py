@@ -22,6 +22,7 @@ import pytest
 EXPECTS = frozenset(filter(None, os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")))
 SECURITY = Path("/sys/kernel/security")
 LIBC = ctypes.CDLL(None, use_errno=True)
+RELEASE = tuple(int(number) for number in os.uname().release.split(".")[:2])
 
 # linux/fanotify.h, linux/fsverity.h
 FAN_CLASS_CONTENT, FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED = 0x4, 0x1, 0x2, 0x10 | 0x20
@@ -143,7 +144,7 @@ def test_closing_the_group_lets_the_opener_go(tmp_path: Path) -> None:
     thread.join(0.05)
     assert thread.is_alive()
     os.close(fd)
-    thread.join(30)
+    thread.join(300)
     assert not thread.is_alive()
 
 
@@ -159,7 +160,11 @@ def test_ignore_mark_silences_an_inode_that_nobody_writes(group: int, tmp_path: 
     path = tmp_path / "material"
     path.write_bytes(b"content")
     mark(group, FAN_MARK_ADD, FAN_OPEN_PERM, path)
-    mark(group, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_OPEN_PERM, path)
+    flags, mask = FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, ctypes.c_uint64(FAN_OPEN_PERM)
+    code = LIBC.fanotify_mark(group, flags, mask, -100, os.fsencode(path))
+    if code and RELEASE < (6, 0) and ctypes.get_errno() == errno.EINVAL:  # stable 5.10 has them
+        pytest.skip("optional: no ignore marks on this kernel, so hash once is off")
+    assert code == 0, os.strerror(ctypes.get_errno())
     thread = open_in_thread(path)
     assert wait_for_events(group, thread) == []
 
@@ -174,8 +179,7 @@ def test_pre_access_events_are_there_from_6_14_on(tmp_path: Path) -> None:
     code = LIBC.fanotify_mark(fd, FAN_MARK_ADD, mask, -100, os.fsencode(path))
     found = ctypes.get_errno() if code else 0
     os.close(fd)
-    release = tuple(int(number) for number in os.uname().release.split(".")[:2])
-    if release < (6, 14):
+    if RELEASE < (6, 14):
         assert found == errno.EINVAL
     elif found == errno.EOPNOTSUPP:
         pytest.skip("optional: the filesystem of the temporary files has no such events")

@@ -369,6 +369,7 @@ def test_an_action_that_removes_its_working_directory(
     assert "the action removed its directory" in one_line(inside.stderr)
 
 
+@pytest.mark.heavy
 def test_ten_thousand_files(daemon: RunningDaemon, sandbox: Path) -> None:
     write = "import os\nfor i in range(10000): open(f'd{i % 100}-{i}', 'w').write(str(i))"
     done = daemon.run(sandbox, [sys.executable, "-c", write], HELD)

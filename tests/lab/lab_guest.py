@@ -88,7 +88,7 @@ def run_row(row: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",  # so that the log shows where a test hangs
         "TMPDIR": str(temporary),
-        "PYTHONPATH": f"{job['repo']}/pants-plugins",
+        "PYTHONPATH": job["pythonPath"],
         "MUST_RUN": "kernel",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # hypothesis alone costs seconds under tcg
         "ROOTSEAL_LAB_EMULATED": "1",

@@ -1,8 +1,8 @@
 """Debian's kernels for the lab: download by apt, unpack, and pack an initramfs for each.
 
 Nothing is installed: the packages are downloaded into build/lab and only what a boot needs is
-unpacked. A kernel is named by its series (`6.1`); apt says which package is the newest of it, and
-the release that really booted is part of every result.
+unpacked. A kernel is named by its series (`6.1`, `6.1-arm64`); apt says which package is the newest
+of it, and the release that really booted is part of every result.
 """
 
 from __future__ import annotations
@@ -14,14 +14,25 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[2]
-LAB = REPO / "build" / "lab"
-BUSYBOX = Path("/bin/busybox")
-META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}
+import lab_arm64
+from lab_apt import LAB, REPO, Archive, LabError, depends, download
+
+__all__ = ["LAB", "REPO", "Kernel", "LabError", "fetch", "require_tools"]
+
+BOOKWORM, BULLSEYE = Archive("bookworm", "amd64"), Archive("bullseye", "amd64")
+# Series -> where apt finds it, and the metapackage whose newest dependency it is.
+META_PACKAGES = {
+    "5.10": (BULLSEYE, "linux-image-amd64"),
+    "6.1": (BOOKWORM, "linux-image-amd64"),
+    "6.12": (BOOKWORM, "linux-image-6.12-amd64"),
+    "6.1-arm64": (lab_arm64.ARCHIVE, "linux-image-arm64"),
+}
 UNPACK = ("./boot/vmlinuz-*", "./boot/config-*", "./lib/modules/*/kernel/*")
-UNPACK_FOLDERS = ("fs", "crypto", "lib", "net/9p", "drivers/virtio", "drivers/block")
+BUSYBOX = "./bin/busybox"
+UNPACK_FOLDERS = ("fs", "crypto", "lib", "net/9p", "drivers/virtio", "drivers/block", "arch")
 MODULES = (
     ("virtio_pci", "virtio_mmio", "virtio_blk")
     + ("9pnet_virtio", "9p", "overlay", "loop")
@@ -30,39 +41,52 @@ MODULES = (
 )
 
 
-class LabError(Exception):
-    """The lab cannot run; the message says what to do."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """An unpacked kernel.
 
     Attributes:
         series: For example `6.1`.
+        architecture: As Debian names it.
         release: What `uname -r` says once booted.
-        image: The bzImage.
+        image: What qemu boots.
         initramfs: A gzip'd cpio archive that mounts the host's tree and starts the guest runner.
     """
 
     series: str
+    architecture: str
     release: str
     image: Path
     initramfs: Path
 
+    @property
+    def root(self) -> Path:
+        """The folder that is the guest's root: the host's own, or that of another architecture."""
+        return lab_arm64.ROOT if self.architecture == "arm64" else Path("/")
 
-def _run(*command: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise LabError(f"{' '.join(command)} failed: {last}")
-    return done.stdout
+    @property
+    def repo(self) -> str:
+        """The checkout, as the guest sees it."""
+        return lab_arm64.INSIDE if self.architecture == "arm64" else str(REPO)
+
+    @property
+    def python(self) -> str:
+        """The interpreter of its tests."""
+        return "/usr/bin/python3" if self.architecture == "arm64" else sys.executable
+
+    @property
+    def python_path(self) -> str:
+        """Where that one finds the packages under test and those they need."""
+        wheels = f":{lab_arm64.WHEELS_INSIDE}" if self.architecture == "arm64" else ""
+        return f"{self.repo}/pants-plugins{wheels}"
 
 
 def require_tools() -> None:
     """Check for what the lab needs of the host, and name the packages of what is missing."""
     needed = {
         "qemu-system-x86_64": "qemu-system-x86",
+        "qemu-system-aarch64": "qemu-system-arm",
+        lab_arm64.COMPILER: "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
         "cpio": "cpio",
         "setpriv": "util-linux",
         "apt-get": "apt (the lab takes Debian's kernels)",
@@ -73,52 +97,53 @@ def require_tools() -> None:
     }
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     missing = [package for tool, package in needed.items() if not shutil.which(tool, path=path)]
-    if not BUSYBOX.exists() or b"/ld-linux" in BUSYBOX.read_bytes()[:8192]:  # not static
-        missing.append("busybox-static")
     if missing:
         raise LabError(f"the kernel lab needs: sudo apt-get install {' '.join(missing)}")
 
 
 def newest_package(series: str) -> str:
     """The package of the newest kernel of a series that apt knows, as its metapackage says."""
-    meta = META_PACKAGES[series]
-    text = _run("apt-cache", "depends", "--important", meta)
-    pattern = rf"Depends: (linux-image-{re.escape(series)}\.\S+)"
-    found = re.findall(pattern, text)
+    archive, meta = META_PACKAGES[series]
+    number = re.escape(series.split("-")[0])
+    found = re.findall(rf"Depends: (linux-image-{number}\.\S+)", depends(archive, meta))
     if not found:
-        raise LabError(
-            f"apt knows no kernel {series} ({meta}); on Debian 12 run: sudo apt-get update"
-        )
+        raise LabError(f"apt knows no kernel {series}: {archive.release} has no such {meta}")
     return str(found[0])
 
 
 def fetch(series: str) -> Kernel:
     """Download and unpack a kernel unless build/lab has it; pack its initramfs."""
     package = newest_package(series)
+    archive = META_PACKAGES[series][0]
     folder = LAB / "kernels" / package
-    if not (folder / "complete").exists():
+    if not (folder / "unpacked").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _run("apt-get", "download", "-q", package, cwd=folder)
-        for archive in folder.glob("*.deb"):
-            _unpack(archive, folder)
-            archive.unlink()
-        (folder / "complete").touch()
+        for name, members in ((package, UNPACK), ("busybox-static", (BUSYBOX,))):
+            for file in download(archive, name, folder):
+                _unpack(file, members, folder)
+                file.unlink()
+        _keep_modules(folder)
+        (folder / "unpacked").touch()
     image = next((folder / "boot").glob("vmlinuz-*"))
     release = image.name[len("vmlinuz-") :]
     initramfs = folder / "initramfs.cpio.gz"
-    pack_initramfs(folder / "lib" / "modules" / release, initramfs)
-    return Kernel(series, release, image, initramfs)
+    pack_initramfs(folder / "lib" / "modules" / release, folder / "bin" / "busybox", initramfs)
+    return Kernel(series, archive.architecture, release, image, initramfs)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, members: tuple[str, ...], folder: Path) -> None:
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
     ) as source:
         command = ["tar", "-x", "--no-same-owner", "-C", str(folder), "--wildcards"]
-        done = subprocess.run([*command, *UNPACK], stdin=source.stdout)
+        done = subprocess.run([*command, *members], stdin=source.stdout)
     if done.returncode != 0 or source.returncode != 0:
         raise LabError(f"{archive.name} could not be unpacked; remove {LAB} and try again")
+
+
+def _keep_modules(folder: Path) -> None:
+    """Remove the modules that no boot asks for: most of a kernel."""
     for modules in folder.glob("lib/modules/*/kernel"):
         keep = {modules / name for name in UNPACK_FOLDERS}
         for path in sorted(modules.glob("*")) + sorted(modules.glob("*/*")):
@@ -157,13 +182,13 @@ def modules_in_order(folder: Path, wanted: tuple[str, ...]) -> list[tuple[str, b
     return list(ordered.items())
 
 
-def pack_initramfs(modules: Path, target: Path) -> None:
+def pack_initramfs(modules: Path, busybox: Path, target: Path) -> None:
     """Write the initramfs: static busybox, the modules with their order, and guest_init.sh."""
     root = target.parent / "initramfs"
     shutil.rmtree(root, ignore_errors=True)
     for name in ("bin", "modules", "proc", "sys", "dev", "host", "lab", "newroot"):
         (root / name).mkdir(parents=True)
-    shutil.copy(BUSYBOX, root / "bin" / "busybox")
+    shutil.copy(busybox, root / "bin" / "busybox")
     (root / "bin" / "sh").symlink_to("busybox")
     order = []
     for name, data in modules_in_order(modules, MODULES):

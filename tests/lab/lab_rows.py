@@ -15,7 +15,6 @@ def kernel(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/kernel/test_{name}.py" for name in names)
 
 
-ALL = ("tests/kernel",)
 FILESYSTEMS = kernel("filesystems")
 # What there is to ask of the row's own filesystem; the others are mounted in FILESYSTEMS.
 HERE = (
@@ -59,9 +58,7 @@ class Row:
         boot: Name of the boot.
         filesystem: Where the tests' temporary files are: a key of `DISKS`, `overlay` or `tmpfs`;
             on the host `own`, its build folder.
-        tests: Test files (or single tests), in every run.
-        more: Those that only the whole run (`make lab`) has time for.
-        quick: Whether `make ci` runs the row too.
+        tests: Test files, or single tests.
         expects: Capabilities of this filesystem, beside those of the boot.
         figure_bytes: Size of the file that figures are taken with.
     """
@@ -69,8 +66,6 @@ class Row:
     boot: str
     filesystem: str
     tests: tuple[str, ...]
-    more: tuple[str, ...]
-    quick: bool
     expects: tuple[str, ...] = ()
     figure_bytes: int = 8 << 20
 
@@ -83,6 +78,7 @@ class Row:
 BOOTS = (  # the longest first, so that two at a time end together
     Boot("host", None, "", ()),
     Boot("6.12-nobpf", "6.12", "lsm=yama", ("fanotify", "btf", "no-bpf-lsm")),
+    Boot("6.1-arm64", "6.1-arm64", "lsm=yama", ("fanotify", "btf", "no-bpf-lsm")),
     Boot("6.1-bpf", "6.1", "lsm=bpf", ("fanotify", "btf", "bpf-lsm")),
     Boot(
         "6.12-bpf-ima",
@@ -90,6 +86,7 @@ BOOTS = (  # the longest first, so that two at a time end together
         "lsm=bpf,integrity ima_policy=tcb",
         ("fanotify", "btf", "bpf-lsm", "ima"),
     ),
+    Boot("5.10", "5.10", "lsm=yama", ("fanotify", "no-bpf-lsm")),
 )
 
 # Disk images made on the host for each boot: name -> (size in MiB, command that formats it).
@@ -99,26 +96,29 @@ DISKS = {
     "btrfs": (1024, ("mkfs.btrfs", "-q", "-f")),
 }
 
-# Each kernel runs every group of tests once, and what depends on the filesystem on each of them:
-# two processors are to be done with all rows in a quarter of an hour. With ima_policy=tcb the
-# emulated kernel hashes every file that root reads too, so that boot gets few tests.
+# Each group of tests runs once on every kernel that can do it; what depends on the filesystem, on
+# each of them: two processors are to be done with all rows in a quarter of an hour. With
+# ima_policy=tcb the emulated kernel hashes every file that root reads too, so that boot gets few.
+# The host's own kernel runs what the guests run; `make test` runs all of the group there.
 ROWS = (
-    Row("host", "own", ALL, (), False),
-    Row("6.1-bpf", "ext4", FACTS + VERITY + CLOCK, LAUNCHER, True, ("fs-verity",)),
-    Row("6.1-bpf", "btrfs", HERE + VERITY, (), False, ("fs-verity",)),
-    Row("6.1-bpf", "overlay", HERE, CAPTURE, False),
-    Row("6.1-bpf", "tmpfs", HERE, (), True, ("no-fs-verity",)),
-    Row("6.1-bpf", "xfs", HERE, (), False, ("no-fs-verity",)),
-    Row("6.12-bpf-ima", "ext4", HERE + IMA, EBPF, True, ("fs-verity",)),
-    Row("6.12-bpf-ima", "overlay", HERE, (), False),
-    Row("6.12-bpf-ima", "tmpfs", HERE, (), False, ("no-fs-verity",)),
-    Row("6.12-nobpf", "overlay", FACTS, TOOLCHAINS + CAPTURE + EBPF, True),
-    Row("6.12-nobpf", "ext4", HERE + VERITY + SEALING, (), False, ("fs-verity",), 1 << 30),
-    Row("6.12-nobpf", "btrfs", HERE, (), False, ("fs-verity",)),
-    Row("6.12-nobpf", "xfs", HERE, (), False, ("no-fs-verity",)),
+    Row("host", "own", FACTS + VERITY + IMA + TOOLCHAINS + CAPTURE + EBPF + LAUNCHER),
+    Row("6.12-nobpf", "overlay", FACTS + TOOLCHAINS + CAPTURE + EBPF),
+    Row("6.12-nobpf", "ext4", HERE + VERITY + SEALING, ("fs-verity",), 1 << 30),
+    Row("6.12-nobpf", "btrfs", HERE, ("fs-verity",)),
+    Row("6.12-nobpf", "xfs", HERE, ("no-fs-verity",)),
+    Row("6.1-bpf", "ext4", FACTS + VERITY + CLOCK + EBPF, ("fs-verity",)),
+    Row("6.1-bpf", "btrfs", HERE + VERITY, ("fs-verity",)),
+    Row("6.1-bpf", "overlay", HERE),
+    Row("6.1-bpf", "tmpfs", HERE, ("no-fs-verity",)),
+    Row("6.1-bpf", "xfs", HERE, ("no-fs-verity",)),
+    Row("6.1-arm64", "ext4", HERE + CAPTURE + EBPF + LAUNCHER, ("fs-verity",)),
+    Row("6.12-bpf-ima", "ext4", HERE + IMA + EBPF[:2], ("fs-verity",)),
+    Row("6.12-bpf-ima", "overlay", HERE),
+    Row("6.12-bpf-ima", "tmpfs", HERE, ("no-fs-verity",)),
+    Row("5.10", "ext4", HERE + CAPTURE + LAUNCHER, ("fs-verity",)),
 )
 
 
-def rows_of(boot: str, *, quick: bool) -> tuple[Row, ...]:
-    """The rows of a boot, all or only those of `make ci`."""
-    return tuple(row for row in ROWS if row.boot == boot and (row.quick or not quick))
+def rows_of(boot: str) -> tuple[Row, ...]:
+    """The rows of a boot."""
+    return tuple(row for row in ROWS if row.boot == boot)

@@ -1,6 +1,6 @@
 """Run the kernel lab: every boot, every row, and keep the results for test_lab.py.
 
-Usage: python tests/lab/lab_run.py [--quick] [--only BOOT]… [--filesystem NAME] [--tests FILE]…
+Usage: python tests/lab/lab_run.py [--only BOOT]… [--filesystem NAME] [--tests FILE]…
 
 --tests runs other tests in the rows that are left, for example real Pants on ext4 with verity:
 --only 6.12-nobpf --filesystem ext4 --tests tests/integration/test_fsverity_pants.py
@@ -21,6 +21,7 @@ import sys
 import time
 from typing import Any
 
+from lab_arm64 import make_root
 from lab_host import run_host
 from lab_kernels import LAB, REPO, Kernel, LabError, fetch, require_tools
 from lab_results import RESULTS, boot_document, write_results
@@ -42,15 +43,13 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def run_one(
-    boot: Boot, rows: tuple[Row, ...], kernels: dict[str, Kernel], *, quick: bool
-) -> dict[str, Any]:
+def run_one(boot: Boot, rows: tuple[Row, ...], kernels: dict[str, Kernel]) -> dict[str, Any]:
     """Run one boot and say how it went."""
     seconds = int(os.environ.get("ROOTSEAL_LAB_ROW_SECONDS", ROW_SECONDS))
     if boot.series is None:
         result = run_host(rows, seconds)
     else:
-        result = run_boot(boot, kernels[boot.series], rows, row_seconds=seconds, quick=quick)
+        result = run_boot(boot, kernels[boot.series], rows, row_seconds=seconds)
     document = boot_document(boot.name, result, rows)
     tests = [test for row in document["rows"].values() for test in row["tests"]]
     counts = {o: sum(t["outcome"] == o for t in tests) for o in ("passed", "failed", "skipped")}
@@ -68,17 +67,16 @@ def chosen_rows(boot: str, options: argparse.Namespace) -> tuple[Row, ...]:
     """The rows of a boot that the options leave, with other tests if they say so."""
     if options.only and boot not in options.only:
         return ()
-    rows = rows_of(boot, quick=options.quick)
+    rows = rows_of(boot)
     if options.filesystem:
         rows = tuple(row for row in rows if row.filesystem == options.filesystem)
     if options.tests:
-        rows = tuple(dataclasses.replace(row, tests=tuple(options.tests), more=()) for row in rows)
+        rows = tuple(dataclasses.replace(row, tests=tuple(options.tests)) for row in rows)
     return rows
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the boots, two machines at once, and the host's own rows beside them."""
-    quick = options.quick
     rows = {b.name: chosen_rows(b.name, options) for b in BOOTS}
     boots = [b for b in BOOTS if rows[b.name]]
     if not boots:
@@ -87,20 +85,19 @@ def run(options: argparse.Namespace) -> None:
     RESULTS.unlink(missing_ok=True)
     require_tools()
     kernels = {series: fetch(series) for series in sorted({b.series for b in boots if b.series})}
+    if any(kernel.architecture == "arm64" for kernel in kernels.values()):
+        make_root()
     started, when = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     host = [b for b in boots if b.series is None]
     guests = [b for b in boots if b.series is not None]
     with concurrent.futures.ThreadPoolExecutor(max_workers=GUESTS_AT_ONCE) as pool:
-        futures = {
-            b.name: pool.submit(run_one, b, rows[b.name], kernels, quick=quick) for b in guests
-        }
-        documents = {b.name: run_one(b, rows[b.name], kernels, quick=quick) for b in host}
+        futures = {b.name: pool.submit(run_one, b, rows[b.name], kernels) for b in guests}
+        documents = {b.name: run_one(b, rows[b.name], kernels) for b in host}
         documents.update({name: future.result() for name, future in futures.items()})
     write_results(
         {
             "version": 1,
-            "quick": quick,
-            "whole": not (quick or options.only or options.filesystem or options.tests),
+            "whole": not (options.only or options.filesystem or options.tests),
             "commit": commit(),
             "startedAt": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - started, 1),
@@ -112,7 +109,6 @@ def run(options: argparse.Namespace) -> None:
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Run the kernel lab.")
-    parser.add_argument("--quick", action="store_true", help="only the rows of `make ci`")
     parser.add_argument("--only", action="append", default=[], choices=[b.name for b in BOOTS])
     parser.add_argument("--filesystem", help="only the rows on this filesystem")
     parser.add_argument("--tests", action="append", default=[], help="these instead of a row's own")

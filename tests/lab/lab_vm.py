@@ -6,15 +6,20 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from lab_kernels import LAB, REPO, Kernel, LabError
+from lab_kernels import LAB, Kernel, LabError
 from lab_rows import DISKS, Boot, Row
 
 MEMORY_MIB = 3072
+# Debian's name of an architecture -> the emulator, its options, the console's device. Of aarch64 a
+# processor without pointer authentication, which takes long to emulate.
+MACHINES = {
+    "amd64": ("qemu-system-x86_64", ("-cpu", "max"), "ttyS0"),
+    "arm64": ("qemu-system-aarch64", ("-machine", "virt", "-cpu", "neoverse-n1"), "ttyAMA0"),
+}
 BOOT_SECONDS = 120
 CONSOLE_TAIL_LINES = 12
 
@@ -34,17 +39,17 @@ def make_disk(name: str, folder: Path) -> Path:
 
 def qemu_command(kernel: Kernel, boot: Boot, disks: dict[str, Path], out: Path) -> list[str]:
     """The qemu command line of a boot. Never kvm: it hangs under nested virtualisation."""
-    runner = Path(__file__).with_name("lab_guest.py")
-    append = "console=ttyS0 quiet panic=-1 mitigations=off"
-    append += f" lab.python={sys.executable} lab.runner={runner}"
+    emulator, options, console = MACHINES[kernel.architecture]
+    append = f"console={console} quiet panic=-1 mitigations=off"
+    append += f" lab.python={kernel.python} lab.runner={kernel.repo}/tests/lab/lab_guest.py"
     command = ["setpriv", "--pdeathsig", "KILL"]  # a machine never outlives the run
-    command += ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
+    command += [emulator, "-accel", "tcg,thread=multi", *options, "-smp", "2"]
     command += ["-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-no-reboot"]
     command += ["-nic", "none", "-serial", f"file:{out / 'console.log'}"]
     command += ["-kernel", str(kernel.image), "-initrd", str(kernel.initramfs)]
     command += ["-append", f"{append} {boot.command_line}"]
     share = "local,security_model=none,multidevs=remap"
-    command += ["-virtfs", f"{share},path=/,mount_tag=host,readonly=on"]
+    command += ["-virtfs", f"{share},path={kernel.root},mount_tag=host,readonly=on"]
     command += ["-virtfs", f"{share},path={out},mount_tag=out"]
     for name, image in disks.items():
         command += ["-drive", f"file={image},format=raw,if=none,cache=unsafe,id={name}"]
@@ -52,14 +57,17 @@ def qemu_command(kernel: Kernel, boot: Boot, disks: dict[str, Path], out: Path) 
     return command
 
 
-def write_job(rows: tuple[Row, ...], boot: Boot, out: Path, *, seconds: int, quick: bool) -> None:
+def write_job(
+    rows: tuple[Row, ...], boot: Boot, kernel: Kernel, out: Path, *, seconds: int
+) -> None:
     """Tell the guest what to run."""
     job = {
-        "repo": str(REPO),
+        "repo": kernel.repo,
+        "pythonPath": kernel.python_path,
         "rows": [
             {
                 "filesystem": row.filesystem,
-                "tests": list(row.tests if quick else row.tests + row.more),
+                "tests": list(row.tests),
                 "expects": [*boot.expects, *row.expects],
                 "timeoutSeconds": seconds,
                 "figureBytes": row.figure_bytes,
@@ -71,7 +79,7 @@ def write_job(rows: tuple[Row, ...], boot: Boot, out: Path, *, seconds: int, qui
 
 
 def run_boot(
-    boot: Boot, kernel: Kernel, rows: tuple[Row, ...], *, row_seconds: int, quick: bool
+    boot: Boot, kernel: Kernel, rows: tuple[Row, ...], *, row_seconds: int
 ) -> dict[str, Any]:
     """Boot, wait, and return {"booted", "reason", "seconds", "facts", "rows"}."""
     out = LAB / "run" / boot.name
@@ -80,7 +88,7 @@ def run_boot(
     disks = {
         row.filesystem: make_disk(row.filesystem, out) for row in rows if row.filesystem in DISKS
     }
-    write_job(rows, boot, out, seconds=row_seconds, quick=quick)
+    write_job(rows, boot, kernel, out, seconds=row_seconds)
     limit = BOOT_SECONDS + len(rows) * (row_seconds + 30)
     started = time.monotonic()
     reason = ""

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from lab_apt import Archive, sites, sources
 from lab_kernels import REPO, Kernel, modules_in_order
 from lab_results import read_junit
 from lab_rows import BOOTS, DISKS, ROWS, Boot, rows_of
@@ -59,7 +60,7 @@ def test_rows_name_boots_disks_and_test_files_that_exist() -> None:
     for row in ROWS:
         assert row.boot in boots
         assert row.filesystem in {*DISKS, "overlay", "tmpfs", "own"}
-        for name in (*row.tests, *row.more):
+        for name in row.tests:
             path, _, test = name.partition("::")
             assert (REPO / path).exists(), row
             assert not test or f"def {test}(" in (REPO / path).read_text("utf-8"), row
@@ -67,12 +68,12 @@ def test_rows_name_boots_disks_and_test_files_that_exist() -> None:
 
 @pytest.mark.parametrize("boot", [boot for boot in BOOTS if boot.series], ids=lambda b: b.name)
 def test_each_machine_is_emulated_and_cannot_write_to_the_host(boot: Boot) -> None:
-    kernel = Kernel("6.1", "6.1.0", Path("image"), Path("initramfs"))
+    kernel = Kernel("6.1", "amd64", "6.1.0", Path("image"), Path("initramfs"))
     words = " ".join(qemu_command(kernel, boot, {}, Path("out")))
     assert "tcg" in words and "kvm" not in words
     assert re.search(r"path=/,mount_tag=host,readonly=on", words)
     assert "-nic none" in words
-    assert rows_of(boot.name, quick=True), "make ci boots every machine"
+    assert rows_of(boot.name)
 
 
 def test_table_shows_failures_and_reasons() -> None:
@@ -93,3 +94,28 @@ def test_table_shows_failures_and_reasons() -> None:
 
 def test_empty_cell_is_a_test_that_did_not_run() -> None:
     assert cell(Counter()) == ""
+
+
+def test_archives_are_those_of_the_machines_own_apt() -> None:
+    text = (
+        "Debian|Debian|main|http://mirror.test/debian\n"
+        "Debian|Debian|main|http://mirror.test/debian\n"
+        "Debian|Debian-Security|main|http://mirror.test/security\n"
+        "Debian|Debian|contrib|http://mirror.test/other\n"
+        "Somebody|Else|main|http://else.test\n"
+    )
+    lines = sources(Archive("bullseye", "arm64"), sites(text)).splitlines()
+    assert [line.split("] ")[1] for line in lines] == [
+        "http://mirror.test/debian bullseye main",
+        "http://mirror.test/security bullseye-security main",
+    ]
+    assert all("arch=arm64" in line for line in lines)
+    assert sites("") == []
+
+
+def test_a_guest_of_aarch64_has_a_root_of_its_own() -> None:
+    kernel = Kernel("6.1-arm64", "arm64", "6.1.0", Path("image"), Path("initramfs"))
+    boot = Boot("6.1-arm64", "6.1-arm64", "", ())
+    words = " ".join(qemu_command(kernel, boot, {}, Path("out")))
+    assert words.count("path=") == 2 and f"path={kernel.root},mount_tag=host,readonly=on" in words
+    assert "qemu-system-aarch64" in words and "lab.python=/usr/bin/python3" in words
