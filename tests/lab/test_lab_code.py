@@ -63,6 +63,7 @@ def test_rows_name_boots_disks_and_test_files_that_exist() -> None:
         for name in row.tests:
             path, _, test = name.partition("::")
             assert (REPO / path).exists(), row
+            test = test.partition("[")[0]
             assert not test or f"def {test}(" in (REPO / path).read_text("utf-8"), row
 
 
