@@ -29,7 +29,7 @@ from lab_rows import BOOTS, Boot, Row, rows_of
 from lab_vm import run_boot
 
 GUESTS_AT_ONCE = 2  # each keeps about one processor busy, and has 3 GiB of memory
-ROW_SECONDS = 900  # guards against a hang; a row takes one to five minutes on a quiet machine
+ROW_SECONDS = 1800  # guards against a hang; a row takes one to five minutes on a quiet machine
 
 
 def commit() -> str:

@@ -14,16 +14,17 @@ from typing import Any
 
 from lab_kernels import LAB, REPO, LabError
 from lab_results import read_results
+from lab_rows import BOOTS, ROWS
 
 TARGET = REPO / "docs" / "kernels.md"
 CI_TARGET = LAB / "kernels.md"
 HEAD = """# Kernels
 
 What runs where, as `make lab` found it: Debian's kernels booted under qemu with the host's tree
-under an overlay, the tests of `tests/kernel` inside as root, their temporary files on the row's
-filesystem. This page is written by `tests/lab/lab_table.py`; do not edit it. A row that is there
-for a capability fails if the kernel lacks it; *n/a* counts tests that do not apply, with the
-reasons below.
+under an overlay (that of aarch64: a Debian of aarch64 with this checkout cross-compiled into it),
+the tests of `tests/kernel` inside as root, their temporary files on the row's filesystem. This page
+is written by `tests/lab/lab_table.py`; do not edit it. A row fails if its kernel lacks what the row
+is there for; *n/a* counts tests that do not apply, with the reasons below.
 
 """
 FILESYSTEMS_HEAD = """## Filesystems
@@ -100,13 +101,20 @@ def boots_table(boots: dict[str, Any]) -> list[str]:
 
 
 def rows_table(rows: dict[str, Any]) -> list[str]:
-    """One line per row: counts."""
-    lines = ["| row | passed | failed | n/a | seconds |", "|---|---|---|---|---|"]
+    """One line per row: what it is there for, and counts."""
+    lines = ["| row | there for | passed | failed | n/a | seconds |", "|---|---|---|---|---|---|"]
     for name, row in rows.items():
         count = Counter(test["outcome"] for test in row["tests"])
         numbers = f"{count['passed']} | {count['failed']} | {count['skipped']}"
-        lines.append(f"| {name} | {numbers} | {row['seconds']:.0f} |")
+        lines.append(f"| {name} | {capabilities(name)} | {numbers} | {row['seconds']:.0f} |")
     return lines
+
+
+def capabilities(row_name: str) -> str:
+    """What a row is there for, as tests/lab/lab_rows.py has it."""
+    boots = {boot.name: boot for boot in BOOTS}
+    found = [(*boots[row.boot].expects, *row.expects) for row in ROWS if row.name == row_name]
+    return ", ".join(name for names in found for name in names) or "-"
 
 
 def tests_table(rows: dict[str, Any]) -> list[str]:
