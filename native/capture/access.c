@@ -22,6 +22,7 @@
 #include "core.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -55,7 +56,8 @@ int rs_probe_access(void)
 
 int rs_engine_set_compare(rs_engine *engine, int on)
 {
-	int error = on ? rs_probe_access() : 0;
+	/* Other errors (no group free just now) say nothing of the kernel. */
+	int error = on && rs_probe_access() == -EINVAL ? -EINVAL : 0;
 
 	atomic_store(&rs_engine_switches(engine)->compares, on && !error);
 	return error;
@@ -139,9 +141,24 @@ static bool look_up(struct rs_scope *scope, const struct rs_stat *stat, bool acc
 	return found;
 }
 
-/* A file without a digest: the action's own, or one that is just being entered, or left out. */
-static void let_go_or_wait(struct rs_scope *scope, int fd, const struct rs_stat *stat,
-			   const struct known *known)
+/* As look_up for an access; its opener may have gone on before another thread entered the file. */
+static bool look_up_entered(struct rs_worker *worker, struct rs_scope *scope,
+			    const struct rs_stat *stat, struct known *ret_known)
+{
+	bool entering, found;
+
+	for (;;) {
+		entering = rs_engine_is_entering(worker->engine, rs_inode_key(stat));
+		found = look_up(scope, stat, true, ret_known);
+		if (found || ret_known->number != RS_INDEX_EMPTY || !entering)
+			return found;
+		sched_yield();
+	}
+}
+
+/* A file without a digest: the action's own, or one that was left out, which is counted. */
+static void pass(struct rs_scope *scope, int fd, const struct rs_stat *stat,
+		 const struct known *known)
 {
 	if (known->number == RS_INDEX_EMPTY && !rs_is_young(scope, stat))
 		ignore_while(scope, fd, stat);
@@ -164,7 +181,7 @@ void rs_access_opened(struct rs_scope *scope, int fd, const struct rs_stat *stat
 	if (!is_compared(scope, stat))
 		return;
 	if (!look_up(scope, stat, false, &known))
-		let_go_or_wait(scope, fd, stat, &known);
+		pass(scope, fd, stat, &known);
 	else if (!known.guarded || !rs_same_state(&known.stat, stat))
 		guard(scope, fd, stat, known.number);
 }
@@ -207,8 +224,8 @@ bool rs_access_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	bool trusted;
 
 	RS_COUNT(scope, access_events);
-	if (!look_up(scope, stat, true, &known)) {
-		let_go_or_wait(scope, event->fd, stat, &known);
+	if (!look_up_entered(worker, scope, stat, &known)) {
+		pass(scope, event->fd, stat, &known);
 		return false;
 	}
 	if (rs_same_state(&known.stat, stat)) {

@@ -120,7 +120,7 @@ int rs_engine_stay_awake(rs_engine *engine);
 void rs_engine_set_hash_once(rs_engine *engine, int on);
 /*
  * Whether files that changed since their open are compared when they are accessed (access.c), in
- * scopes that are opened from now on; off from the start. What rs_probe_access returned, if `on`.
+ * scopes that are opened from now on; off from the start. -EINVAL: this kernel cannot.
  */
 int rs_engine_set_compare(rs_engine *engine, int on);
 /*

@@ -180,6 +180,8 @@ struct rs_worker {
 	struct rs_event held[RS_EVENTS_PER_READ];
 	unsigned held_count;
 	bool batch; /* the read gave several */
+	/* Inode (rs_inode_key) whose opener goes on before it is entered, else 0: see access.c. */
+	_Atomic uint64_t entering;
 	int own_pid;
 	int fds_fd; /* owned, O_PATH: /proc/self/fd */
 	_Alignas(8) uint8_t events[RS_EVENTS_PER_READ * 64];
@@ -205,6 +207,7 @@ const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: not
 bool rs_engine_may_linger(struct rs_engine *engine);
 bool rs_engine_is_alone(struct rs_engine *engine); /* no second scope is open */
 unsigned rs_engine_shards(struct rs_engine *engine);
+bool rs_engine_is_entering(struct rs_engine *engine, uint64_t inode_key);
 struct rs_awake *rs_engine_awake(struct rs_engine *engine);
 bool rs_engine_compares(struct rs_engine *engine); /* see access.c */
 struct rs_switches {
@@ -300,6 +303,7 @@ struct rs_seen {
  * against ignoring its further opens; else RS_INDEX_EMPTY.
  */
 uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen);
+uint64_t rs_inode_key(const struct rs_stat *stat); /* never 0 */
 void rs_record_ignored(struct rs_scope *scope, uint32_t material);
 /* The material that the last open of this inode gave, or RS_INDEX_EMPTY. The mutex is held. */
 uint32_t rs_material_latest(const struct rs_scope *scope, const struct rs_stat *stat);

@@ -241,9 +241,13 @@ static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope
 	bool may_go_on = !worker->batch && !seen->exec && !seen->young;
 	uint32_t again;
 
-	if (may_go_on)
+	if (may_go_on) {
+		atomic_store(&worker->entering, rs_inode_key(&seen->stat));
 		answer(scope, event);
+	}
 	again = rs_record_open(scope, seen);
+	if (may_go_on)
+		atomic_store(&worker->entering, 0);
 	if (again != RS_INDEX_EMPTY)
 		rs_once_mark(worker, scope, event->fd, seen, again);
 	return may_go_on ? ANSWERED : HANDLED;

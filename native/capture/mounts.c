@@ -233,7 +233,7 @@ static int mark_fully(struct rs_mount *mount, int group_fd, int root_fd, uint64_
 	int error = rs_mount_mark(mount, group_fd, root_fd, path, mask);
 
 	mount->compared = !error && mask & FAN_PRE_ACCESS;
-	if (error == -EOPNOTSUPP && mask & FAN_PRE_ACCESS)
+	if ((error == -EOPNOTSUPP || error == -EINVAL) && mask & FAN_PRE_ACCESS)
 		error =
 		    rs_mount_mark(mount, group_fd, root_fd, path, mask & ~(uint64_t)FAN_PRE_ACCESS);
 	return error;

@@ -50,6 +50,11 @@ static uint64_t inode_key(const struct rs_stat *stat)
 	return rs_hash_u64(stat->ino, stat->dev);
 }
 
+uint64_t rs_inode_key(const struct rs_stat *stat)
+{
+	return inode_key(stat) | 1;
+}
+
 static uint64_t material_key(const struct rs_seen *seen)
 {
 	uint64_t first;
