@@ -36,7 +36,8 @@ LAYERS: Mapping[str, int] = {
         1,
     ),
     **dict.fromkeys(
-        ("keys", "wire", "schema", "opens_table", "keeper", "hardening", "build_id"), 1
+        ("keys", "wire", "schema", "opens_table", "keeper", "hardening", "build_id", "trace_ring"),
+        1,
     ),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("fsverity", "ima"), 1),
@@ -48,7 +49,16 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("verify", "policy_check", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }
-PLUGIN_MAY_IMPORT = {"errors", "canonical", "action", "wire", "fsverity", "build_id", "hardening"}
+PLUGIN_MAY_IMPORT = {
+    "errors",
+    "canonical",
+    "action",
+    "wire",
+    "fsverity",
+    "build_id",
+    "hardening",
+    "trace_ring",
+}
 STDLIB_ONLY = (
     "errors",
     "canonical",
@@ -58,6 +68,7 @@ STDLIB_ONLY = (
     "keeper",
     "build_id",
     "hardening",
+    "trace_ring",
 )
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
 VERIFIER_NEVER = ("capture", "daemon", "cli", "seal", "wire")

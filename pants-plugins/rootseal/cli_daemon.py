@@ -18,11 +18,11 @@ from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Place, place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, places_of, stop_and_wait
 from rootseal.errors import ConfigError
+from rootseal.trace_ring import read_size
 
 RING_VARIABLE = "ROOTSEAL_TRACE_RING"
 _SECONDS_MAX = 10**9
 _BYTES_MAX = 2**60
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 def register(subparsers: Any) -> None:
@@ -100,7 +100,8 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         default=None,
         help="ring buffer of the eBPF trace, a power of two (64K to 1G, default 16M; also "
-        f"${RING_VARIABLE}): what it cannot hold is counted as lost",
+        f"${RING_VARIABLE}): what it cannot hold is counted as lost; `ensure` replaces an idle "
+        "daemon that has another size, and refuses a busy one",
     )
     parser.add_argument(
         "--memory-budget",
@@ -151,6 +152,7 @@ def ensure_command(arguments: argparse.Namespace) -> int:
         places_of(os.getuid(), arguments.socket),
         _run_options(arguments),
         keep_options=not any(given),
+        ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
     )
     text = f"daemon {found['version']} at {found['socket']}, posture {found['posture']}"
     if found["reason"]:
@@ -203,20 +205,9 @@ def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _ring_bytes(flag: Optional[str], environ: Mapping[str, str]) -> int:
-    """Size of the trace's ring buffer, the flag before the variable; 0: neither says.
-
-    Raises:
-        ConfigError: Not a size that it can have.
-    """
+    """Size of the trace's ring buffer, the flag before the variable; 0: neither says."""
     text = flag if flag is not None else environ.get(RING_VARIABLE, "")
-    if not text:
-        return 0
-    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 12 and unit in _UNITS):
-        raise ConfigError(
-            f"--trace-ring (or {RING_VARIABLE}) is a size like 65536, 64K, 16M or 1G, not {text!r}"
-        )
-    return int(digits) << _UNITS[unit]
+    return read_size(text, f"--trace-ring (or {RING_VARIABLE})")
 
 
 def _sealed(arguments: argparse.Namespace) -> tuple[tuple[bytes, bytes, int], ...]:

@@ -23,6 +23,7 @@ from rootseal.daemon_cache import CacheKeeper
 from rootseal.daemon_keeper import Keeper
 from rootseal.errors import BackendUnavailable, CaptureError
 from rootseal.observation import Posture
+from rootseal.trace_ring import RING_BYTES_DEFAULT
 
 DIGEST_CACHE_ENTRIES = 1 << 20
 GROUPS_RESERVED = 8  # left to other programs of this user
@@ -87,7 +88,7 @@ class Backends:
                 "ebpf", "fanotify, which it is used with, is not available", "See fanotify."
             )
         ebpf = _module("ebpf")
-        self._tracer = ebpf.EbpfTracer(ring_bytes=ring_bytes or ebpf.RING_BYTES_DEFAULT)
+        self._tracer = ebpf.EbpfTracer(ring_bytes=ring_bytes or RING_BYTES_DEFAULT)
         self._traced = _module("traced").TracedEngine(self._fanotify, self._tracer)
 
     @property

@@ -3,6 +3,9 @@
 found, of this build            → used
 found, of another build, idle   → ended, and one of this build started with its options
 found, of another build, busy, or somebody else's → an error that says what to do
+
+A daemon whose trace has a ring of another size than is asked for is treated like one of another
+build.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from rootseal import wire
 from rootseal.build_id import build_digest
 from rootseal.daemon_place import Place, prepare_directories
 from rootseal.errors import CaptureError, ConfigError
+from rootseal.trace_ring import is_other, size_of
 
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
@@ -44,6 +48,7 @@ def ensure(
     options: Tuple[str, ...],
     *,
     keep_options: bool = False,
+    ring_bytes: int = 0,
 ) -> Dict[str, object]:
     """The status of a daemon of this build that serves this user.
 
@@ -52,17 +57,21 @@ def ensure(
         places: Where to look first, in order.
         options: Options of `rootseal daemon run` for one that is started.
         keep_options: One that replaces another takes over the options of that.
+        ring_bytes: Size that the ring of its trace must have, if it has one; 0: any.
 
     Raises:
-        CaptureError: It does not start (says what it said), or one of another build is in the way.
+        CaptureError: It does not start (says what it said), or another one is in the way.
         ConfigError: Its directories are not usable.
     """
     found = _look(places)
-    if found is not None and found.get("build") == build_digest():
-        return found
     if found is not None:
-        _end_other_build(found)
+        unfit = _unfit(found, ring_bytes)
+        if unfit is None:
+            return found
+        _end_idle(found, *unfit)
         options = _options_of(found, options) if keep_options else options
+    if ring_bytes:
+        options = (*options, "--trace-ring", str(ring_bytes))  # the last one counts
     return _start(place, options)
 
 
@@ -77,19 +86,32 @@ def _look(places: Tuple[str, ...]) -> Optional[Dict[str, object]]:
     return None
 
 
-def _end_other_build(found: Mapping[str, object]) -> None:
-    """End an idle daemon whose code is not this installation's, so that it signs no more records.
+def _unfit(found: Mapping[str, object], ring_bytes: int) -> Optional[Tuple[str, str]]:
+    """Why a daemon cannot be used, and what root would do about it; None if it can."""
+    if found.get("build") != build_digest():
+        why = f"is of another build (version {found.get('version')})"
+        return why, "update it: `sudo rootseal daemon ensure` with this installation"
+    if is_other(found, ring_bytes):
+        why = f"has a trace ring of {size_of(found)} bytes, not of {ring_bytes},"
+        return why, f"replace it: `sudo rootseal daemon ensure --trace-ring {ring_bytes}`"
+    return None
+
+
+def _end_idle(found: Mapping[str, object], why: str, remedy: str) -> None:
+    """End an idle daemon that cannot be used; one of another build would sign more records.
+
+    Args:
+        found: Its status.
+        why: It cannot be used.
+        remedy: If it is another user's.
 
     Raises:
         CaptureError: It is busy, or another user's.
     """
-    path, version = str(found.get("socket")), str(found.get("version"))
-    about = f"the daemon at {path} is of another build (version {version})"
+    path = str(found.get("socket"))
+    about = f"the daemon at {path} {why}"
     if found.get("uid") != os.getuid():
-        raise CaptureError(
-            f"{about} and belongs to uid {found.get('uid')}; update it: "
-            "`sudo rootseal daemon ensure` with this installation"
-        )
+        raise CaptureError(f"{about} and belongs to uid {found.get('uid')}; {remedy}")
     actions = found.get("actions")
     running = sum(actions.values()) if isinstance(actions, dict) else 0
     if running:

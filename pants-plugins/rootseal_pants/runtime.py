@@ -16,6 +16,7 @@ from typing import Any, Mapping, Sequence
 from rootseal import wire
 from rootseal.build_id import build_digest
 from rootseal.errors import CaptureError, ConfigError
+from rootseal.trace_ring import is_other
 
 ENSURE_TIMEOUT_SECONDS = 60
 
@@ -92,13 +93,21 @@ def run_rootseal(
         raise ConfigError(f"cannot run {command[0]}: {error.strerror}") from error
 
 
-def ensure_daemon(executable: str, socket: str) -> DaemonInfo:
-    """Make sure that a daemon of this build answers; else the executable sees to it."""
+def ensure_daemon(executable: str, socket: str, trace_ring_bytes: int) -> DaemonInfo:
+    """Make sure that a daemon of this build and ring answers; else the executable sees to it.
+
+    Args:
+        executable: Path of the `rootseal` executable.
+        socket: Of the daemon, or empty for the usual places.
+        trace_ring_bytes: Size that the ring of its trace must have, if it has one; 0: any.
+    """
     places = (socket,) if socket else daemon_places(os.getuid())
     found = wire.find_daemon(places)
-    if found is not None and found.get("build") == build_digest():
+    if found is not None and _is_fit(found, trace_ring_bytes):
         return read_daemon_info(found)
     command = [executable, "daemon", "ensure", "--json"]
+    if trace_ring_bytes:
+        command += ["--trace-ring", str(trace_ring_bytes)]
     if socket:
         command += ["--socket", socket]
     done = run_rootseal(command, timeout_seconds=ENSURE_TIMEOUT_SECONDS)
@@ -109,6 +118,10 @@ def ensure_daemon(executable: str, socket: str) -> DaemonInfo:
         return read_daemon_info(json.loads(done.stdout))
     except ValueError as error:
         raise CaptureError(f"`{' '.join(command)}` did not print JSON: {error}") from error
+
+
+def _is_fit(status: Mapping[str, object], trace_ring_bytes: int) -> bool:
+    return status.get("build") == build_digest() and not is_other(status, trace_ring_bytes)
 
 
 def daemon_places(uid: int) -> tuple[str, ...]:

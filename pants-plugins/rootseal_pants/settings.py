@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pants.engine.fs import CreateDigest, Digest, FileContent
-from rootseal import fsverity
+from rootseal import fsverity, trace_ring
 from rootseal.errors import ConfigError
 
 from rootseal_pants.demands import Demands
@@ -39,6 +39,7 @@ class Settings:
         key: Path or URI of the signing key, or empty.
         trusted_capture_keys: Path of each key that is trusted beside this machine's.
         daemon_socket: Path of the daemon's socket, or empty for the usual places.
+        trace_ring_bytes: Size that the ring of the daemon's trace must have; 0: any.
         capture_mode: As in the manifest's policy; so are the next four.
         fanotify: off, auto or on.
         fsverity: off, auto or on.
@@ -60,6 +61,7 @@ class Settings:
     key: str
     trusted_capture_keys: tuple[str, ...]
     daemon_socket: str
+    trace_ring_bytes: int
     capture_mode: str
     fanotify: str
     fsverity: str
@@ -77,6 +79,7 @@ class DaemonRequest:
     executable: str
     build_root: str
     socket: str
+    trace_ring_bytes: int
     trusted_capture_keys: tuple[str, ...]
     toolchain_files: tuple[tuple[str, str], ...]
 
@@ -172,6 +175,7 @@ def resolve_settings(
             str(Path(root, Path(path).expanduser())) for path in rootseal.trusted_capture_keys
         ),
         daemon_socket=rootseal.daemon_socket,
+        trace_ring_bytes=trace_ring.read_size(rootseal.trace_ring, "[rootseal].trace_ring"),
         capture_mode=demands.capture_mode,
         fanotify=demands.fanotify,
         fsverity=demands.fsverity,
@@ -290,7 +294,7 @@ def _launcher_arguments(rootseal: RootsealSubsystem, demands: Demands) -> tuple[
 def make_ready(request: DaemonRequest) -> ReadyDaemon:
     """Make sure that a daemon answers, and read the keys that are trusted."""
     executable = find_executable(request.executable, request.build_root)
-    info = ensure_daemon(executable, request.socket)
+    info = ensure_daemon(executable, request.socket, request.trace_ring_bytes)
     return ReadyDaemon(
         info=info,
         executable=executable,
@@ -307,6 +311,7 @@ def daemon_request(settings: Settings) -> DaemonRequest:
         settings.executable,
         settings.build_root,
         settings.daemon_socket,
+        settings.trace_ring_bytes,
         settings.trusted_capture_keys,
         settings.toolchain_files,
     )

@@ -121,6 +121,15 @@ class RootsealSubsystem(Subsystem):
         help="The largest number of bytes that are hashed for one action. Reaching it marks the "
         "action incomplete.",
     )
+    trace_ring = StrOption(
+        default="",
+        advanced=True,
+        help="Size of the ring buffer through which eBPF tells the daemon what actions do, a power "
+        "of two from 64K to 1G; what it cannot hold is counted as lost. If empty, the daemon's own "
+        "(16M). It belongs to the daemon, not to the actions: an idle one of your own with another "
+        "size is replaced, one that is busy or somebody else's is an error that says so. It has no "
+        "effect where the daemon has no eBPF.",
+    )
     records_dir = StrOption(
         default="",
         advanced=True,

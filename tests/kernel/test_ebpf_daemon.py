@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -203,6 +205,24 @@ def test_a_full_ring_is_a_loss_that_the_gate_refuses(
 def test_ring_size_by_environment(tmp_path: Path) -> None:
     with running_daemon(tmp_path, environ={"ROOTSEAL_TRACE_RING": "1M"}) as daemon:
         assert daemon.status()["trace"]["ringBytes"] == 1 << 20
+
+
+def test_ensure_replaces_an_idle_daemon_of_another_size_and_keeps_its_options(
+    tmp_path: Path,
+) -> None:
+    place = ("--socket", str(tmp_path / "s"), "--state-dir", str(tmp_path / "state"), "--json")
+    variable = {**os.environ, "ROOTSEAL_TRACE_RING": "2M"}
+    try:
+        small = ("--trace-ring", "1M", "--allow-uid", "4242")
+        first = json.loads(rootseal("daemon", "ensure", *place, *small).stdout)
+        assert first["trace"]["ringBytes"] == 1 << 20
+        again = json.loads(rootseal("daemon", "ensure", *place, "--trace-ring", "1024k").stdout)
+        assert again["pid"] == first["pid"]
+        other = json.loads(rootseal("daemon", "ensure", *place, env=variable).stdout)
+        assert other["trace"]["ringBytes"] == 1 << 21 and other["pid"] != first["pid"]
+        assert "4242" in other["options"]
+    finally:
+        assert rootseal("daemon", "stop", *place).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,10 @@ from typing import Dict, Mapping, Optional, Tuple
 from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.trace_events import Reader
-from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
+from rootseal.errors import BackendUnavailable, CaptureError, NativeError
 from rootseal.observation import Ledger, ProcessRecord, TracePrograms
+from rootseal.trace_ring import RING_BYTES_DEFAULT, RING_BYTES_MIN, check_size
 
-RING_BYTES_DEFAULT = 1 << 24
-RING_BYTES_MIN = 1 << 16
-RING_BYTES_MAX = 1 << 30
 OPENS_MAX = 1 << 22  # (process, file) pairs of one scope, 56 bytes each
 EVENT_BYTES_MAX = 1 << 26  # of kept events of one scope
 PROCESSES_MAX = 1 << 18
@@ -115,19 +113,6 @@ def _explain(error: NativeError) -> BackendUnavailable:
     return unavailable(str(error), "Run `rootseal doctor` and report its output.")
 
 
-def check_ring(ring_bytes: int) -> None:
-    """Refuse a size that a ring buffer cannot have.
-
-    Raises:
-        ConfigError: Says which it can have.
-    """
-    if ring_bytes & (ring_bytes - 1) or not RING_BYTES_MIN <= ring_bytes <= RING_BYTES_MAX:
-        raise ConfigError(
-            f"the trace ring must be a power of two from {RING_BYTES_MIN} to {RING_BYTES_MAX} "
-            f"bytes, not {ring_bytes}"
-        )
-
-
 class EbpfScope:
     """One action. Ended by `finish` or `abort`."""
 
@@ -210,7 +195,7 @@ class EbpfTracer:
             BackendUnavailable: Why not on this host, and what to do.
             ConfigError: No ring has this size.
         """
-        check_ring(ring_bytes)
+        check_size(ring_bytes, "the trace ring")
         self.ring_bytes = ring_bytes
         _check_host()
         has_btf = _KERNEL_BTF.exists()
