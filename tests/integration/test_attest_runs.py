@@ -47,6 +47,13 @@ def test_cold_memoized_edited_and_restarted(repo: PantsRepo) -> None:
     assert edited.records("`//:left`") != cold.records("`//:left`")
     assert edited.sources.count("ran") == 2  # the command and its archive
 
+    # Another option of capture is another capture: nothing that is memoized counts, or is cached.
+    repo.run("--rootseal-max-digests=5000", "package", "::").succeeded()
+    repo.verify()
+    other = repo.manifest()
+    assert other.keys() == edited.keys()
+    assert set(other.sources) == {"ran"}
+
     # Another option of the engine makes pantsd build a new scheduler.
     repo.run("package", "::", env={"PANTS_PANTS_IGNORE": "+['/unused/']"}).succeeded()
     repo.verify()
