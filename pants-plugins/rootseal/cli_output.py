@@ -18,6 +18,7 @@ from rootseal.errors import (
     Error,
     NativeError,
     PostureError,
+    ToolchainError,
     VerificationError,
 )
 
@@ -25,6 +26,7 @@ EXIT_GOOD = 0
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_INTERNAL = 3
+_REFUSALS = (VerificationError, CaptureLost, PostureError, ToolchainError, EncodingError)
 _PROGRESS_ITEMS_MIN = 200  # below this, work is over before a bar could be read
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -47,7 +49,7 @@ def emit(arguments: argparse.Namespace, text: str, data: Mapping[str, object]) -
 
 def exit_code_of(error: Error) -> int:
     """The exit code that an error means (DESIGN section 8)."""
-    if isinstance(error, (VerificationError, CaptureLost, PostureError, EncodingError)):
+    if isinstance(error, _REFUSALS):
         return EXIT_REFUSED
     if isinstance(error, (ConfigError, CaptureError)) and not isinstance(error, NativeError):
         return EXIT_USAGE

@@ -27,31 +27,36 @@ from rootseal import (
     hardening,
     keys,
 )
-from rootseal.bundle import MAGIC as BUNDLE_MAGIC
-from rootseal.cli_keys import add_signing, signer_from, signing_files
-from rootseal.cli_output import printable
-from rootseal.cli_paths import check_result
+from rootseal.cli_keys import add_signing, signer_from
+from rootseal.cli_output import exit_code_of, printable
 from rootseal.cli_run_outputs import (
     artifacts_of,
     declared_outputs,
     make_outputs_writable,
     seals_outputs,
 )
+from rootseal.cli_run_usage import CAPS, check_results, check_usage, working_directory
 from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
 from rootseal.daemon_peer import groups_of
 from rootseal.daemon_place import place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, ensure, places_of
-from rootseal.errors import CaptureError, ConfigError, Error, PostureError, ZeroDropsError
+from rootseal.errors import (
+    CaptureError,
+    CaptureLost,
+    ConfigError,
+    Error,
+    PostureError,
+    ToolchainError,
+    ZeroDropsError,
+)
 from rootseal.manifest import read_manifest
 from rootseal.observation import Posture
-from rootseal.record import MAGIC as RECORD_MAGIC
 from rootseal.record import RECORD_BYTES_MAX
 from rootseal.record_check import VerifiedRecord, verify_record
 from rootseal.seal import RecordsInMemory, seal
 
 CLOCK_TICK_SECONDS = 0.01  # files made within one tick of the coarse clock cannot be told apart
-EXIT_NO_RECORD = 1
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
@@ -101,7 +106,7 @@ def add_capture(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require-zero-drops", action="store_true", help="fail if anything may have been missed"
     )
-    for name in ("max-digests", "max-record-bytes", "max-hashed-bytes"):
+    for name in CAPS:
         parser.add_argument(f"--{name}", metavar="N", type=int, help="cap of this action")
     parser.add_argument(
         "--input",
@@ -118,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not argv:
         raise ConfigError("run needs a command after `--`")
     options = capture_options(arguments, os.environ)
-    _check_results(arguments)
+    check_usage(arguments)
     tools = tools_from(arguments)
     place = place_for(os.environ, os.getuid(), arguments.socket, "")
     idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
@@ -136,9 +141,10 @@ def run(arguments: argparse.Namespace) -> int:
         time.sleep(CLOCK_TICK_SECONDS)
         code = _run_launcher([*command, "--", *argv])
         if not record.exists():
+            error = _why(directory / "error")
             if arguments.json:
-                raise _why(directory / "error")
-            return EXIT_NO_RECORD  # the launcher has said why
+                raise error
+            return exit_code_of(error)  # the launcher has said why
         data = files.read_bounded(record, bytes_max=RECORD_BYTES_MAX, what="the action record")
     if arguments.record:
         with files.complete_file(arguments.record) as stream:
@@ -184,7 +190,7 @@ def capture_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -
         "hardening": level,
         "require-zero-drops": "1" if arguments.require_zero_drops else "0",
     }
-    for name in ("max-digests", "max-record-bytes", "max-hashed-bytes"):
+    for name in CAPS:
         value = getattr(arguments, name.replace("-", "_"))
         if value is not None:
             options[name] = str(value)
@@ -218,7 +224,7 @@ def _record_directory() -> Iterator[Path]:
 
 
 def _key_fields(arguments: argparse.Namespace, argv: Sequence[str]) -> Dict[str, object]:
-    root, cwd = Path(arguments.root).resolve(), Path.cwd()
+    root, cwd = Path(os.path.realpath(arguments.root)), Path(working_directory())
     inside = cwd == root or root in cwd.parents
     output_files, directories = declared_outputs(arguments)
     return action.command_fields(
@@ -250,7 +256,7 @@ def _launcher_command(
     command += [f"--output-file={path}" for path in output_files]
     command += [f"--output-dir={path}" for path in directories]
     command += [f"--option={name}={value}" for name, value in options.items()]
-    command += [f"--option=inputs={Path(path).resolve()}" for path in arguments.input]
+    command += [f"--option=inputs={os.path.realpath(path)}" for path in arguments.input]
     command += _toolchain_options(arguments)
     if seals_outputs(arguments, options):
         command.append("--option=seal-outputs=1")
@@ -269,7 +275,7 @@ def _toolchain_options(arguments: argparse.Namespace) -> List[str]:
     found = [f"--option=toolchain-scope={arguments.toolchain_scope}"]
     for name in ("toolchain", "toolchain_key"):
         option = name.replace("_", "-")
-        paths = (Path(path).resolve() for path in getattr(arguments, name))
+        paths = (os.path.realpath(path) for path in getattr(arguments, name))
         found += [f"--option={option}={path}" for path in paths]
     return found
 
@@ -358,22 +364,9 @@ def _manifest(
     }
 
 
-def _check_results(arguments: argparse.Namespace) -> None:
-    """--out and --record may replace an older bundle and record, and nothing else."""
-    others = [] if arguments.out is None else signing_files(arguments)
-    for flag in ("--output", "--input", "--toolchain", "--toolchain-key"):
-        named = getattr(arguments, flag[2:].replace("-", "_"))
-        others += [(flag, path) for path in named]
-    if arguments.out is not None:
-        check_result(("--out", arguments.out), BUNDLE_MAGIC, others)
-        others.append(("--out", arguments.out))
-    if arguments.record is not None:
-        check_result(("--record", arguments.record), RECORD_MAGIC, others)
-
-
 def _forget_the_last_run(arguments: argparse.Namespace) -> None:
     """A run that fails leaves nothing behind that could be taken for its own."""
-    _check_results(arguments)
+    check_results(arguments)
     for path in filter(None, (arguments.out, arguments.record)):
         try:
             Path(path).unlink(missing_ok=True)
@@ -384,7 +377,8 @@ def _forget_the_last_run(arguments: argparse.Namespace) -> None:
 def _why(path: Path) -> Error:
     """The error that the daemon told the launcher, as it was raised there."""
     if not path.exists():
-        return CaptureError("the launcher ended without a record; see what it said on stderr")
+        text = "the launcher ended without a record; see what it said on stderr"
+        return CaptureLost(text, {})
     text = path.read_text("utf-8", "replace")
     code, message, details = (text.split("\n", 2) + ["", ""])[:3]
     values = json.loads(details) if details.strip() else {}
@@ -392,7 +386,11 @@ def _why(path: Path) -> Error:
         return ZeroDropsError(message, {name: item["value"] for name, item in values.items()})
     if code == PostureError.__name__:
         return PostureError(message, values["requested"], values["achieved"])
-    return (ConfigError if code == ConfigError.__name__ else CaptureError)(message)
+    if code == ToolchainError.__name__:
+        return ToolchainError(message, values)
+    if code == ConfigError.__name__:
+        return ConfigError(message)
+    return Error(message) if code == "InternalError" else CaptureError(message)
 
 
 def _report(verified: VerifiedRecord, out: Optional[str], code: int, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Tuple
 
 from rootseal import canonical, fsverity, leaf_table
-from rootseal.errors import Error
+from rootseal.errors import IncompleteError
 from rootseal.leaf_table import Domain
 from rootseal.record_check import VerifiedRecord
 
@@ -37,7 +37,7 @@ def artifacts_of(verified: VerifiedRecord) -> List[Dict[str, object]]:
     """The products that were declared: they become the subjects.
 
     Raises:
-        Error: A declared output is not there.
+        IncompleteError: A declared output is not there.
     """
     declared = _paths(verified)
     raw = leaf_table.decompress(verified.record.tables.products)
@@ -54,7 +54,9 @@ def artifacts_of(verified: VerifiedRecord) -> List[Dict[str, object]]:
                 }
     absent = [os.fsdecode(path) for path, gone in missing.items() if gone]
     if absent and verified.predicate.document["exitcode"] == 0:
-        raise Error(f"the command did not leave its output {absent[0]}; check --output and --root")
+        raise IncompleteError(
+            f"the command did not leave its output {absent[0]}; check --output and --root"
+        )
     return list(found.values())
 
 

@@ -1,8 +1,7 @@
 """Every error Rootseal raises on purpose.
 
 The message of each error says what to do next; the attributes carry the data, so that `--json`
-output and tests never parse prose. Exit codes of the CLI: `ConfigError` 2, `VerificationError` and
-`CaptureLost` 1, everything else 3.
+output and tests never parse prose. `cli_output.exit_code_of` has the exit code of each.
 """
 
 from __future__ import annotations

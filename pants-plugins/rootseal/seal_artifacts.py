@@ -64,7 +64,8 @@ def _name(artifact: Artifact) -> str:
 
 def _seal_one(directory: Path, artifact: Artifact) -> str:
     # An artifact may be a symlink to another one: what it leads to is sealed.
-    path = (directory / os.fsdecode(canonical.path_bytes(artifact.name))).resolve()
+    name = os.fsdecode(canonical.path_bytes(artifact.name))
+    path = Path(os.path.realpath(directory / name))  # of a loop, a path that is no file
     if not path.is_file():
         raise IncompleteError(f"the artifact {artifact.name} is not in {directory}; build again")
     measured = fsverity.seal_file(path)

@@ -122,7 +122,7 @@ def test_on_refuses_before_the_action_runs_where_nothing_can_be_sealed(
         pytest.skip("optional: fs-verity is on the filesystem of the temporary files")
     cli = Cli(daemon, sandbox)
     done = cli.run("echo > out", "--fsverity", "on")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot seal files" in one_line(done.stderr)
     assert not (sandbox / "out").exists()
     done = cli.run("echo > out", "--fsverity", "auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,56 @@ def test_what_is_absent_is_said_to_be_a_recorded_path(cli: Cli, tmp_path: Path) 
     assert f"prove `--absent {tmp_path}/real/file` too" in done.stderr
     assert "recorded after symbolic links were resolved" in cli.verify_proof().stdout
     assert cli.prove_absent(f"{tmp_path}/real/file").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--max-digests", "0"], 2, "--max-digests must be at least 1"),
+        (["--max-digests", str(2**62)], 2, "max_digests"),
+        (["--descendants", "foo"], 2, "`wait` or `kill:SECONDS`"),
+        (["--descendants", "kill:86401"], 2, "`wait` or `kill:SECONDS`"),
+        (["--output", "../x"], 2, "lies outside the root"),
+        (["--root", "none"], 2, "--root none cannot be used: No such file or directory"),
+        (["--root", "loop"], 2, "--root loop cannot be used: Too many levels of symbolic links"),
+        (["--root", "file"], 2, "--root file is not a directory"),
+        (["--input", "none", "--capture-mode", "walk"], 2, "--input none cannot be used"),
+        (["--input", "loop", "--capture-mode", "walk"], 2, "--input loop cannot be used"),
+        (["--capture-mode", "ima", "--fanotify", "on"], 2, "contradicts"),
+        (["--require-zero-drops", "--max-digests", "1"], 1, "fanotifyDigestsCapHit"),
+    ],
+)
+def test_what_is_refused_has_one_exit_code_and_one_line(
+    cli: Cli, options: list[str], code: int, words: str
+) -> None:
+    """With and without --json; nothing has run where it is a matter of usage."""
+    (cli.sandbox / "loop").symlink_to("loop")
+    (cli.sandbox / "file").touch()
+    for more in ([], ["--json"]):
+        done = cli.run("echo > ran", *options, *more)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+        assert "internal" not in done.stderr and "Traceback" not in done.stderr
+        if more:
+            assert words in json.loads(done.stdout)["error"]["message"]
+        else:
+            assert len(done.stderr.splitlines()) == 1
+    assert (cli.sandbox / "ran").exists() == (code == 1)
+    assert not cli.bundle.exists()
+
+
+def test_a_launcher_that_cannot_say_why_is_a_refusal(cli: Cli) -> None:
+    """Killed by its own action: no record, no reason from the daemon, one code in both modes."""
+    for more in ([], ["--json"]):
+        done = cli.run("kill -KILL $PPID; exec sleep 100", *more)
+        assert done.returncode == 1, done.stderr
+        assert not cli.bundle.exists()
+
+
+def test_an_output_that_is_not_there_is_a_refusal(cli: Cli) -> None:
+    for more in ([], ["--json"]):
+        done = cli.run("true", "--output", "never", *more)
+        assert done.returncode == 1
+        assert "refused: the command did not leave its output never" in done.stderr
+    (cli.sandbox / "loop").symlink_to("loop")
+    done = cli.run("true", "--output", "loop")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr

@@ -25,6 +25,7 @@ from rootseal.errors import (
     Error,
     NativeError,
     PolicyError,
+    ToolchainError,
 )
 from rootseal.observation import Mutation, Mutations, MutationTime
 
@@ -316,6 +317,7 @@ def test_nothing_that_an_input_says_can_drive_the_terminal() -> None:
     [
         (PolicyError("x"), 1),
         (CaptureLost("x", {"lateEvents": 1}), 1),
+        (ToolchainError("x", {}), 1),
         (EncodingError("x"), 1),
         (ConfigError("x"), 2),
         (BackendUnavailable("x", "y", "z"), 2),
