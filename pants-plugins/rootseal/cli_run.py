@@ -332,7 +332,7 @@ def _manifest(
     strict = arguments.hardening == "strict"
     must_hold = strict or requested["fanotify"] == "on"
     name = digest.sha256_hex(data)
-    artifacts = artifacts_of(verified)
+    artifacts = artifacts_of(verified, Path(arguments.root))
     target = {"address": "command", "actions": [name], "artifacts": artifacts}
     return {
         "version": 1,

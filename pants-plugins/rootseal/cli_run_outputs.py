@@ -10,6 +10,7 @@ from typing import Dict, List, Mapping, Tuple
 from rootseal import canonical, fsverity, leaf_table
 from rootseal.errors import IncompleteError
 from rootseal.leaf_table import Domain
+from rootseal.observation import LeafKind
 from rootseal.record_check import VerifiedRecord
 
 
@@ -33,31 +34,69 @@ def make_outputs_writable(arguments: argparse.Namespace) -> None:
         fsverity.unseal(path)
 
 
-def artifacts_of(verified: VerifiedRecord) -> List[Dict[str, object]]:
-    """The products that were declared: they become the subjects.
+def artifacts_of(verified: VerifiedRecord, root: Path) -> List[Dict[str, object]]:
+    """The regular files that were declared and that the command left: they become the subjects.
+
+    A symbolic link is a product, but no artifact: its digest is that of its text, and whoever
+    verifies reads the file behind it. That file is an artifact under its own name, if the command
+    made it and it is in a declared directory, or a declared output leads to it.
 
     Raises:
         IncompleteError: A declared output is not there.
     """
-    declared = _paths(verified)
+    top, declared = Path(os.path.realpath(root)), _paths(verified)
     raw = leaf_table.decompress(verified.record.tables.products)
+    found, missing = _files_at(raw, {path: path for path in declared})
+    led, missing = _files_at(raw, {path: _resolved(top, path) for path in missing})
+    if verified.predicate.document["exitcode"] == 0:
+        for path in missing:
+            _refuse_absent(top / os.fsdecode(path), canonical.path_text(path))
+    return list({**found, **led}.values())
+
+
+def _files_at(
+    raw: bytes, places: Mapping[bytes, bytes]
+) -> Tuple[Dict[bytes, Dict[str, object]], List[bytes]]:
+    """The regular files at or below the places of outputs, and the outputs without one."""
     found: Dict[bytes, Dict[str, object]] = {}
-    missing = dict.fromkeys(declared, True)
+    missing = dict.fromkeys(places)
     for leaf in leaf_table.iter_leaves(raw, Domain.PRODUCT):
-        for path in declared:
-            if leaf.path == path or leaf.path.startswith(path + b"/") or path == b".":
-                missing[path] = False
+        if leaf.kind == LeafKind.SYMLINK:
+            continue
+        for path, place in places.items():
+            if place == b"." or leaf.path == place or leaf.path.startswith(place + b"/"):
+                missing.pop(path, None)
                 found[leaf.path] = {
                     "name": canonical.path_text(leaf.path),
                     "sha256": leaf.digest.hex(),
                     "size": leaf.size,
                 }
-    absent = [os.fsdecode(path) for path, gone in missing.items() if gone]
-    if absent and verified.predicate.document["exitcode"] == 0:
-        raise IncompleteError(
-            f"the command did not leave its output {absent[0]}; check --output and --root"
-        )
-    return list(found.values())
+    return found, list(missing)
+
+
+def _resolved(top: Path, path: bytes) -> bytes:
+    """Where an output leads, relative to the root; itself where that is elsewhere."""
+    real = Path(os.path.realpath(top / os.fsdecode(path)))
+    return os.fsencode(real.relative_to(top)) if top in real.parents else path
+
+
+def _refuse_absent(path: Path, name: str) -> None:
+    """An output of which the capture saw no file: only a directory without files is one.
+
+    Raises:
+        IncompleteError: Says what is there instead.
+    """
+    if path.is_dir():
+        if all(item.is_symlink() or item.is_dir() for item in path.rglob("*")):
+            return
+        why = "it holds nothing that the command left as a regular file"
+    elif path.is_symlink():
+        why = "it is a symbolic link, and the command made no file in the root that it leads to"
+    else:
+        why = "it is no regular file" if os.path.lexists(path) else "nothing is there"
+    raise IncompleteError(
+        f"the command did not leave its output {name}: {why}; check --output and --root"
+    )
 
 
 def _paths(verified: VerifiedRecord) -> Tuple[bytes, ...]:

@@ -135,3 +135,72 @@ def test_an_output_that_is_not_there_is_a_refusal(cli: Cli) -> None:
     (cli.sandbox / "loop").symlink_to("loop")
     done = cli.run("true", "--output", "loop")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+
+
+def subjects(cli: Cli) -> list[str]:
+    done = cli.verify("--json")
+    assert done.returncode == 0, done.stderr
+    names = [item["name"] for item in json.loads(done.stdout)["subjects"]]
+    return [] if names[0].startswith("run:") else names
+
+
+MODES = ["auto", "trace:ptrace", "walk"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_output_that_is_a_link_is_the_file_that_it_leads_to(cli: Cli, mode: str) -> None:
+    """`verify --artifact lnk` reads the file behind the link, so that is the subject."""
+    script = "echo built > real.1; ln -s real.1 mid; ln -s mid lnk"
+    done = cli.run(script, "--output", "lnk", "--capture-mode", mode)
+    assert done.returncode == 0, done.stderr
+    assert subjects(cli) == ["real.1"]
+    for name in ("lnk", "real.1"):
+        assert cli.verify("--artifact", str(cli.sandbox / name)).returncode == 0
+    (cli.sandbox / "real.1").write_text("other")
+    assert cli.verify("--artifact", str(cli.sandbox / "lnk")).returncode == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_links_in_an_output_directory_are_no_artifacts(cli: Cli, mode: str) -> None:
+    """Dangling, to a file beside it, out of the root, and a loop: leaves, but no subjects."""
+    script = (
+        "mkdir -p lib/deep; echo a > lib/a.so.1; ln -s a.so.1 lib/a.so; ln -s nowhere lib/gone; "
+        "ln -s /etc/passwd lib/out; ln -s loop lib/loop; ln -s .. lib/deep/up"
+    )
+    done = cli.run(script, "--output", "lib/", "--capture-mode", mode)
+    assert done.returncode == 0, done.stderr
+    assert subjects(cli) == ["lib/a.so.1"]
+    shown = rootseal("show", str(cli.bundle), "--expand", "--json")
+    products = [item["path"] for item in json.loads(shown.stdout)["actions"][0]["productFiles"]]
+    assert {"lib/a.so", "lib/a.so.1", "lib/gone", "lib/loop", "lib/out"} <= set(products)
+    assert cli.verify("--artifact", str(cli.sandbox / "lib/a.so")).returncode == 0
+    assert cli.verify("--artifact", "/etc/passwd").returncode == 1
+
+
+def test_an_output_directory_may_be_empty_or_a_link(cli: Cli) -> None:
+    done = cli.run("mkdir -p empty/deep; ln -s nowhere empty/link", "--output", "empty")
+    assert (done.returncode, subjects(cli)) == (0, []), done.stderr
+    script = "mkdir real; echo a > real/a; ln -s real dist"
+    done = cli.run(script, "--output", "dist/", "--output", "empty/")
+    assert (done.returncode, subjects(cli)) == (0, ["dist/a"]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("true", "nothing is there"),
+        ("ln -s nowhere out", "a symbolic link, and the command made no file"),
+        ("ln -s /etc/passwd out", "a symbolic link, and the command made no file"),
+        ("ln -s out out", "a symbolic link, and the command made no file"),
+        ("ln -s old out", "a symbolic link, and the command made no file"),
+        ("mkfifo out", "it is no regular file"),
+        ("mkdir out && mkfifo out/fifo", "it holds nothing that the command left"),
+    ],
+)
+def test_what_the_command_did_not_leave_as_a_file_is_no_artifact(
+    cli: Cli, script: str, why: str
+) -> None:
+    (cli.sandbox / "old").write_text("was there before")
+    done = cli.run(script, "--output", "out")
+    assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    assert not cli.bundle.exists()

@@ -62,6 +62,12 @@ def test_missing_artifact_is_refused_in_every_mode_that_looks(tmp_path: Path) ->
             seal_artifacts.seal_artifacts(tmp_path, [Artifact("app.bin", "0" * 64, 1)], mode=mode)
 
 
+def test_an_artifact_that_is_a_loop_of_links_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "app.bin").symlink_to("app.bin")
+    with pytest.raises(IncompleteError, match="is not in"):
+        seal_artifacts.seal_artifacts(tmp_path, [Artifact("app.bin", "0" * 64, 1)], mode="auto")
+
+
 def test_symlink_to_another_artifact_is_no_failure(no_verity: Path) -> None:
     one = artifact(no_verity)
     (no_verity / "latest").symlink_to("app.bin")
