@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal import digest, envelope, files, fsverity, keys, prove, verify_proof
 from rootseal.bundle import BundleReader
@@ -23,6 +23,8 @@ from rootseal.verify import (
     verify_bundle,
     verify_root,
 )
+
+FAILED_SHOWN = 5
 
 
 def register(subparsers: Any) -> None:
@@ -205,7 +207,7 @@ def verify_proof_file(arguments: argparse.Namespace) -> int:
     if policy.needs_whole_build:
         raise ConfigError(
             "the policy demands what one proof cannot show (targets, counters, materials, keys, "
-            "hosts); give it to `rootseal verify` with the bundle"
+            "hosts, exit codes); give it to `rootseal verify` with the bundle"
         )
     data = files.read_bounded(arguments.proof, bytes_max=prove.PROOF_BYTES_MAX, what="the proof")
     fact = verify_proof.verify_proof(
@@ -246,10 +248,19 @@ def _describe(path: str, verified: VerifiedBuild, seals: Mapping[str, Optional[s
         + (", ".join(sorted(verified.losses)) or "none")
         + f", signed by {verified.root.keyid[:16]}",
     ]
+    if verified.failed:
+        lines.append(_describe_failed(verified.failed))
     lines += [
         f"artifact {file} is {name}{_SEAL_TEXT[seals[file]]}" for file, name in verified.artifacts
     ]
     return "\n".join(printable(line) for line in lines)
+
+
+def _describe_failed(failed: Sequence[Tuple[str, int]]) -> str:
+    """What a reader must not take for success: a failure is attested as well as anything."""
+    shown = ", ".join(f"{key[:16]} with {code}" for key, code in failed[:FAILED_SHOWN])
+    more = f" and {len(failed) - FAILED_SHOWN} more" if len(failed) > FAILED_SHOWN else ""
+    return f"FAILED actions (exit code not 0): {shown}{more}"
 
 
 def _document(verified: VerifiedBuild, seals: Mapping[str, Optional[str]]) -> dict[str, object]:
@@ -259,6 +270,7 @@ def _document(verified: VerifiedBuild, seals: Mapping[str, Optional[str]]) -> di
         "captureKeyids": [key.keyid for key in verified.root.capture_keys],
         "posture": verified.posture.value,
         "losses": dict(verified.losses),
+        "failedActions": [{"actionKey": key, "exitCode": code} for key, code in verified.failed],
         "tree": dict(predicate.document["tree"]),  # type: ignore[call-overload]
         "summary": dict(predicate.summary),
         "subjects": [{"name": item.name, "sha256": item.sha256} for item in verified.root.subjects],

@@ -17,6 +17,7 @@ from rootseal.toolchain import TrustedTools
 
 POLICY_BYTES_MAX = 1 << 20
 LIST_ITEMS_MAX = 1000
+EXIT_CODE_MAX = 255
 _KEYS = {
     "required_posture",
     "require_zero_losses",
@@ -27,6 +28,7 @@ _KEYS = {
     "trusted_signing_keys",
     "trusted_capture_keys",
     "allowed_hosts",
+    "allowed_exit_codes",
 }
 _KEY_ID = re.compile("[0-9a-f]{64}")
 UNIX = "unix:"
@@ -83,6 +85,7 @@ class Policy:
         trusted_signing_keys: Ids of the keys that may have signed the root; none: any of --key.
         trusted_capture_keys: Ids of the keys that may have signed records; none: any of the root's.
         allowed_hosts: Whom actions may have connected to; None: anybody.
+        allowed_exit_codes: What actions may have ended with (128 + signal); None: anything.
     """
 
     required_posture: Optional[Posture] = None
@@ -95,6 +98,7 @@ class Policy:
     trusted_signing_keys: Tuple[str, ...] = ()
     trusted_capture_keys: Tuple[str, ...] = ()
     allowed_hosts: Optional[Hosts] = None
+    allowed_exit_codes: Optional[Tuple[int, ...]] = None
 
     @property
     def needs_whole_build(self) -> bool:
@@ -107,6 +111,7 @@ class Policy:
             or self.trusted_signing_keys
             or self.trusted_capture_keys
             or self.allowed_hosts is not None
+            or self.allowed_exit_codes is not None
         )
 
 
@@ -150,6 +155,7 @@ def parse_policy(text: str, *, where: str) -> Policy:
         trusted_signing_keys=_key_ids(values, "trusted_signing_keys", where),
         trusted_capture_keys=_key_ids(values, "trusted_capture_keys", where),
         allowed_hosts=_hosts(values, where),
+        allowed_exit_codes=_exit_codes(values, where),
     )
 
 
@@ -194,6 +200,18 @@ def _hosts(values: Mapping[str, object], where: str) -> Optional[Hosts]:
                 "host name (with globs), or unix:PATH"
             )
     return Hosts(tuple(networks), tuple(names), tuple(sockets))
+
+
+def _exit_codes(values: Mapping[str, object], where: str) -> Optional[Tuple[int, ...]]:
+    if "allowed_exit_codes" not in values:
+        return None
+    found = values["allowed_exit_codes"]
+    if not isinstance(found, list) or not found:
+        raise ConfigError(f"{where} needs a list of at least one number for allowed_exit_codes")
+    for item in found:
+        if type(item) is not int or not 0 <= item <= EXIT_CODE_MAX:
+            raise ConfigError(f"{where}: allowed_exit_codes has {item!r}; use 0 to {EXIT_CODE_MAX}")
+    return tuple(sorted(set(found)))
 
 
 def _counters(values: Mapping[str, object], key: str, where: str) -> Tuple[Tuple[str, int], ...]:

@@ -55,10 +55,10 @@ def check_policy_targets(targets: Sequence[Target], policy: Policy) -> None:
 
 
 def check_policy_action(verified: VerifiedRecord, policy: Policy, *, about: str) -> None:
-    """One action's counters are within bounds, it read nothing forbidden, met nobody forbidden.
+    """One action's counters and exit code are allowed, it read and met nothing forbidden.
 
     Raises:
-        PolicyError: Names the counter, the path, the key or the host.
+        PolicyError: Names the counter, the exit code, the path, the key or the host.
     """
     with checking(Check.POLICY, PolicyError, about=about):
         for name, least in policy.counters_min:
@@ -67,11 +67,22 @@ def check_policy_action(verified: VerifiedRecord, policy: Policy, *, about: str)
         for name, most in policy.counters_max:
             if verified.counters[name] > most:
                 raise _counter(name, verified.counters[name], "at most", most)
+        _check_exit_code(verified, policy.allowed_exit_codes)
         _trusted(verified.keyid, policy.trusted_capture_keys, "action was captured")
         if policy.allowed_hosts is not None:
             _check_hosts(verified, policy.allowed_hosts)
         if policy.forbidden_materials:
             _check_materials(verified, _matcher(policy.forbidden_materials))
+
+
+def _check_exit_code(verified: VerifiedRecord, allowed: Optional[Sequence[int]]) -> None:
+    code = schema.as_integer(verified.predicate.document["exitcode"])
+    if allowed is not None and code not in allowed:
+        raise PolicyError(
+            f"it ended with exit code {code}, allowed_exit_codes has "
+            f"{', '.join(str(item) for item in allowed)}",
+            data={"exitCode": code, "allowed": list(allowed)},
+        )
 
 
 def _counter(name: str, value: int, bound: str, wanted: int) -> PolicyError:

@@ -7,7 +7,7 @@ Nothing of the producer's side is imported here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal import (
     build_predicate,
@@ -75,12 +75,15 @@ class VerifiedBuild:
         artifacts: Each artifact that was given, with the name it has in the subjects.
         posture: The weakest posture of its actions.
         losses: Gating counters that are not zero (empty unless the policy accepts losses).
+        failed: Key and exit code of each action that ended with another code than 0, in the order
+            of the tree; a genuine record of a failure is genuine.
     """
 
     root: VerifiedRoot
     artifacts: Tuple[Tuple[str, str], ...]
     posture: Posture
     losses: Mapping[str, int]
+    failed: Tuple[Tuple[str, int], ...] = ()
 
 
 def verify_bundle(
@@ -114,8 +117,11 @@ def verify_bundle(
             root.predicate.engine_inputs, bundle.engine_inputs, Domain.ENGINE_INPUT
         )
     totals = Totals()
+    failed: List[Tuple[str, int]] = []
     for number, entry in enumerate(bundle.entries()):  # 8 to 16
-        _verify_entry(bundle, entry, root, policy, totals)
+        exit_code = _verify_entry(bundle, entry, root, policy, totals)
+        if exit_code != 0:
+            failed.append((entry.action_key.hex(), exit_code))
         if progress is not None:
             progress(number + 1, bundle.record_count)
     totals.add_seals(root.predicate.seals)
@@ -125,7 +131,8 @@ def verify_bundle(
     check_policy(posture, policy)  # 20
     policy_check.check_policy_signer(root.keyid, policy)
     policy_check.check_policy_targets(root.predicate.targets, policy)
-    return VerifiedBuild(root, matched, posture, diagnostics.losses(totals.diagnostics))
+    losses = diagnostics.losses(totals.diagnostics)
+    return VerifiedBuild(root, matched, posture, losses, tuple(failed))
 
 
 def verify_root(
@@ -276,7 +283,8 @@ def _check_tree(bundle: BundleReader, predicate: BuildPredicate) -> None:
 
 def _verify_entry(
     bundle: BundleReader, entry: IndexEntry, root: VerifiedRoot, policy: Policy, totals: Totals
-) -> None:
+) -> int:
+    """Checks 8 to 16, and 20 as far as it is about one action; returns the action's exit code."""
     about = f"action {entry.action_key.hex()[:16]}"
     with checking(Check.RECORD_FORMAT, StatementError, about=about):
         data = bundle.read_record(entry)
@@ -293,6 +301,7 @@ def _verify_entry(
     record_check.check_tools(verified, policy.tools, about=about)
     policy_check.check_policy_action(verified, policy, about=about)
     totals.add(verified.predicate, verified.counters)
+    return schema.as_integer(verified.predicate.document["exitcode"])
 
 
 def _check_ranges(target: build_predicate.Target, tree_size: int) -> None:

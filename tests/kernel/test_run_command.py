@@ -204,3 +204,17 @@ def test_what_the_command_did_not_leave_as_a_file_is_no_artifact(
     done = cli.run(script, "--output", "out")
     assert (done.returncode, why in done.stderr) == (1, True), done.stderr
     assert not cli.bundle.exists()
+
+
+def test_a_command_that_failed_is_not_taken_for_one_that_did_not(cli: Cli, tmp_path: Path) -> None:
+    done = cli.run("echo built > out; exit 3", "--output", "out")
+    assert done.returncode == 3
+    out = ("--artifact", str(cli.sandbox / "out"))
+    text, machine = cli.verify(*out), cli.verify(*out, "--json")
+    assert (text.returncode, machine.returncode) == (0, 0)
+    assert "FAILED actions (exit code not 0): " in text.stdout and " with 3" in text.stdout
+    (action,) = json.loads(machine.stdout)["failedActions"]
+    assert action["exitCode"] == 3
+    (tmp_path / "policy.toml").write_text("allowed_exit_codes = [0]")
+    done = cli.verify("--policy", str(tmp_path / "policy.toml"))
+    assert (done.returncode, "exit code 3" in done.stderr) == (1, True)

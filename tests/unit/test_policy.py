@@ -14,18 +14,20 @@ from rootseal.errors import ConfigError, PolicyError
 from rootseal.observation import Posture
 from rootseal.policy import parse_policy
 from rootseal.process_trace import Connection, Network, ProcessTrace, SyscallEvent
-from rootseal.verify import verify_bundle
+from rootseal.verify import VerifiedBuild, verify_bundle
 
 SIGNER, CAPTURE = keys.generate("ed25519"), keys.generate("ed25519")
 RECOMMENDED = Path(__file__).resolve().parents[2] / "examples" / "policy" / "recommended.toml"
-Verify = Callable[..., None]
+Verify = Callable[..., VerifiedBuild]
 
 
 @pytest.fixture
 def verify(tmp_path: Path) -> Verify:
     """Seal two actions, the second as given (both, if traced), and verify under a policy."""
 
-    def run(text: str, observed: Any = None, described: Any = None, **changes: object) -> None:
+    def run(
+        text: str, observed: Any = None, described: Any = None, **changes: object
+    ) -> VerifiedBuild:
         is_traced = observed is not None and any(item.trace for item in observed.processes)
         records = [
             factory.signed_record(CAPTURE, 1, observed=observed if is_traced else None),
@@ -34,7 +36,7 @@ def verify(tmp_path: Path) -> Verify:
         path = tmp_path / "bundle"
         factory.seal_to(path, capture=CAPTURE, signer=SIGNER, records=records, **changes)
         with cli_verify.open_bundle(str(path)) as bundle:
-            verify_bundle(
+            return verify_bundle(
                 bundle,
                 trusted=[SIGNER.public_key],
                 capture_keys=None,
@@ -92,6 +94,7 @@ def test_what_is_demanded_and_not_there_is_refused(verify: Verify, text: str, ma
         'required_targets = ["//app:app"]',
         "counters_min = { fanotifyAvailable = 1 }\ncounters_max = { fanotifyAvailable = 1 }",
         'forbidden_materials = ["a.c", "src", "SRC/*"]',
+        "allowed_exit_codes = [1, 0]",
     ],
 )
 def test_what_is_demanded_and_there_is_accepted(verify: Verify, text: str) -> None:
@@ -117,6 +120,28 @@ def test_a_root_hides_no_forbidden_material(
     }
     refused(verify, f'forbidden_materials = ["{glob}"]', "read the forbidden material", **seen)
     verify('forbidden_materials = ["/home/user/.ssh", "shadow?", "/etc/shadow/*"]', **seen)
+
+
+def test_a_failed_action_is_named_and_can_be_refused(verify: Verify) -> None:
+    failed = factory.description(2, exit_code=3)
+    codes = {1: 0, 2: 3}
+    made = [
+        factory.signed_record(CAPTURE, 1),
+        factory.signed_record(CAPTURE, 2, described=failed),
+    ]
+    actions = [
+        factory.manifest_action(record, number, exitCode=codes[number])
+        for number, record in enumerate(made, 1)
+    ]
+    seen = {"described": failed, "actions": actions}
+    (found,) = verify("", **seen).failed
+    assert found == (failed.action_key.hex(), 3)
+    assert len(verify("allowed_exit_codes = [3, 0]", **seen).failed) == 1
+    refused(
+        verify, "allowed_exit_codes = [0, 1]", "exit code 3, allowed_exit_codes has 0, 1", **seen
+    )
+    refused(verify, RECOMMENDED.read_text(), "ended with exit code 3", **seen)
+    assert parse_policy("allowed_exit_codes = [0]", where="it").needs_whole_build
 
 
 OTHER = keys.generate("ed25519").public_key.keyid
@@ -197,6 +222,12 @@ def test_where_nobody_watched_connections_nothing_is_allowed(verify: Verify) -> 
         ("counters_max = { fanotifyTimeout = 0 }", "unknown counter 'fanotifyTimeout'"),
         ("counters_max = { lateEvents = true }", "must be an integer"),
         ("counters_min = { lateEvents = -1 }", "must be an integer"),
+        ("allowed_exit_codes = 0", "list of at least one number"),
+        ("allowed_exit_codes = []", "list of at least one number"),
+        ("allowed_exit_codes = [true]", "has True"),
+        ("allowed_exit_codes = [256]", "use 0 to 255"),
+        ("allowed_exit_codes = [0.0]", "has 0.0"),
+        ('allowed_exit_codes = ["0"]', "has '0'"),
         ("forbidden_material = []", "unknown key 'forbidden_material'"),
     ],
 )
