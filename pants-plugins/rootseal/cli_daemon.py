@@ -11,7 +11,7 @@ import pwd
 import sys
 from typing import Any, FrozenSet, Mapping, Optional, Sequence
 
-from rootseal import daemon, keys, wire
+from rootseal import cli_sizes, cli_status, daemon, keys, wire
 from rootseal.cli_output import add_json, emit, printable
 from rootseal.cli_toolchain import load_toolchain
 from rootseal.daemon_peer import Allowed
@@ -21,8 +21,6 @@ from rootseal.errors import ConfigError
 from rootseal.trace_ring import read_size
 
 RING_VARIABLE = "ROOTSEAL_TRACE_RING"
-_SECONDS_MAX = 10**9
-_BYTES_MAX = 2**60
 
 
 def register(subparsers: Any) -> None:
@@ -34,7 +32,7 @@ def register(subparsers: Any) -> None:
     _add_service(run_parser)
     run_parser.add_argument("--log-file", metavar="FILE", default="", help="default: stderr")
     run_parser.add_argument(
-        "--clients", type=_seconds, default=daemon.CONNECTIONS_MAX, help=argparse.SUPPRESS
+        "--clients", type=cli_sizes.seconds, default=daemon.CONNECTIONS_MAX, help=argparse.SUPPRESS
     )
     run_parser.set_defaults(handler=run)
     ensure_parser = commands.add_parser("ensure", help="start a daemon unless one answers")
@@ -75,7 +73,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle-exit",
         metavar="SECONDS",
-        type=_seconds,
+        type=cli_sizes.seconds,
         default=None,
         help="end after this long without a client; 0: never "
         f"(default: 0, but {IDLE_EXIT_SECONDS} for a user's daemon that `ensure` starts)",
@@ -97,7 +95,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trace-ring",
-        metavar="BYTES",
+        metavar="SIZE",
         default=None,
         help="ring buffer of the eBPF trace, a power of two (64K to 1G, default 16M; also "
         f"${RING_VARIABLE}): what it cannot hold is counted as lost; `ensure` replaces an idle "
@@ -105,11 +103,11 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory-budget",
-        metavar="BYTES",
-        type=_bytes,
+        metavar="SIZE",
+        type=cli_sizes.size,
         default=daemon.MEMORY_BYTES_DEFAULT,
         help="memory for what running actions opened; more goes to unlinked files in the state "
-        "directory (default: %(default)s)",
+        "directory (like 1G; default: 512M)",
     )
     parser.add_argument(
         "--compare-at-access",
@@ -119,7 +117,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         "(auto: where the kernel can, Linux 6.14); off: such a change is found at the end only",
     )
     parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--slots", type=_seconds, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--slots", type=cli_sizes.seconds, default=0, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -178,7 +176,7 @@ def status(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"no daemon answers at {' or '.join(places)}; start one with `rootseal daemon ensure`"
         )
-    lines = [f"{name}: {value}" for name, value in found.items()]
+    lines = cli_status.status_lines(found)
     emit(arguments, "\n".join(printable(line) for line in lines), found)
     return 0
 
@@ -243,20 +241,6 @@ def _gids(names: Sequence[str]) -> FrozenSet[int]:
         )
     except KeyError as error:
         raise ConfigError(f"--allow-group: {error.args[0]}") from None
-
-
-def _seconds(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= _SECONDS_MAX:
-        raise ValueError(text)
-    return value
-
-
-def _bytes(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= _BYTES_MAX:
-        raise ValueError(text)
-    return value
 
 
 def _log_to(path: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any, Sequence
+import sys
+from typing import Any, List, Sequence
 
 from rootseal.canonical import path_text
 from rootseal.cli_output import add_json, printable
@@ -64,7 +65,27 @@ def mounts_document(mounts: Sequence[MountFinding]) -> list[dict[str, object]]:
     ]
 
 
+def plain(found: Diagnosis, mounts: Sequence[MountFinding]) -> List[str]:
+    """For a pipe or a file: a finding is one line, its remedy one more, and none is folded."""
+    lines = []
+    for finding in found.findings:
+        lines.append(f"{'yes' if finding.good else 'no'}\t{finding.name}: {finding.found}")
+        if finding.remedy:
+            lines.append(f"\tremedy: {finding.remedy}")
+    lines += ["\t".join(("mount", *row)) for row in rows(mounts)]
+    lines.append(_conclusion(found))
+    return ["\t".join(printable(part) for part in line.split("\t")) for line in lines]
+
+
+def _conclusion(found: Diagnosis) -> str:
+    text = f"an action of this user is captured with posture {found.posture.value}"
+    return f"{text}: {found.reason}" if found.reason else text
+
+
 def _show(found: Diagnosis, mounts: Sequence[MountFinding]) -> None:
+    if not sys.stdout.isatty():
+        print("\n".join(plain(found, mounts)))
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -86,7 +107,4 @@ def _show(found: Diagnosis, mounts: Sequence[MountFinding]) -> None:
     for row in rows(mounts):
         places.add_row(*(escape(printable(cell)) for cell in row))
     console.print(places)
-    text = f"an action of this user is captured with posture {found.posture.value}"
-    if found.reason:
-        text += f": {found.reason}"
-    console.print(escape(printable(text)))
+    console.print(escape(printable(_conclusion(found))))

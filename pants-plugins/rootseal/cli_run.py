@@ -36,6 +36,7 @@ from rootseal.cli_run_outputs import (
     seals_outputs,
 )
 from rootseal.cli_run_usage import CAPS, check_results, check_usage, working_directory
+from rootseal.cli_sizes import size
 from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.daemon_announce import CAPTURE_MODES, HARDENING, SWITCH
 from rootseal.daemon_peer import groups_of
@@ -96,18 +97,45 @@ def register(subparsers: Any) -> None:
 
 def add_capture(parser: argparse.ArgumentParser) -> None:
     """The flags that say how to capture."""
-    parser.add_argument("--capture-mode", choices=CAPTURE_MODES, default="auto", metavar="MODE")
-    for name in ("fanotify", "fsverity"):
+    parser.add_argument(
+        "--capture-mode",
+        choices=CAPTURE_MODES,
+        default="auto",
+        help="who watches. walk: look at files before and after, sees no reads; trace: every call, "
+        "by eBPF (trace:ebpf, root), by ptrace (trace:ptrace, anyone) or by what works "
+        "(trace:auto); ima: the kernel's own measurements; auto: the strongest that works here "
+        "(default: %(default)s)",
+    )
+    for name, text in (
+        ("fanotify", "hold each opener while its file is hashed"),
+        ("fsverity", "seal outputs so that the kernel refuses to change them"),
+    ):
         variable = f"ROOTSEAL_{name.upper()}"
         parser.add_argument(
-            f"--{name}", choices=SWITCH, help=f"default: ${variable} (0|off|auto|1|on), else auto"
+            f"--{name}",
+            choices=SWITCH,
+            help=f"{text}; on: or refuse (default: ${variable} (0|off|auto|1|on), else auto)",
         )
-    parser.add_argument("--hardening", choices=HARDENING, default="standard")
+    parser.add_argument(
+        "--hardening",
+        choices=HARDENING,
+        default="standard",
+        help="strict: fanotify and a trace, nothing lost, or refuse; off: as standard, and says in "
+        "the record that no hardening was asked for (default: %(default)s)",
+    )
     parser.add_argument(
         "--require-zero-drops", action="store_true", help="fail if anything may have been missed"
     )
-    for name in CAPS:
-        parser.add_argument(f"--{name}", metavar="N", type=int, help="cap of this action")
+    parser.add_argument(
+        "--max-digests", metavar="N", type=int, help="files this action may read (default: 262144)"
+    )
+    for name, text in (
+        ("max-record-bytes", "bytes that its record's tables may take"),
+        ("max-hashed-bytes", "bytes that may be hashed for it"),
+    ):
+        parser.add_argument(
+            f"--{name}", metavar="SIZE", type=size, help=f"{text}, like 64M; beyond: incomplete"
+        )
     parser.add_argument(
         "--input",
         metavar="PATH",

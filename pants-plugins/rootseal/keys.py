@@ -358,8 +358,14 @@ def _create_file(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
 
 def _read_file(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(KEY_FILE_BYTES_MAX + 1)
+        # Without O_NONBLOCK a FIFO would wait for a writer that may never come.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(f"{path} is not a regular file; name a key file")
+            data = os.read(descriptor, KEY_FILE_BYTES_MAX + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}") from None
     if len(data) > KEY_FILE_BYTES_MAX:
