@@ -22,7 +22,7 @@ FILE_LINES_MAX = 500  # of tests, half as much again: tables of cases are read b
 # STYLE: imports go to the same layer or below. A module `cli_x` has the layer of `cli`.
 LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("errors", "digest", "canonical", "diagnostics", "checks", "files"), 0),
-    **dict.fromkeys(("_native", "_core", "_native_trace", "_trace"), 0),
+    **dict.fromkeys(("_native", "_core", "_native_trace", "_trace", "executable"), 0),
     **dict.fromkeys(
         (
             "_native_build",
@@ -45,7 +45,7 @@ LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("predicate",), 3),
     **dict.fromkeys(("statement",), 4),
     **dict.fromkeys(("envelope", "bundle", "policy", "rego", "record", "manifest"), 5),
-    **dict.fromkeys(("build_predicate", "record_check"), 5),
+    **dict.fromkeys(("build_predicate", "record_check", "action_check"), 5),
     **dict.fromkeys(("verify", "policy_check", "prove", "verify_proof", "check"), 6),
     **dict.fromkeys(("daemon", "seal", "cli", "doctor", "run", "show", "__main__"), 7),
 }

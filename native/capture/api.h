@@ -116,6 +116,16 @@ void rs_engine_memory(rs_engine *engine, rs_memory *ret_memory);
  * if this process may not.
  */
 int rs_engine_stay_awake(rs_engine *engine);
+/*
+ * How events share the descriptors of this process with everything else. Before the first scope.
+ * A read of events installs at most `events_per_read`, so many long hashes as `long_hashes` wait,
+ * each with its file open, and a directory that the core opens never has the number `ceiling` or a
+ * higher one. -EINVAL: out of range.
+ */
+int rs_engine_set_descriptors(rs_engine *engine, int ceiling, unsigned events_per_read,
+			      unsigned long_hashes);
+/* Wait until the scopes that ended have given back their group and their descriptors. */
+void rs_engine_settle(rs_engine *engine);
 /* Whether repeated opens are ignored (once.c); on from the start. */
 void rs_engine_set_hash_once(rs_engine *engine, int on);
 /*

@@ -90,6 +90,12 @@ struct rs_product {
 struct rs_engine;
 struct rs_seen;
 
+/* See rs_engine_set_descriptors and descriptors.c; set before the first scope. */
+struct rs_descriptors {
+	int ceiling;
+	unsigned events_per_read, long_hashes;
+};
+
 /* See once.c. */
 struct rs_once {
 	_Atomic int pid;	   /* whose event was the last */
@@ -215,6 +221,7 @@ struct rs_switches {
 	_Atomic bool compares;	/* see access.c */
 };
 struct rs_switches *rs_engine_switches(struct rs_engine *engine);
+struct rs_descriptors *rs_engine_descriptors(struct rs_engine *engine);
 /* Whether events of the scope wake a sleeping thread. -ENOENT: the scope is ending. */
 int rs_engine_watch(struct rs_engine *engine, struct rs_scope *scope, bool wake);
 struct rs_dcache *rs_engine_cache(struct rs_engine *engine);
@@ -225,6 +232,9 @@ bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
 void rs_scope_enter(struct rs_scope *scope); /* one more in flight */
 void rs_scope_leave(struct rs_scope *scope);
 void rs_scope_destroy(struct rs_scope *scope);
+
+/* descriptors.c */
+void rs_descriptors_init(struct rs_descriptors *descriptors); /* no bounds but ours */
 
 /* host.c */
 void rs_host_prepare(void);

@@ -30,6 +30,7 @@ struct rs_engine {
 	struct rs_dcache *cache;
 	struct rs_budget budget;
 	struct rs_awake awake;
+	struct rs_descriptors descriptors;
 	int epoll_fd, stop_fd; /* owned */
 	unsigned shards;
 	bool multigrain;
@@ -196,6 +197,11 @@ bool rs_engine_is_alone(struct rs_engine *engine)
 	return atomic_load_explicit(&engine->open_scopes, memory_order_relaxed) <= 1;
 }
 
+struct rs_descriptors *rs_engine_descriptors(struct rs_engine *engine)
+{
+	return &engine->descriptors;
+}
+
 unsigned rs_engine_shards(struct rs_engine *engine)
 {
 	return engine->shards;
@@ -296,7 +302,7 @@ bool rs_engine_hand_off(struct rs_engine *engine, struct rs_scope *scope,
 
 	rs_scope_enter(scope);
 	pthread_mutex_lock(&engine->mutex);
-	taken = engine->heavy_count < RS_HEAVY_QUEUE_MAX && !engine->stopping;
+	taken = engine->heavy_count < engine->descriptors.long_hashes && !engine->stopping;
 	if (taken) {
 		engine->heavy[(engine->heavy_head + engine->heavy_count++) % RS_HEAVY_QUEUE_MAX] =
 		    (struct heavy_item){.scope = scope, .event = *event};
@@ -429,6 +435,7 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
 	engine->switches.hash_once = true;
 	rs_budget_init(&engine->budget);
+	rs_descriptors_init(&engine->descriptors);
 	rs_awake_init(&engine->awake);
 	engine->epoll_fd = engine->stop_fd = -1;
 	pthread_mutex_init(&engine->mutex, NULL);

@@ -372,7 +372,8 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 
 int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
 {
-	const size_t wanted = RS_EVENTS_PER_READ * sizeof(struct fanotify_event_metadata);
+	const size_t wanted = rs_engine_descriptors(worker->engine)->events_per_read *
+			      sizeof(struct fanotify_event_metadata);
 	struct rs_event event;
 	size_t offset = 0;
 	ssize_t got;

@@ -189,6 +189,12 @@ static int walk_below(struct walk *walk, int dir_fd, const char *name)
 			RS_COUNT(walk->scope, handler_errors);
 		return 0;
 	}
+	if (fd >= rs_engine_descriptors(walk->scope->engine)->ceiling) {
+		/* So deep that the events of other actions would find no descriptor. */
+		RS_COUNT(walk->scope, handler_errors);
+		close(fd);
+		return 0;
+	}
 	if (!walk->all_declared && (rs_stat_fd(fd, &stat) || stat.dev != walk->scope->root_dev)) {
 		close(fd); /* a mount: its files are known from events */
 		return 0;

@@ -201,9 +201,8 @@ int announce(const struct options *options, enum namespace_way way, int *ret_fd,
 		if (r == -ENOENT) {
 			if (places.refused)
 				say("the Rootseal daemon of this machine does not serve uid %u. "
-				    "Start it with "
-				    "`--allow-uid=%u`, or run `rootseal daemon ensure` as this "
-				    "user.",
+				    "Run `rootseal daemon ensure --allow-uid=%u` as root, or "
+				    "`rootseal daemon ensure` as this user.",
 				    (unsigned int)getuid(), (unsigned int)getuid());
 			else
 				say("%s", no_daemon);

@@ -275,6 +275,35 @@ class Engine:
         if code:
             raise NativeError("stay_awake", -code, f"/dev/cpu_dma_latency: {os.strerror(-code)}")
 
+    def set_descriptors(self, *, ceiling: int, events_per_read: int, long_hashes: int) -> None:
+        """How events share this process's descriptors with everything else; see api.h.
+
+        Raises:
+            NativeError: Out of range, or the engine is closed.
+        """
+        with self._lock:
+            code = -9
+            if self._handle is not None:
+                code = _lib.rs_engine_set_descriptors(
+                    self._handle, ceiling, events_per_read, long_hashes
+                )
+        if code:
+            raise NativeError("set_descriptors", -code, f"set_descriptors: {os.strerror(-code)}")
+
+    def settle(self) -> None:
+        """Wait until the scopes that have ended gave back their group and descriptors."""
+        with self._lock:
+            if self._handle is None:
+                return
+            engine = self._handle
+            self._opening += 1  # close() waits for it
+        try:
+            _lib.rs_engine_settle(engine)
+        finally:
+            with self._quiet:
+                self._opening -= 1
+                self._quiet.notify_all()
+
     def set_hash_once(self, on: bool) -> None:
         """Whether a file that one process opens again and again is passed without events."""
         with self._lock:

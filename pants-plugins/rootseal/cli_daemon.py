@@ -9,11 +9,14 @@ import logging.handlers
 import os
 import pwd
 import sys
+from pathlib import Path
 from typing import Any, FrozenSet, Mapping, Optional, Sequence
 
 from rootseal import cli_sizes, cli_status, daemon, keys, wire
 from rootseal.cli_output import add_json, emit, printable
 from rootseal.cli_toolchain import load_toolchain
+from rootseal.daemon_backends import GROUP_WAIT_SECONDS
+from rootseal.daemon_options import Options
 from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Place, place_for
 from rootseal.daemon_start import IDLE_EXIT_SECONDS, LOG_BYTES_MAX, ensure, places_of, stop_and_wait
@@ -21,6 +24,7 @@ from rootseal.errors import ConfigError
 from rootseal.trace_ring import read_size
 
 RING_VARIABLE = "ROOTSEAL_TRACE_RING"
+_AWAKE = {"auto": None, "on": True, "off": False}
 
 
 def register(subparsers: Any) -> None:
@@ -105,19 +109,36 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
         "--memory-budget",
         metavar="SIZE",
         type=cli_sizes.size,
-        default=daemon.MEMORY_BYTES_DEFAULT,
+        default=None,
         help="memory for what running actions opened; more goes to unlinked files in the state "
         "directory (like 1G; default: 512M)",
     )
     parser.add_argument(
         "--compare-at-access",
         choices=("auto", "off"),
-        default="auto",
+        default=None,
         help="whether a file that changed since its open is hashed again when it is read or mapped "
-        "(auto: where the kernel can, Linux 6.14); off: such a change is found at the end only",
+        "(auto, the default: where the kernel can, Linux 6.14); off: such a change is found at the "
+        "end only",
+    )
+    parser.add_argument(
+        "--stay-awake",
+        choices=tuple(_AWAKE),
+        default=None,
+        help="keep idle CPUs from deep sleep (PM QoS, /dev/cpu_dma_latency) while opens are dense: "
+        "on virtual machines each wake-up costs more than hashing a small file (default: auto, on "
+        "hosts with at most 16 CPUs)",
+    )
+    parser.add_argument(
+        "--group-wait",
+        metavar="SECONDS",
+        type=cli_sizes.seconds,
+        default=None,
+        help="how long an action waits while other programs of the daemon's user hold all fanotify "
+        f"groups, before it fails (default: {GROUP_WAIT_SECONDS})",
     )
     parser.add_argument("--no-fanotify", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--slots", type=cli_sizes.seconds, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--slots", type=cli_sizes.seconds, default=None, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -129,13 +150,15 @@ def run(arguments: argparse.Namespace) -> int:
             allowed=_allowed(arguments),
             fanotify=not arguments.no_fanotify,
             idle_exit_seconds=arguments.idle_exit or 0,
-            slots=arguments.slots,
+            slots=arguments.slots or 0,
             clients=arguments.clients,
             sealed=_sealed(arguments),
-            memory_bytes=arguments.memory_budget,
-            given=_run_options(arguments),
+            memory_bytes=_or_default(arguments.memory_budget, daemon.MEMORY_BYTES_DEFAULT),
+            given=_given_options(arguments),
             trace_ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
-            compare_at_access=arguments.compare_at_access == "auto",
+            compare_at_access=arguments.compare_at_access != "off",
+            stay_awake=_AWAKE[arguments.stay_awake or "auto"],
+            group_wait_seconds=_or_default(arguments.group_wait, GROUP_WAIT_SECONDS),
         )
     )
     return 0
@@ -143,15 +166,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def ensure_command(arguments: argparse.Namespace) -> int:
     """Make sure that a daemon answers."""
-    given = [arguments.allow_uid, arguments.allow_group, arguments.toolchain, arguments.idle_exit]
-    given.append(arguments.compare_at_access == "off")
-    found = ensure(
-        _place(arguments),
-        places_of(os.getuid(), arguments.socket),
-        _run_options(arguments),
-        keep_options=not any(given),
-        ring_bytes=_ring_bytes(arguments.trace_ring, os.environ),
-    )
+    wanted = _given_options(arguments)
+    places = places_of(os.getuid(), arguments.socket)
+    found = ensure(_place(arguments), places, _defaults(), wanted)
     text = f"daemon {found['version']} at {found['socket']}, posture {found['posture']}"
     if found["reason"]:
         text += f" ({found['reason']}. {found['remedy']})"
@@ -185,27 +202,51 @@ def _place(arguments: argparse.Namespace) -> Place:
     return place_for(os.environ, os.getuid(), arguments.socket, arguments.state_dir)
 
 
-def _run_options(arguments: argparse.Namespace) -> tuple[str, ...]:
-    idle = arguments.idle_exit
-    if idle is None:
-        idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
-    options = ["--idle-exit", str(idle), "--slots", str(arguments.slots)]
-    options += ["--memory-budget", str(arguments.memory_budget)]
-    options += ["--compare-at-access", arguments.compare_at_access]
-    for name in ("allow_uid", "allow_group", "toolchain", "toolchain_key"):
-        for value in getattr(arguments, name):
-            options += ["--" + name.replace("_", "-"), value]
-    if arguments.trace_ring is not None:
-        options += ["--trace-ring", arguments.trace_ring]
-    if arguments.no_fanotify:
-        options.append("--no-fanotify")
-    return tuple(options)
+def _defaults() -> Options:
+    """Of a daemon that `ensure` starts."""
+    return ("--idle-exit", str(0 if os.getuid() == 0 else IDLE_EXIT_SECONDS))
+
+
+def _given_options(arguments: argparse.Namespace) -> Options:
+    """What the command line and the environment ask for, checked and in one form each.
+
+    Raises:
+        ConfigError: An option has a value that no daemon could start with.
+    """
+    allowed = _allowed(arguments)
+    _sealed(arguments)
+    ring = _ring_bytes(arguments.trace_ring, os.environ)
+    given = {
+        "--idle-exit": [arguments.idle_exit],
+        "--slots": [arguments.slots],
+        "--memory-budget": [arguments.memory_budget],
+        "--allow-uid": sorted(allowed.uids),
+        "--allow-group": sorted(allowed.gids),
+        "--toolchain": [Path(path).absolute() for path in arguments.toolchain],
+        "--toolchain-key": [Path(path).absolute() for path in arguments.toolchain_key],
+        "--trace-ring": [ring or None],
+        "--compare-at-access": [arguments.compare_at_access],
+        "--stay-awake": [arguments.stay_awake],
+        "--group-wait": [arguments.group_wait],
+    }
+    options = [
+        word
+        for name, values in given.items()
+        for value in values
+        if value is not None
+        for word in (name, str(value))
+    ]
+    return (*options, "--no-fanotify") if arguments.no_fanotify else tuple(options)
 
 
 def _ring_bytes(flag: Optional[str], environ: Mapping[str, str]) -> int:
     """Size of the trace's ring buffer, the flag before the variable; 0: neither says."""
     text = flag if flag is not None else environ.get(RING_VARIABLE, "")
     return read_size(text, f"--trace-ring (or {RING_VARIABLE})")
+
+
+def _or_default(value: Optional[int], default: int) -> int:
+    return default if value is None else value
 
 
 def _sealed(arguments: argparse.Namespace) -> tuple[tuple[bytes, bytes, int], ...]:

@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = place_for(os.environ, os.getuid(), arguments.socket, "")
     idle = 0 if os.getuid() == 0 else IDLE_EXIT_SECONDS
     places, own = places_of(os.getuid(), arguments.socket), ("--idle-exit", str(idle))
-    daemon = ensure(place, places, own, keep_options=True)
+    daemon = ensure(place, places, own, ())
     signer = signer_from(arguments) if arguments.out else None
     make_outputs_writable(arguments)
     key = action.action_key(_key_fields(arguments, argv))

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import resource
 import select
 import signal
 import socket
@@ -24,9 +23,10 @@ from typing import Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from rootseal import __version__, daemon_action, diagnostics, keys
 from rootseal.build_id import build_digest
-from rootseal.daemon_backends import Backends
+from rootseal.daemon_backends import GROUP_WAIT_SECONDS, Backends
 from rootseal.daemon_check import answer_check
 from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
+from rootseal.daemon_limits import EventShare, event_share, raise_limit
 from rootseal.daemon_peer import Allowed
 from rootseal.daemon_place import Listener, Place, listen, prepare_directories
 from rootseal.daemon_tools import ToolCache
@@ -41,6 +41,7 @@ from rootseal.errors import (
     PostureError,
     ToolchainError,
 )
+from rootseal.executable import rootseal_command
 from rootseal.wire import Frame, FrameType, Tag
 
 CONNECTIONS_MAX = 1024
@@ -69,6 +70,8 @@ class DaemonOptions:
         memory_bytes: Memory for records of running actions; what is beyond goes to the disk.
         trace_ring_bytes: Of eBPF; 0: the default.
         compare_at_access: Compare files that changed since their open when they are accessed.
+        stay_awake: Whether idle CPUs stay awake while opens are dense; None: on hosts with few.
+        group_wait_seconds: How long an action waits when no fanotify group is free.
     """
 
     place: Place
@@ -82,6 +85,8 @@ class DaemonOptions:
     given: Tuple[str, ...] = ()
     trace_ring_bytes: int = 0
     compare_at_access: bool = True
+    stay_awake: Optional[bool] = None
+    group_wait_seconds: int = GROUP_WAIT_SECONDS
 
     @property
     def shared(self) -> bool:
@@ -113,8 +118,10 @@ class Counts:
 class Daemon:
     """The running daemon."""
 
-    def __init__(self, options: DaemonOptions, signer: keys.KeyFileSigner) -> None:
-        """Start the backends; raises what they raise."""
+    def __init__(
+        self, options: DaemonOptions, signer: keys.KeyFileSigner, events: EventShare
+    ) -> None:
+        """Start the backends, within the descriptors that there are; raises what they raise."""
         build_digest()  # of the files as they are now, not of an update
         self._options = options
         self._signer = signer
@@ -122,11 +129,17 @@ class Daemon:
             launcher=LAUNCHER,
             fanotify=options.fanotify,
             slots=options.slots,
+            clients=options.clients,
+            events=events,
             cache_file=options.place.digest_cache,
             memory_bytes=options.memory_bytes,
             trace_ring_bytes=options.trace_ring_bytes,
             compare_at_access=options.compare_at_access,
+            stay_awake=options.stay_awake,
+            group_wait_seconds=options.group_wait_seconds,
         )
+        self._clients = self._backends.shares.clients
+        self._ceiling = self._backends.shares.events.ceiling
         self._backends.trust_sealed(options.sealed)
         self._pulse = Pulse()
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
@@ -193,7 +206,7 @@ class Daemon:
         connection = Connection(sock, self._pulse, self._large)
         with self._lock:
             stopping = self._stopping
-            full = len(self._connections) >= self._options.clients
+            full = len(self._connections) >= self._clients or sock.fileno() >= self._ceiling
             if not full and not stopping:
                 self._connections.add(connection)
         if stopping:
@@ -201,8 +214,7 @@ class Daemon:
             connection.close()
             return
         if full:
-            limit = self._options.clients
-            text = f"the Rootseal daemon serves {limit} clients already; try again later."
+            text = f"the Rootseal daemon serves {self._clients} clients already; try again later."
             connection.send_error("Busy", text, None)
             connection.close()
             return
@@ -254,8 +266,8 @@ class Daemon:
         with contextlib.suppress(EncodingError, TimeoutError, EOFError, OSError):
             connection.receive(FRAME_SECONDS)
         text = (
-            f"the daemon at {self._options.place.socket} does not serve uid {uid}. Start it with "
-            f"`rootseal daemon run --allow-uid {uid}`, or run one of your own."
+            f"the daemon at {self._options.place.socket} does not serve uid {uid}. As its owner: "
+            f"`{rootseal_command('daemon', 'ensure', '--allow-uid', str(uid))}`, or run your own."
         )
         connection.send_error("NotAllowed", text, {"uid": uid})
 
@@ -325,9 +337,12 @@ class Daemon:
             "captureKeyId": self._signer.public_key.keyid,
             "stateDirectory": str(place.state),
             "slots": self._backends.slots,
+            "descriptors": self._backends.shares.status(),
+            "awake": {"on": not self._backends.awake, "reason": self._backends.awake},
             "digestCache": self._backends.cache.status(),
             "recordMemory": self._backends.memory_status(),
             "actions": {"running": running, "queued": self._backends.queued},
+            "groupsAwaited": self._backends.groups_awaited,
             "activity": self._backends.activity(),
             "counts": self._counts.all(),
         }
@@ -343,11 +358,11 @@ def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None
     Raises:
         ConfigError: It cannot start; says why.
     """
-    _raise_descriptor_limit()
+    events = event_share(raise_limit(), os.cpu_count() or 1)
     with contextlib.ExitStack() as place:
         listener: Optional[Listener] = place.enter_context(_listen(options))
         signer = keys.load_or_create_capture_key(options.place.capture_key)
-        daemon = Daemon(options, signer)
+        daemon = Daemon(options, signer, events)
         with _stopped_by_signals(daemon):
             _log.info("listening at %s with %s", options.place.socket, daemon.status()["backend"])
             gc.freeze()  # what is there by now stays: no collection need look at it again
@@ -390,12 +405,6 @@ def _stopped_by_signals(daemon: Daemon) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _error_frame(error: Exception) -> Tuple[str, Optional[Mapping[str, object]]]:

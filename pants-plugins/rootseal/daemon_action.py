@@ -96,7 +96,7 @@ def run_action(
             connection.send(Frame(FrameType.ARMED))
             running.enter_context(backends.watched(scope, connection.peer.pid))
             exited = _wait_exited(connection, scope)
-        with connection.pulse(b"finishing the capture"):
+        with connection.pulse(b"finishing the capture"), backends.working():
             observation = _finish(scope, announced, decision, connection.peer)
             observation = with_guard_counts(observation, exited)
             gate(announced, observation)
@@ -120,11 +120,11 @@ def _open_scope(
     with _watch(sender.pid) as process, connection.pulse(b"arming the capture"):
         scope: Scope
         if private:
-            scope = backends.open_fanotify(sender.pid, announced, traced=decision.traced)
+            scope = _open_fanotify(connection, announced, decision, backends, sender.pid, process)
         elif decision.backend == "ptrace":
             scope = backends.open_ptrace(announced)
         else:
-            with as_user(connection.peer):
+            with backends.working(), as_user(connection.peer):
                 scope = backends.open_walk(announced)
             if decision.backend == "ima":
                 scope = open_ima(scope, announced)
@@ -132,6 +132,25 @@ def _open_scope(
             scope.abort()
             raise CaptureError("the action's process ended before it was armed")
     return scope
+
+
+def _open_fanotify(
+    connection: Connection,
+    announced: Announcement,
+    decision: Decision,
+    backends: Backends,
+    pid: int,
+    process: int,
+) -> Scope:
+    """The scope of a process with this pidfd; waits while no group is free."""
+
+    def pause(seconds: float) -> None:
+        if _has_ended(process) or connection.is_gone():
+            raise CaptureError("the action ended before a fanotify group was free")
+        with connection.pulse(b"waiting for a fanotify group"):
+            time.sleep(seconds)
+
+    return backends.open_fanotify(pid, announced, traced=decision.traced, pause=pause)
 
 
 @contextlib.contextmanager

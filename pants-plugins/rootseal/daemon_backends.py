@@ -1,7 +1,7 @@
 """The capture backends of a daemon: which there are, and a place in the line for each action.
 
-The kernel limits how many fanotify groups a user may have. Actions beyond that wait here; none runs
-uncaptured.
+The kernel limits how many fanotify groups a user may have, and how many descriptors this process.
+Actions beyond that wait here; none runs uncaptured.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import contextlib
 import importlib
 import os
 import threading
+import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal.capture import ptrace
 from rootseal.capture.ima import ImaScope, ImaWindow
@@ -21,13 +22,19 @@ from rootseal.capture.walk import WalkEngine, WalkInputs
 from rootseal.daemon_announce import Announcement, Missing
 from rootseal.daemon_cache import CacheKeeper
 from rootseal.daemon_keeper import Keeper
-from rootseal.errors import BackendUnavailable, CaptureError
+from rootseal.daemon_limits import EventShare, Shares, open_descriptors, shares
+from rootseal.daemon_line import Line
+from rootseal.errors import BackendUnavailable, CaptureError, GroupsTaken
 from rootseal.observation import Posture
 from rootseal.trace_ring import RING_BYTES_DEFAULT
 
 DIGEST_CACHE_ENTRIES = 1 << 20
 GROUPS_RESERVED = 8  # left to other programs of this user
 ACTIVITY_ROWS_MAX = 64
+SLOTS_WITHOUT_GROUPS = 256
+SLOTS_MAX = 1024
+GROUP_WAIT_SECONDS = 600  # for a group, when other programs of this user hold them all
+_PAUSE_SECONDS = (0.02, 1.0)  # between two tries: the first, the longest
 
 
 class Backends:
@@ -39,10 +46,14 @@ class Backends:
         launcher: Path,
         fanotify: bool,
         slots: int,
+        clients: int,
+        events: EventShare,
         cache_file: Path,
         memory_bytes: int,
         trace_ring_bytes: int = 0,
         compare_at_access: bool = True,
+        stay_awake: Optional[bool] = None,
+        group_wait_seconds: float = GROUP_WAIT_SECONDS,
     ) -> None:
         """Start what this host allows.
 
@@ -50,17 +61,26 @@ class Backends:
             launcher: The launcher, which traces where there is no fanotify.
             fanotify: Whether fanotify may be used at all.
             slots: How many actions may run at once; 0: as many as the kernel has groups.
+            clients: How many connections there may be at once.
+            events: Descriptors that are set aside for events.
             cache_file: Where the digest cache outlives this daemon.
             memory_bytes: For records of all actions; more goes to files beside the cache file.
             trace_ring_bytes: Size of eBPF's ring buffer; 0: the default.
             compare_at_access: Compare files that changed since their open when they are read or
                 mapped, where the kernel can.
+            stay_awake: As `FanotifyEngine` has it.
+            group_wait_seconds: How long an action waits when no fanotify group is free.
+
+        Raises:
+            ConfigError: The limit of descriptors is too low for one action.
         """
         self._walk = WalkEngine()
         self._fanotify: Any = None
         self.unavailable: Optional[BackendUnavailable] = None
         try:
-            self._fanotify = _start_fanotify(fanotify, compare_at_access)
+            self._fanotify = _start_fanotify(
+                fanotify, events, stay_awake=stay_awake, compare_at_access=compare_at_access
+            )
         except BackendUnavailable as error:
             self.unavailable = error
         if self._fanotify is not None:
@@ -75,11 +95,41 @@ class Backends:
         except BackendUnavailable as error:
             self.ebpf_unavailable = error
         self.ptrace_unavailable = probe_ptrace(launcher)
-        self.slots = slots or self._group_limit()
-        self._places = threading.BoundedSemaphore(self.slots)
+        self._slots = slots
+        self._group_wait_seconds = group_wait_seconds
+        self.shares = self._share_out(events, clients)
+        self._line = Line(lambda: self.slots)
+        self._working = threading.BoundedSemaphore(self.shares.working)
         self._lock = threading.Lock()
-        self.queued = 0
+        self.groups_awaited = 0
         self._watched: Dict[int, Scope] = {}
+
+    def _share_out(self, events: EventShare, clients: int) -> Shares:
+        """Bound everything by the descriptors that there are."""
+        if self._fanotify is None:  # nobody waits for an event
+            events = EventShare(events.limit, 0, 0, 0)
+        else:
+            self._fanotify.set_descriptors(
+                ceiling=events.ceiling,
+                events_per_read=events.events_per_read,
+                long_hashes=events.long_hashes,
+            )
+        return shares(events, open_descriptors(), slots=self._slots or SLOTS_MAX, clients=clients)
+
+    @property
+    def slots(self) -> int:
+        """How many actions may run at once, by the kernel's limits as they are now."""
+        return min(self._slots or self._group_limit(), self.shares.slots)
+
+    @property
+    def queued(self) -> int:
+        """How many actions wait for a place."""
+        return self._line.queued
+
+    @property
+    def awake(self) -> str:
+        """Why idle CPUs do not stay awake while opens are dense; empty if they do."""
+        return "fanotify is not used" if self._fanotify is None else str(self._fanotify.awake)
 
     def _start_ebpf(self, ring_bytes: int) -> None:
         """Attach the trace programs, which are of use beside fanotify only."""
@@ -125,24 +175,22 @@ class Backends:
 
     def _group_limit(self) -> int:
         if self._fanotify is None:
-            return 256
+            return SLOTS_WITHOUT_GROUPS
         limit = int(self._fanotify.group_limit())
         return max(1, limit - min(GROUPS_RESERVED, limit // 2))
 
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> contextlib.AbstractContextManager[None]:
         """Wait for a place in the line and keep it."""
-        with self._lock:
-            self.queued += 1
-        try:
-            self._places.acquire()
-        finally:
-            with self._lock:
-                self.queued -= 1
-        try:
-            yield
-        finally:
-            self._places.release()
+        return self._line.place(self._settle)
+
+    def _settle(self) -> None:
+        """Where descriptors are short, those of an ended action come back before its place does."""
+        if self._fanotify is not None and self.shares.slots < self._group_limit():
+            self._fanotify.settle()
+
+    def working(self) -> contextlib.AbstractContextManager[object]:
+        """Around arming and finishing, which need more descriptors than a running action."""
+        return self._working
 
     @contextlib.contextmanager
     def watched(self, scope: Scope, pid: int) -> Iterator[None]:
@@ -168,13 +216,57 @@ class Backends:
         if files and self._fanotify is not None:
             self._fanotify.trust_sealed(files)
 
-    def open_fanotify(self, pid: int, announced: Announcement, *, traced: str) -> Scope:
+    def open_fanotify(
+        self,
+        pid: int,
+        announced: Announcement,
+        *,
+        traced: str,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> Scope:
         """A fanotify scope for a process that waits in its namespace, perhaps with a witness.
 
+        While other programs of this user hold every group, it keeps asking.
+
+        Args:
+            pid: The process.
+            announced: Its action.
+            traced: Who watches beside fanotify.
+            pause: Sleeps so many seconds; raises what ends the waiting.
+
         Raises:
-            BackendUnavailable: Not on this host.
+            BackendUnavailable: Not on this host, or no group became free in time.
             CaptureError: Not this process.
         """
+        deadline = time.monotonic() + self._group_wait_seconds
+        seconds, longest = _PAUSE_SECONDS
+        while True:
+            try:
+                with self.working():
+                    return self._open_fanotify(pid, announced, traced)
+            except GroupsTaken as error:
+                if time.monotonic() >= deadline:
+                    raise self._waited_in_vain(error) from None
+            with self._awaited():
+                pause(seconds)
+            seconds = min(2 * seconds, longest)
+
+    def _waited_in_vain(self, error: GroupsTaken) -> BackendUnavailable:
+        seconds = self._group_wait_seconds
+        reason = f"{error.reason}, and none became free in {seconds:.0f} seconds (--group-wait)"
+        return BackendUnavailable(error.backend, reason, error.remedy)
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Iterator[None]:
+        with self._lock:
+            self.groups_awaited += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.groups_awaited -= 1
+
+    def _open_fanotify(self, pid: int, announced: Announcement, traced: str) -> Scope:
         if self._fanotify is None:
             raise self.unavailable or BackendUnavailable("fanotify", "it was not started", "")
         if traced == "ptrace":
@@ -347,15 +439,17 @@ def _module(name: str) -> Any:
         ) from None
 
 
-def _start_fanotify(wanted: bool, compare_at_access: bool) -> Any:
+def _start_fanotify(
+    wanted: bool, events: EventShare, *, stay_awake: Optional[bool], compare_at_access: bool
+) -> Any:
     if not wanted:
         raise BackendUnavailable(
             "fanotify", "the daemon was started with --no-fanotify", "Start it without."
         )
     engine = _engine_class()
-    engine.probe()
     return engine(
-        shards=os.cpu_count() or 1,
+        shards=events.shards,
         digest_cache_entries=DIGEST_CACHE_ENTRIES,
+        stay_awake=stay_awake,
         compare_at_access=compare_at_access,
     )

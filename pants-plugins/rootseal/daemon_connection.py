@@ -37,12 +37,16 @@ class Pulse:
     def of(self, connection: Connection, message: bytes) -> Iterator[None]:
         """Send signs of life as long as the block lasts."""
         with self._lock:
+            before = self._waiting.get(id(connection))
             self._waiting[id(connection)] = (connection, message)
         try:
             yield
         finally:
             with self._lock:
-                del self._waiting[id(connection)]
+                if before is None:
+                    del self._waiting[id(connection)]
+                else:
+                    self._waiting[id(connection)] = before
 
     def close(self) -> None:
         """End the thread."""
@@ -167,6 +171,15 @@ class Connection:
                 self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         finally:
             self._send_lock.release()
+
+    def is_gone(self) -> bool:
+        """Whether the client has closed, or `cut` was called; reads nothing."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def cut(self) -> None:
         """Wake the thread that owns the connection: its reads end with EOFError."""

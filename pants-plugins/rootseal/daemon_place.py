@@ -15,6 +15,7 @@ from rootseal import keys, wire
 from rootseal.errors import ConfigError
 
 BACKLOG = 1024
+RUNS_ALREADY = "a daemon runs already at"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _lock(path: Path) -> int:
     except OSError:
         os.close(descriptor)
         raise ConfigError(
-            f"a daemon runs already at {path.with_suffix('')}; `rootseal daemon stop` ends it"
+            f"{RUNS_ALREADY} {path.with_suffix('')}; `rootseal daemon stop` ends it"
         ) from None
     return descriptor
 

@@ -1,11 +1,8 @@
-"""`rootseal daemon ensure`: a daemon of this build that answers, started if there is none.
+"""`rootseal daemon ensure`: a daemon of this build, with these options, started if there is none.
 
-found, of this build            → used
-found, of another build, idle   → ended, and one of this build started with its options
-found, of another build, busy, or somebody else's → an error that says what to do
-
-A daemon whose trace has a ring of another size than is asked for is treated like one of another
-build.
+found, of this build and with the options → used
+found, else, and idle                     → ended, and one started with its options and these
+found, else, and busy or somebody else's  → an error that says what to do
 """
 
 from __future__ import annotations
@@ -19,10 +16,13 @@ from typing import Dict, List, Mapping, Optional, Tuple
 
 from rootseal import wire
 from rootseal.build_id import build_digest
-from rootseal.daemon_place import Place, prepare_directories
+from rootseal.daemon_options import Options, missing, options_of, text_of, together
+from rootseal.daemon_place import RUNS_ALREADY, Place, prepare_directories
 from rootseal.errors import CaptureError, ConfigError
-from rootseal.trace_ring import is_other, size_of
+from rootseal.executable import rootseal_command
+from rootseal.trace_ring import is_other
 
+RING_OPTION = "--trace-ring"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 IDLE_EXIT_SECONDS = 3600  # of a daemon that a user's build started by itself
@@ -45,34 +45,30 @@ def places_of(uid: int, socket_path: str) -> Tuple[str, ...]:
 def ensure(
     place: Place,
     places: Tuple[str, ...],
-    options: Tuple[str, ...],
-    *,
-    keep_options: bool = False,
-    ring_bytes: int = 0,
+    defaults: Options,
+    wanted: Options,
 ) -> Dict[str, object]:
-    """The status of a daemon of this build that serves this user.
+    """The status of a daemon of this build that serves this user and has these options.
 
     Args:
         place: Where to start one if none answers.
         places: Where to look first, in order.
-        options: Options of `rootseal daemon run` for one that is started.
-        keep_options: One that replaces another takes over the options of that.
-        ring_bytes: Size that the ring of its trace must have, if it has one; 0: any.
+        defaults: Options of one that is started, where nothing else is said.
+        wanted: Options that it must have; one that replaces another takes over the others of that.
 
     Raises:
         CaptureError: It does not start (says what it said), or another one is in the way.
         ConfigError: Its directories are not usable.
     """
     found = _look(places)
-    if found is not None:
-        unfit = _unfit(found, ring_bytes)
-        if unfit is None:
-            return found
-        _end_idle(found, *unfit)
-        options = _options_of(found, options) if keep_options else options
-    if ring_bytes:
-        options = (*options, "--trace-ring", str(ring_bytes))  # the last one counts
-    return _start(place, options)
+    if found is None:
+        return _start(place, together(defaults, wanted))
+    running = options_of(found.get("options"))
+    lacking = _lacking(found, wanted)
+    if found.get("build") == build_digest() and not lacking:
+        return found
+    _end(found, lacking)
+    return _start(place, together(running or defaults, wanted))
 
 
 def _look(places: Tuple[str, ...]) -> Optional[Dict[str, object]]:
@@ -86,38 +82,40 @@ def _look(places: Tuple[str, ...]) -> Optional[Dict[str, object]]:
     return None
 
 
-def _unfit(found: Mapping[str, object], ring_bytes: int) -> Optional[Tuple[str, str]]:
-    """Why a daemon cannot be used, and what root would do about it; None if it can."""
-    if found.get("build") != build_digest():
-        why = f"is of another build (version {found.get('version')})"
-        return why, "update it: `sudo rootseal daemon ensure` with this installation"
-    if is_other(found, ring_bytes):
-        why = f"has a trace ring of {size_of(found)} bytes, not of {ring_bytes},"
-        return why, f"replace it: `sudo rootseal daemon ensure --trace-ring {ring_bytes}`"
-    return None
+def _lacking(found: Mapping[str, object], wanted: Options) -> Options:
+    """What a daemon does not have as it is wanted; one without a trace needs no ring."""
+    lacking = missing(options_of(found.get("options")), wanted)
+    if RING_OPTION in lacking:
+        at = lacking.index(RING_OPTION)
+        if not is_other(found, int(lacking[at + 1])):
+            return (*lacking[:at], *lacking[at + 2 :])
+    return lacking
 
 
-def _end_idle(found: Mapping[str, object], why: str, remedy: str) -> None:
-    """End an idle daemon that cannot be used; one of another build would sign more records.
+def _end(found: Mapping[str, object], lacking: Options) -> None:
+    """End an idle daemon that is not as it should be.
 
-    Args:
-        found: Its status.
-        why: It cannot be used.
-        remedy: If it is another user's.
+    Its code is not this installation's, so that it signs no more records; or it has other options.
 
     Raises:
         CaptureError: It is busy, or another user's.
     """
     path = str(found.get("socket"))
-    about = f"the daemon at {path} {why}"
+    about = f"the daemon at {path} is of another build (version {found.get('version')})"
+    if found.get("build") == build_digest():
+        running = text_of(options_of(found.get("options")))
+        about = f"the daemon at {path} runs with {running}, not with {text_of(lacking)},"
     if found.get("uid") != os.getuid():
-        raise CaptureError(f"{about} and belongs to uid {found.get('uid')}; {remedy}")
-    actions = found.get("actions")
-    running = sum(actions.values()) if isinstance(actions, dict) else 0
-    if running:
+        ensure_it = rootseal_command("daemon", "ensure", *lacking, sudo=found.get("uid") == 0)
         raise CaptureError(
-            f"{about} and {running} of its actions have not ended; wait for them, or run "
-            "`rootseal daemon stop`, then try again"
+            f"{about} and belongs to uid {found.get('uid')}; as that user: `{ensure_it}`"
+        )
+    actions = found.get("actions")
+    busy = sum(actions.values()) if isinstance(actions, dict) else 0
+    if busy:
+        raise CaptureError(
+            f"{about} and {busy} of its actions have not ended; wait for them, or run "
+            f"`{_stop_command(path)}`, then try again"
         )
     stop_and_wait(path)
 
@@ -143,14 +141,13 @@ def stop_and_wait(path: str) -> bool:
     return True
 
 
-def _options_of(found: Mapping[str, object], default: Tuple[str, ...]) -> Tuple[str, ...]:
-    options = found.get("options")
-    if not isinstance(options, list) or not all(isinstance(item, str) for item in options):
-        return default  # of a release that did not say
-    return tuple(options) or default
+def _stop_command(path: str) -> str:
+    """The command that stops the daemon at a socket: with the socket, if it is not a usual one."""
+    usual = path in (wire.SYSTEM_SOCKET, *wire.user_socket_paths(os.getuid()))
+    return rootseal_command("daemon", "stop", *(() if usual else ("--socket", path)))
 
 
-def _start(place: Place, options: Tuple[str, ...]) -> Dict[str, object]:
+def _start(place: Place, options: Options) -> Dict[str, object]:
     prepare_directories(place, os.getuid())
     rotate_log(place.log)
     with place.log.open("ab") as log:
@@ -173,7 +170,7 @@ def rotate_log(path: Path) -> None:
         path.replace(path.with_suffix(".log.1"))
 
 
-def _command(place: Place, options: Tuple[str, ...]) -> List[str]:
+def _command(place: Place, options: Options) -> List[str]:
     package_parent = str(Path(__file__).resolve().parents[1])
     return [
         *(sys.executable, "-c", _PROGRAM, package_parent, "daemon", "run"),
@@ -190,14 +187,19 @@ def _wait(process: subprocess.Popen[bytes], place: Place, log_start: int) -> Dic
         found = wire.find_daemon((str(place.socket),))
         if found is not None:
             return found
-        if process.poll() not in (None, 0, 2):
+        if process.poll() not in (None, 0) and not _was_beaten(place.log, log_start):
             break
         time.sleep(_POLL_SECONDS)
     said = _said(place.log, log_start)
     raise CaptureError(
         f"the daemon did not start: {said or 'it said nothing'} (log: {place.log}). "
-        "Run `rootseal daemon run` to see it start."
+        f"Run `{rootseal_command('daemon', 'run')}` to see it start."
     )
+
+
+def _was_beaten(log: Path, start: int) -> bool:
+    """Whether it ended because another one has its place."""
+    return RUNS_ALREADY in (_said(log, start) or "")
 
 
 def _said(log: Path, start: int) -> Optional[str]:

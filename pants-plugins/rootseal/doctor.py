@@ -7,13 +7,23 @@ import dataclasses
 import gzip
 import os
 import platform
+import resource
 import struct
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from rootseal import wire
 from rootseal.daemon import LAUNCHER
-from rootseal.daemon_backends import probe_access, probe_ebpf, probe_fanotify, probe_ptrace
+from rootseal.daemon_backends import (
+    GROUPS_RESERVED,
+    probe_access,
+    probe_ebpf,
+    probe_fanotify,
+    probe_ptrace,
+)
+from rootseal.daemon_limits import GOOD_LIMIT, limit_remedy
+from rootseal.daemon_options import options_of
+from rootseal.executable import rootseal_command
 from rootseal.observation import Posture
 
 HELPER_PLACES = (
@@ -24,6 +34,8 @@ CAP_SYS_ADMIN = 21
 CAP_BPF = 39
 KERNEL_MIN = (5, 10)
 ACCESS_KERNEL_MIN = (6, 14)
+GROUPS_GOOD = 32
+AWAKE_BY_OPTION = ("switched off", "only asked for")  # reasons that --stay-awake on ends
 _XATTR_MAGIC = struct.Struct("<II")
 
 
@@ -74,6 +86,8 @@ def diagnose() -> Diagnosis:
         _fanotify(system[1]),
         _group_limit(),
         _access(system[1] or own[1]),
+        _descriptors(system[1] or own[1]),
+        _awake(system[1] or own[1]),
         _helper(),
         system[0],
         own[0],
@@ -150,7 +164,7 @@ def _fanotify(system: Optional[Dict[str, object]]) -> Finding:
         return Finding("fanotify", True, False, "permission events work", "")
     remedy = problem.remedy
     if os.getuid() != 0:
-        remedy = f"Run `sudo rootseal daemon ensure --allow-uid {os.getuid()}`."
+        remedy = f"Run `{_ensure_system()}`."
     return Finding("fanotify", False, False, problem.reason, remedy)
 
 
@@ -159,9 +173,50 @@ def _group_limit() -> Finding:
     if not path.exists():
         return Finding("fanotifyGroups", False, False, f"{path} is missing", "")
     limit = int(path.read_text())
-    good = limit >= 32
-    remedy = "" if good else "sudo sysctl fs.fanotify.max_user_groups=128"
-    return Finding("fanotifyGroups", good, False, f"{limit} actions at once, more wait", remedy)
+    reserved = min(GROUPS_RESERVED, limit // 2)
+    found = f"{limit} of a user ({path}): {max(1, limit - reserved)} actions at once, more wait"
+    remedy = f"For more at once, without a restart: {_sudo()}sysctl fs.fanotify.max_user_groups="
+    return Finding("fanotifyGroups", limit >= GROUPS_GOOD, False, found, f"{remedy}{8 * limit}")
+
+
+def _descriptors(daemon: Optional[Dict[str, object]]) -> Finding:
+    """What the limit of open files allows: that of the daemon, else that of this process."""
+    limit, found = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "of this process; no daemon runs"
+    share = daemon.get("descriptors") if daemon is not None else None
+    if isinstance(share, dict):
+        limit = int(share["limit"])
+        found = (
+            f"of the daemon: {share['actions']} actions and {share['clients']} clients at once, "
+            "more actions wait"
+        )
+    good = limit >= GOOD_LIMIT
+    options = options_of(daemon.get("options")) if daemon is not None else ()
+    remedy = "" if good else f"For more at once: {limit_remedy(options)}"
+    return Finding("descriptors", good, False, f"{limit} open files {found}", remedy)
+
+
+def _awake(daemon: Optional[Dict[str, object]]) -> Finding:
+    """Whether idle CPUs stay awake while opens are dense; only the daemon knows."""
+    status = daemon.get("awake") if daemon is not None else None
+    if not isinstance(status, dict):
+        return Finding("stayAwake", False, False, "no daemon runs, so nothing asks for it", "")
+    if status["on"]:
+        return Finding("stayAwake", True, False, "idle CPUs stay awake while opens are dense", "")
+    remedy = ""
+    if any(text in str(status["reason"]) for text in AWAKE_BY_OPTION):
+        command = rootseal_command("daemon", "ensure", "--stay-awake", "on", sudo=True)
+        remedy = f"Opens may be slower on a virtual machine; to switch it on: {command}"
+    return Finding("stayAwake", False, False, str(status["reason"]), remedy)
+
+
+def _sudo() -> str:
+    return "" if os.getuid() == 0 else "sudo "
+
+
+def _ensure_system() -> str:
+    """The command that has a system daemon serve this user."""
+    allow = () if os.getuid() == 0 else ("--allow-uid", str(os.getuid()))
+    return rootseal_command("daemon", "ensure", *allow, sudo=True)
 
 
 def _access(daemon: Optional[Dict[str, object]]) -> Finding:
@@ -235,9 +290,8 @@ def _daemon(name: str, places: Tuple[str, ...]) -> Tuple[Finding, Optional[Dict[
             continue
         text = f"{found['socket']}, posture {found['posture']}, pid {found['pid']}"
         return Finding(name, True, False, text, ""), found
-    remedy = "Run `rootseal daemon ensure`." if name == "userDaemon" or os.getuid() == 0 else ""
-    if name == "systemDaemon" and os.getuid() != 0:
-        remedy = f"Run `sudo rootseal daemon ensure --allow-uid {os.getuid()}`."
+    own = rootseal_command("daemon", "ensure")
+    remedy = f"Run `{_ensure_system() if name == 'systemDaemon' else own}`."
     return Finding(name, False, False, "; ".join(problems), remedy), None
 
 
@@ -254,7 +308,7 @@ def _bpf() -> Finding:
     setting = path.read_text().strip() if path.exists() else "absent"
     lsm = _text("/sys/kernel/security/lsm") or "unknown"
     found = f"{'with' if admin else 'without'} CAP_BPF, unprivileged_bpf_disabled={setting}"
-    remedy = "" if admin else "Run the system daemon as root: sudo rootseal daemon ensure."
+    remedy = "" if admin else f"Run the system daemon as root: {_ensure_system()}"
     return Finding("bpf", bool(admin), False, f"{found}, lsm={lsm}", remedy)
 
 

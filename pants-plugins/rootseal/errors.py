@@ -41,6 +41,10 @@ class BackendUnavailable(CaptureError):
         self.remedy = remedy
 
 
+class GroupsTaken(BackendUnavailable):
+    """No fanotify group is free at the moment: other programs of this user hold them."""
+
+
 class CaptureLost(CaptureError):
     """Something may have been missed while an action was captured.
 

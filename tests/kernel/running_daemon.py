@@ -86,6 +86,20 @@ class Done:
             value = value[name]
         return value
 
+    def asked(self, **changed: object) -> Dict[str, object]:
+        """What a build tool would say in CHECK that it asked for."""
+        document = self.verified().predicate.document
+        environ = {item["name"]: item["valueDigest"] for item in document["environ"]}  # type: ignore[attr-defined]
+        return {
+            "cmd": document["cmd"],
+            "environ": environ,
+            "templates": {},
+            "workingDirectory": document["sandbox"]["workingDirectory"],  # type: ignore[index]
+            "outputFiles": document["declaredOutputs"]["files"],  # type: ignore[index]
+            "outputDirectories": document["declaredOutputs"]["directories"],  # type: ignore[index]
+            **changed,
+        }
+
     def leaves(self, domain: Domain) -> Dict[bytes, Leaf]:
         """Leaves by path."""
         tables = self.verified().record.tables
@@ -172,15 +186,25 @@ class RunningDaemon:
 
 @contextlib.contextmanager
 def running_daemon(
-    directory: Path, *options: str, environ: Optional[Mapping[str, str]] = None
+    directory: Path,
+    *options: str,
+    environ: Optional[Mapping[str, str]] = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[RunningDaemon]:
-    """A daemon with its socket, state and log below a directory that every user may enter."""
+    """A daemon with its socket, state and log below a directory that every user may enter.
+
+    Args:
+        directory: Exists.
+        options: Of `rootseal daemon run`.
+        environ: Variables beside those of this process.
+        prefix: A program that starts it, such as `prlimit`.
+    """
     socket, state, log = directory / "run" / "d.sock", directory / "state", directory / "log"
     (directory / "run").mkdir(exist_ok=True)
     place = ("--socket", str(socket), "--state-dir", str(state))
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command("daemon", "run", *place, *options),
+            [*prefix, *command("daemon", "run", *place, *options)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

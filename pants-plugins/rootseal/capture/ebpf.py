@@ -17,6 +17,7 @@ from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.trace_events import Reader
 from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+from rootseal.executable import rootseal_command
 from rootseal.observation import Ledger, ProcessRecord, TracePrograms
 from rootseal.trace_ring import RING_BYTES_DEFAULT, RING_BYTES_MIN, check_size
 
@@ -103,7 +104,7 @@ def _explain(error: NativeError) -> BackendUnavailable:
     if error.errno == errno.EPERM:
         return unavailable(
             f"the kernel refused a program: {error}",
-            "Run the system daemon as root: sudo rootseal daemon run",
+            f"Run the system daemon as root: {rootseal_command('daemon', 'ensure', sudo=True)}",
         )
     if error.errno == errno.EACCES:  # a privilege that is missing is EPERM
         return unavailable(

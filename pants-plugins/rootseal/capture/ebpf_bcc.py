@@ -16,6 +16,7 @@ from typing import IO, List, Mapping, Sequence, Tuple
 from rootseal import _native_trace
 from rootseal._native_trace import Program
 from rootseal.errors import BackendUnavailable, NativeError
+from rootseal.executable import rootseal_command
 
 SYSTEM_PYTHON = pathlib.Path("/usr/bin/python3")
 START_LINES_MAX = 64
@@ -76,7 +77,9 @@ def _make_maps(ring_bytes: int) -> Tuple[int, ...]:
         return _native_trace.make_maps(ring_bytes)
     except NativeError as error:
         raise BackendUnavailable(
-            "ebpf", str(error), "Run the system daemon as root: sudo rootseal daemon run"
+            "ebpf",
+            str(error),
+            f"Run the system daemon as root: {rootseal_command('daemon', 'ensure', sudo=True)}",
         ) from error
 
 

@@ -13,7 +13,8 @@ from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from rootseal import _native, diagnostics
 from rootseal.capture import digest_cache_file
 from rootseal.capture.scope import CaptureLimits
-from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+from rootseal.errors import BackendUnavailable, CaptureError, GroupsTaken, NativeError
+from rootseal.executable import rootseal_command
 from rootseal.observation import (
     LeafTable,
     MountMark,
@@ -27,6 +28,7 @@ from rootseal.observation import (
 
 _GROUPS_PATH = pathlib.Path("/proc/sys/fs/fanotify/max_user_groups")
 _GROUPS_DEFAULT = 128
+GROUPS_REMEDY = "sudo sysctl fs.fanotify.max_user_groups=1024"
 AWAKE_CPUS_MAX = 16
 """More idle CPUs kept awake cost more power than a build gains."""
 DIGEST_CACHE_ENTRIES_DEFAULT = 2**20
@@ -59,13 +61,13 @@ def _unavailable(error: NativeError) -> BackendUnavailable:
         return BackendUnavailable(
             "fanotify",
             "permission events need CAP_SYS_ADMIN",
-            "Run the system daemon as root: sudo rootseal daemon run",
+            f"Run the system daemon as root: {rootseal_command('daemon', 'ensure', sudo=True)}",
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return BackendUnavailable(
+        return GroupsTaken(
             "fanotify",
             "all fanotify groups of this user are taken",
-            "Raise the limit: sudo sysctl fs.fanotify.max_user_groups=1024",
+            f"Raise the limit: {GROUPS_REMEDY}",
         )
     if error.errno in (errno.ENOSYS, errno.EINVAL):
         return BackendUnavailable(
@@ -262,7 +264,9 @@ class FanotifyEngine:
             BackendUnavailable: This host or user cannot use permission events.
             NativeError: A number out of range, no memory, or `stay_awake` is not possible.
         """
-        self.probe()
+        # All groups taken, now: whatever else could be missing is refused before that is noticed.
+        with contextlib.suppress(GroupsTaken):
+            self.probe()
         count = shards if shards is not None else min(len(os.sched_getaffinity(0)), 256)
         self._engine = _native.Engine(shards=count, digest_cache_entries=digest_cache_entries)
         self._engine.set_hash_once(hash_once)
@@ -330,6 +334,25 @@ class FanotifyEngine:
         """
         self._engine.trust_sealed(files)
 
+    def set_descriptors(self, *, ceiling: int, events_per_read: int, long_hashes: int) -> None:
+        """Bound what events and walks take of this process's descriptors. Before the first scope.
+
+        Args:
+            ceiling: A directory of a walk that would get this number or a higher one is not read.
+            events_per_read: Descriptors that one read of events installs at most.
+            long_hashes: Files that may wait, open, for a long hash.
+
+        Raises:
+            NativeError: Out of range.
+        """
+        self._engine.set_descriptors(
+            ceiling=ceiling, events_per_read=events_per_read, long_hashes=long_hashes
+        )
+
+    def settle(self) -> None:
+        """Wait until the scopes that ended have given back their group and descriptors."""
+        self._engine.settle()
+
     def open_scope(self, *, pid: int, root: bytes, limits: CaptureLimits) -> FanotifyScope:
         """Mark every mount of a blocked process's private namespace.
 
@@ -339,7 +362,8 @@ class FanotifyEngine:
             limits: Caps of this action.
 
         Raises:
-            BackendUnavailable: No group is free, or permission was lost.
+            GroupsTaken: No group is free now.
+            BackendUnavailable: Permission was lost.
             CaptureError: The process is gone, or its root or mounts cannot be read.
         """
         if b"\0" in root:
