@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Dict, List, Mapping, Optional, Sequence
 
 from rootseal import keys, schema
+from rootseal.action_check import read_expected
 from rootseal.errors import ConfigError, EncodingError, VerificationError
 from rootseal.record_check import VerifiedRecord, check_record
 from rootseal.wire import Frame, Tag
@@ -30,6 +31,7 @@ def answer_check(frame: Frame, own_key: keys.PublicKey) -> Dict[str, object]:
     if len(action_key) != 32:
         raise EncodingError("the action key is not 32 bytes")
     outputs = _outputs(request.get("outputs"))
+    expected = read_expected(request.get("action"))
     exit_code = _exit_code(request.get("exitCode"))
     trusted = [own_key, *_trusted(request.get("trustedCaptureKeys", []))]
     try:
@@ -38,6 +40,7 @@ def answer_check(frame: Frame, own_key: keys.PublicKey) -> Dict[str, object]:
             action_key=action_key,
             trusted_public_keys=trusted,
             declared_outputs=outputs,
+            expected=expected,
             exit_code=exit_code,
         )
     except VerificationError as error:

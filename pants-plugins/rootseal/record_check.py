@@ -19,6 +19,7 @@ from rootseal import (
     schema,
     statement,
 )
+from rootseal.action_check import ExpectedAction, check_action
 from rootseal.checks import Check, checking
 from rootseal.errors import (
     EncodingError,
@@ -233,9 +234,12 @@ def check_record(
     action_key: bytes,
     trusted_public_keys: Sequence[PublicKey],
     declared_outputs: Iterable[Mapping[str, object]],
+    expected: Optional[ExpectedAction] = None,
     exit_code: Optional[int] = None,
 ) -> VerifiedRecord:
-    """Decide whether a cached result may count: its record is genuine and explains its outputs.
+    """Decide whether a cached result may count.
+
+    Its record is genuine, of what was asked for, and explains the outputs.
 
     Args:
         record_bytes: The record that came with the result.
@@ -244,6 +248,7 @@ def check_record(
         declared_outputs: Every output of the result: `{"path": text, "sha256": hex}` for a file
             (with `size` if known), `{"path": text, "target": text}` for a symlink. Path and
             target are path text (docs/formats.md), the path relative to the action's root.
+        expected: What the action key stands for; None only where nobody can know.
         exit_code: The result's exit code, if it is known: 128 + signal or -signal when killed.
 
     Raises:
@@ -259,6 +264,9 @@ def check_record(
         allow=not verified.predicate.require_zero_drops,
         about=about,
     )
+    if expected is not None:
+        with checking(Check.RECORD_ACTION_KEY, PolicyError, about=about):
+            check_action(verified.predicate, expected)
     with checking(Check.RECORD_OUTPUTS, PolicyError, about=about):
         if exit_code is not None:
             check_exit_code(verified.predicate, exit_code)

@@ -436,6 +436,7 @@ def check(
     action_key: bytes,
     record: bytes,
     outputs: Iterable[Mapping[str, object]],
+    action: Mapping[str, object],
     exit_code: Optional[int] = None,
     trusted_capture_keys: Sequence[str] = (),
 ) -> Dict[str, object]:
@@ -446,6 +447,7 @@ def check(
         action_key: The action that was asked for, 32 bytes.
         record: The record that came with the result.
         outputs: Every output of the result: `{"path", "sha256", "size"}` or `{"path", "target"}`.
+        action: What was asked for: command, environment, outputs (docs/protocol.md, CHECK).
         exit_code: Of the result, negative if a signal ended it; None: not to be compared.
         trusted_capture_keys: PEM public keys that count beside the daemon's own.
 
@@ -457,6 +459,7 @@ def check(
     """
     content = {
         "outputs": list(outputs),
+        "action": dict(action),
         "exitCode": exit_code,
         "trustedCaptureKeys": list(trusted_capture_keys),
     }

@@ -41,6 +41,7 @@ async def settings_of_run(
         workdir=global_options.pants_workdir,
         build_root=build_root.path,
         dist_dir=str(dist_dir.relpath),
+        sandboxes=global_options.local_execution_root_dir,
     )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
+import json
 import os
 from typing import Any, Mapping, Sequence
 
 from rootseal.action import action_key
+from rootseal.canonical import path_text
 from rootseal.errors import EncodingError
 
 LAUNCHER_DIRECTORY = ".rootseal"
 RECORD_FILE = ".rootseal-record"
+_CHROOT = b"{chroot}"  # the engine puts the path of the sandbox there
 
 # Fields of a Process that do not say what is run: the first two are presentation, and the third is
 # how long to wait for a remote cache.
@@ -59,6 +63,35 @@ def _plain(value: Any) -> Any:
         f"a process has a field of the type {type(value).__name__}, which this version of Rootseal "
         "cannot put into an action key; please report it with your version of Pants"
     )
+
+
+def action_text(process: Any) -> str:
+    """What the key of a Pants `Process` stands for and a record can show, as JSON.
+
+    Values of the environment are digests, but for those that name the sandbox, whose path is known
+    to the engine only (docs/protocol.md, CHECK).
+    """
+    values = {name: value.encode("utf-8", "surrogateescape") for name, value in process.env.items()}
+    document = {
+        "cmd": [_text(argument) for argument in process.argv],
+        "environ": {
+            _text(name): hashlib.sha256(value).hexdigest()
+            for name, value in values.items()
+            if _CHROOT not in value
+        },
+        "templates": {
+            _text(name): path_text(value) for name, value in values.items() if _CHROOT in value
+        },
+        "anyValue": [_text(name) for name in [process.execution_slot_variable] if name],
+        "workingDirectory": _text(process.working_directory or "."),
+        "outputFiles": [_text(path) for path in process.output_files],
+        "outputDirectories": [_text(path) for path in process.output_directories],
+    }
+    return json.dumps(document, sort_keys=True)
+
+
+def _text(value: str) -> str:
+    return path_text(value.encode("utf-8", "surrogateescape"))
 
 
 def wrapped_argv(

@@ -149,6 +149,7 @@ def check_record(
     action_key: str,
     record: bytes,
     outputs: Sequence[Mapping[str, Any]],
+    action: Mapping[str, Any],
     exit_code: int,
     trusted_capture_keys: Sequence[str],
 ) -> Verdict:
@@ -159,6 +160,7 @@ def check_record(
         action_key: What the record must name, 64 hex digits.
         record: The record's bytes.
         outputs: Every file and symlink of the result; see docs/protocol.md, CHECK.
+        action: What the action key stands for; see there.
         exit_code: Of the result.
         trusted_capture_keys: Public keys (PEM) that are accepted beside the daemon's own.
     """
@@ -167,6 +169,7 @@ def check_record(
         action_key=bytes.fromhex(action_key),
         record=record,
         outputs=outputs,
+        action=action,
         exit_code=exit_code,
         trusted_capture_keys=trusted_capture_keys,
     )

@@ -125,14 +125,15 @@ def make_artifacts_writable(settings: Settings) -> None:
 
 
 def policy_of(settings: Settings) -> dict[str, object]:
-    """The policy of the manifest."""
+    """The policy of the manifest, by the same rule as that of `rootseal run`."""
+    must_hold = settings.hardening == "strict" or settings.fanotify == "on"
     return {
         "captureMode": settings.capture_mode,
         "fanotify": settings.fanotify,
         "fsverity": settings.fsverity,
         "hardening": settings.hardening,
         "requireZeroDrops": settings.require_zero_drops or settings.hardening == "strict",
-        "posture": "held" if settings.hardening == "strict" else "walked",
+        "posture": "held" if must_hold else "walked",
     }
 
 
@@ -177,6 +178,7 @@ def _seal_arguments(
         daemon.info.capture_key,
         *settings.toolchain_arguments,
         *(("--key", settings.key) if settings.key else ()),
+        *(("--public-key", settings.public_key) if settings.public_key else ()),
         "--json",
     ]
 

@@ -21,6 +21,7 @@ from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.subsystem import RootsealSubsystem
 
 KEY_BYTES_MAX = 64 * 1024
+_KEY_URI = re.compile(r"[a-z][a-z0-9+.-]+:")
 TOOLCHAIN_BYTES_MAX = 64 * 1024 * 1024  # what the daemon accepts (envelope.ENVELOPE_BYTES_MAX)
 
 
@@ -37,7 +38,9 @@ class Settings:
         records_dir: Where action records are kept.
         records_max_bytes: Size above which old records are removed.
         key: Path or URI of the signing key, or empty.
+        public_key: Path of its public key, or empty; needed where the key is a URI.
         trusted_capture_keys: Path of each key that is trusted beside this machine's.
+        sandboxes: The directory that Pants makes sandboxes in.
         daemon_socket: Path of the daemon's socket, or empty for the usual places.
         trace_ring_bytes: Size that the ring of the daemon's trace must have; 0: any.
         capture_mode: As in the manifest's policy; so are the next four.
@@ -59,7 +62,9 @@ class Settings:
     records_dir: str
     records_max_bytes: int
     key: str
+    public_key: str
     trusted_capture_keys: tuple[str, ...]
+    sandboxes: str
     daemon_socket: str
     trace_ring_bytes: int
     capture_mode: str
@@ -148,6 +153,7 @@ def resolve_settings(
     workdir: str,
     build_root: str,
     dist_dir: str,
+    sandboxes: str,
 ) -> Settings:
     """Read the options once.
 
@@ -157,6 +163,7 @@ def resolve_settings(
         workdir: Pants' working directory.
         build_root: Absolute.
         dist_dir: Relative to the build root.
+        sandboxes: The directory that Pants makes sandboxes in.
     """
     root = build_root
     dist = Path(root, dist_dir)
@@ -171,9 +178,11 @@ def resolve_settings(
         records_dir=str(Path(root, rootseal.records_dir or Path(workdir, "rootseal", "records"))),
         records_max_bytes=rootseal.records_max_bytes,
         key=_signing_key(rootseal.key, root),
+        public_key=_public_key(rootseal, root),
         trusted_capture_keys=tuple(
             str(Path(root, Path(path).expanduser())) for path in rootseal.trusted_capture_keys
         ),
+        sandboxes=sandboxes,
         daemon_socket=rootseal.daemon_socket,
         trace_ring_bytes=trace_ring.read_size(rootseal.trace_ring, "[rootseal].trace_ring"),
         capture_mode=demands.capture_mode,
@@ -196,9 +205,20 @@ def _require_fsverity(dist: Path) -> None:
 
 def _signing_key(key: str, root: str) -> str:
     """A key URI (awskms:, gcpkms:, …) as it is, a path as an absolute one, empty as empty."""
-    if not key or re.match(r"[a-z][a-z0-9+.-]+:", key):
+    if not key or _KEY_URI.match(key):
         return key
     return str(Path(root, Path(key).expanduser()))
+
+
+def _public_key(rootseal: RootsealSubsystem, root: str) -> str:
+    """Absolute path of the public key; refused at once, not after the whole build, if missing."""
+    path = str(Path(root, Path(rootseal.public_key).expanduser())) if rootseal.public_key else ""
+    if rootseal.enabled and not path and _KEY_URI.match(rootseal.key):
+        raise ConfigError(
+            f"[rootseal].key is the key URI {rootseal.key}; set [rootseal].public_key to the PEM "
+            "file of its public key"
+        )
+    return path
 
 
 def _read_key(path: str) -> str:

@@ -84,8 +84,14 @@ class RootsealSubsystem(Subsystem):
     )
     key = StrOption(
         default="",
-        help="Path of the private key (PEM, Ed25519 or ECDSA P-256) that signs the attestation. "
-        "If empty, a key of your own is used, which `rootseal` creates the first time.",
+        help="Path of the private key (PEM, Ed25519 or ECDSA P-256) that signs the attestation, or "
+        "a key URI of securesystemslib (`awskms:…`, `gcpkms:…`, `hsm:…`), which needs `public_key` "
+        "too. If empty, a key of your own is used, which `rootseal` creates the first time.",
+    )
+    public_key = StrOption(
+        default="",
+        help="Path of the public key (PEM) of `key`, relative to the build root or absolute. "
+        "Needed if `key` is a key URI.",
     )
     executable = StrOption(
         default="",

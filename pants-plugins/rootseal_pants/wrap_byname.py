@@ -26,7 +26,7 @@ from pants.engine.process import FallibleProcessResult, Process
 
 from rootseal_pants.compat import requested
 from rootseal_pants.evidence import Evidence
-from rootseal_pants.identity import output_prefix, process_key
+from rootseal_pants.identity import action_text, output_prefix, process_key
 from rootseal_pants.manifest import NOTE_DIRECTORY
 from rootseal_pants.settings import Capture, CaptureRequest
 from rootseal_pants.verdicts import CaptureFailed, no_record_problem, refused_message
@@ -90,7 +90,7 @@ async def captured_execute(process: Process, environment: Any) -> FallibleProces
             await _engine.get_digest_entries(rest), output_prefix(process.working_directory)
         )
         contents = await _engine.get_digest_contents(record)
-        admission = judge(capture, key, contents, outputs, result.exit_code)
+        admission = judge(capture, key, action_text(process), contents, outputs, result.exit_code)
         problem = "" if admission.record else no_record_problem(process, result)
         if admission.verdict.accepted or problem:
             await _note(evidence_of(process, key, result, admission, problem))

@@ -30,7 +30,7 @@ from pants.engine.unions import UnionRule, union
 from pants.util.logging import LogLevel
 
 from rootseal_pants.evidence import Evidence
-from rootseal_pants.identity import output_prefix, process_key
+from rootseal_pants.identity import action_text, output_prefix, process_key
 from rootseal_pants.settings import Capture, CaptureRequest
 from rootseal_pants.verdicts import CaptureFailed, no_record_problem, refused_message
 from rootseal_pants.wrapping import (
@@ -99,6 +99,7 @@ class SettleRequest:
     Attributes:
         capture: How was captured.
         action_key: Of the process.
+        action: What it stands for.
         digest: Output directory of the wrapped process.
         exit_code: Its exit code.
         prefix: What makes an output's path relative to the sandbox.
@@ -106,6 +107,7 @@ class SettleRequest:
 
     capture: Capture
     action_key: str
+    action: str
     digest: Digest
     exit_code: int
     prefix: str
@@ -129,7 +131,14 @@ async def settle_result(request: SettleRequest) -> Settled:
     contents = await Get(DigestContents, Digest, record)
     entries = await Get(DigestEntries, Digest, rest)
     outputs = outputs_of(entries, request.prefix)
-    admission = judge(request.capture, request.action_key, contents, outputs, request.exit_code)
+    admission = judge(
+        request.capture,
+        request.action_key,
+        request.action,
+        contents,
+        outputs,
+        request.exit_code,
+    )
     return Settled(rest, admission)
 
 
@@ -165,7 +174,7 @@ async def captured_execute(process: Process) -> FallibleProcessResult:
     if capture.daemon is None:
         bare = await Get(NativeResult, Process, process)
         return bare.seen_by_caller(bare.output_digest)
-    key = process_key(process, platform=capture.platform)
+    key, action = process_key(process, platform=capture.platform), action_text(process)
     for salt in attempt_salts(capture.daemon):
         fields = wrapped_fields(process, key=key, capture=capture, salt=salt)
         result = await Get(NativeResult, Process, Process(**fields))
@@ -175,6 +184,7 @@ async def captured_execute(process: Process) -> FallibleProcessResult:
             SettleRequest(
                 capture,
                 key,
+                action,
                 result.output_digest,
                 result.exit_code,
                 output_prefix(process.working_directory),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import uuid
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def outputs_of(entries: DigestEntries, prefix: str) -> tuple[Output, ...]:
 def judge(
     capture: Capture,
     key: str,
+    action: str,
     contents: DigestContents,
     outputs: tuple[Output, ...],
     exit_code: int,
@@ -104,6 +106,7 @@ def judge(
     Args:
         capture: How is captured.
         key: Action key.
+        action: What it stands for (`identity.action_text`).
         contents: The record's file, or nothing.
         outputs: Every file and symlink of the result.
         exit_code: Of the result.
@@ -118,12 +121,17 @@ def judge(
         action_key=key,
         record=record,
         outputs=[_output_json(*output) for output in outputs],
+        action={**json.loads(action), "sandboxes": _text(capture.settings.sandboxes)},
         exit_code=exit_code,
         trusted_capture_keys=capture.daemon.trusted_capture_keys,
     )
     if verdict.accepted:
         RecordStore(capture.settings.records_dir).put(record)
     return Admission(verdict, hashlib.sha256(record).hexdigest(), len(record))
+
+
+def _text(path: str) -> str:
+    return path_text(os.fsencode(path))
 
 
 def _output_json(path: str, content: str, size: int) -> dict[str, object]:

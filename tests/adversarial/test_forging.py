@@ -8,7 +8,10 @@ import subprocess
 import threading
 from pathlib import Path
 
+from rootseal import wire
+
 PACKAGES = Path(__file__).resolve().parents[2] / "pants-plugins"
+LAUNCHER = PACKAGES / "rootseal" / "bin" / "rootseal-exec"
 CHANGED = hashlib.sha256(b"changed").hexdigest()
 
 
@@ -135,3 +138,38 @@ def test_a_user_that_the_daemon_does_not_serve_is_refused(arena) -> None:
 
     assert ask(arena.user.uid).stdout == ""
     assert "--allow-uid" in ask(arena.user.uid + 1).stdout
+
+
+def test_another_command_under_the_key_of_an_action_does_not_count(arena) -> None:
+    """Whoever may run actions can have anything recorded under any key; CHECK compares it."""
+    key = bytes([0xAB] * 32)
+    attacks = {
+        "another command": ([], ["/bin/sh", "-c", "echo evil > out.o"]),
+        "another environment": (["LD_PRELOAD="], ["/bin/sh", "-c", "echo good > out.o"]),
+        "other declared outputs": ([], ["/bin/sh", "-c", "echo good > out.o"]),
+        "": ([], ["/bin/sh", "-c", "echo good > out.o"]),
+    }
+    for why, (variables, command) in attacks.items():
+        output = "other.o" if "outputs" in why else "out.o"
+        record = arena.directory / "record"
+        record.unlink(missing_ok=True)
+        argv = ["env", "-i", *variables, str(LAUNCHER), f"--action={key.hex()}", "--root=."]
+        argv += [f"--record={record}", f"--output-file={output}", f"--socket={arena.socket}"]
+        subprocess.run([*argv, "--", *command], cwd=arena.root, check=True)
+        content = (arena.root / "out.o").read_bytes()
+        answer = wire.check(
+            str(arena.socket),
+            action_key=key,
+            record=record.read_bytes(),
+            outputs=[{"path": "out.o", "sha256": hashlib.sha256(content).hexdigest()}],
+            action={
+                "cmd": ["/bin/sh", "-c", "echo good > out.o"],
+                "environ": {},
+                "templates": {},
+                "anyValue": [],
+                "workingDirectory": ".",
+                "outputFiles": ["out.o"],
+                "outputDirectories": [],
+            },
+        )
+        assert (answer["accepted"], why in str(answer["reason"])) == (why == "", True), answer

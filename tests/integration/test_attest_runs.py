@@ -118,6 +118,20 @@ def test_the_loss_of_one_action_fails_its_own_targets_only(repo: PantsRepo) -> N
     repo.run(*gated, RIGHT).failed()  # the refused result is in no cache
 
 
+def test_a_key_uri_signs_with_its_public_key(repo: PantsRepo) -> None:
+    """The road of a KMS key, with a key file at its end."""
+    private = repo.home / "uri.key"
+    repo.command("keygen", str(private)).succeeded()
+    key = f"--rootseal-key=file2:{private}"
+    refused = repo.run(key, "package", "::").failed()
+    assert "[rootseal].public_key" in refused.output
+    public = private.with_suffix(".pub")
+    repo.run(key, f"--rootseal-public-key={public}", "package", "::").succeeded()
+    bundle = str(repo.dist / "rootseal" / "build.rootseal")
+    repo.command("verify", bundle, "--key", str(public)).succeeded()
+    repo.command("verify", bundle, "--key", str(repo.signing_key())).failed()
+
+
 def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
     repo.run("package", "::").succeeded()
     repo.verify()

@@ -94,6 +94,7 @@ class Done:
             "cmd": document["cmd"],
             "environ": environ,
             "templates": {},
+            "anyValue": [],
             "workingDirectory": document["sandbox"]["workingDirectory"],  # type: ignore[index]
             "outputFiles": document["declaredOutputs"]["files"],  # type: ignore[index]
             "outputDirectories": document["declaredOutputs"]["directories"],  # type: ignore[index]

@@ -357,7 +357,13 @@ def test_check_accepts_what_the_record_explains_and_nothing_else(
     assert len(outputs) == 3
 
     def ask(**changed: object) -> dict[str, object]:
-        request = {"action_key": KEY, "record": record, "outputs": outputs, **changed}
+        request = {
+            "action_key": KEY,
+            "record": record,
+            "outputs": outputs,
+            "action": done.asked(),
+            **changed,
+        }
         return wire.check(str(daemon.socket), **request)  # type: ignore[arg-type]
 
     good = ask()
@@ -379,13 +385,13 @@ def test_check_accepts_what_the_record_explains_and_nothing_else(
 def test_check_compares_the_signal_that_ended_an_action(
     daemon: RunningDaemon, sandbox: Path
 ) -> None:
-    record = daemon.run(sandbox, shell("kill -TERM $$"), HELD).record.read_bytes()
+    done = daemon.run(sandbox, shell("kill -TERM $$"), HELD)
+    record, action = done.record.read_bytes(), done.asked()
 
     def accepted(exit_code: int) -> object:
         path = str(daemon.socket)
-        return wire.check(path, action_key=KEY, record=record, outputs=[], exit_code=exit_code)[
-            "accepted"
-        ]
+        request = {"record": record, "outputs": [], "action": action, "exit_code": exit_code}
+        return wire.check(path, action_key=KEY, **request)["accepted"]  # type: ignore[arg-type]
 
     codes = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL, signal.SIGTERM, 0)
     assert [accepted(code) for code in codes] == [True, True, False, False, False]
@@ -395,17 +401,20 @@ def test_a_record_of_another_machine_needs_its_key(
     daemon: RunningDaemon, tmp_path: Path, sandbox: Path
 ) -> None:
     with running_daemon(tmp_path) as other:
-        record = other.run(sandbox, ["true"], HELD).record.read_bytes()
+        done = other.run(sandbox, ["true"], HELD)
+        request = {"record": done.record.read_bytes(), "outputs": [], "action": done.asked()}
         pem = other.capture_key.pem
     path = str(daemon.socket)
-    refused = wire.check(path, action_key=KEY, record=record, outputs=[])
-    trusted = wire.check(
-        path, action_key=KEY, record=record, outputs=[], trusted_capture_keys=[pem]
-    )
+
+    def ask(*trusted: str) -> dict[str, object]:
+        keys_of = {"trusted_capture_keys": trusted}
+        return wire.check(path, action_key=KEY, **request, **keys_of)  # type: ignore[arg-type]
+
+    refused, trusted = ask(), ask(pem)
     assert (refused["accepted"], trusted["accepted"]) == (False, True)
     assert "not trusted" in str(refused["reason"])
     with pytest.raises(wire.DaemonError, match="trusted key 0"):
-        wire.check(path, action_key=KEY, record=record, outputs=[], trusted_capture_keys=["no key"])
+        ask("no key")
 
 
 # --- the command line -----------------------------------------------------------------------

@@ -63,6 +63,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "output_directories": ["e"],
         "env": PATH,
     },
+    "the sandbox in arguments and environment": {
+        "argv": [BASH, "-c", 'cd / && cat "$1" "$HERE" > "$OUT"', "sh", "{chroot}/in.txt"],
+        "output_files": ["out.txt"],
+        "env": {**PATH, "HERE": "{chroot}/top.txt", "OUT": "{chroot}/out.txt"},
+        "inputs": {"in.txt": b"in", "top.txt": b"top"},
+    },
     "working directory": {
         "argv": [BASH, "-c", "cat in.txt > out.txt; cp ../top.txt copy.txt"],
         "working_directory": "w/v",

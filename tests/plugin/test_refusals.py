@@ -90,11 +90,40 @@ def test_a_result_that_ends_otherwise_than_its_record_says(
 ) -> None:
     real, socket = status["launcher"], status["socket"]
     path = tmp_path / "launcher"
-    path.write_text(f'#!/bin/bash\n{real} "${{@/#--socket=*/--socket={socket}}}" || exit\nexit 3\n')
+    run = f'/usr/bin/env -i {real} "${{@/#--socket=*/--socket={socket}}}"'
+    path.write_text(f"#!/bin/bash\n{run} || exit\nexit 3\n")
     path.chmod(0o755)
     status["launcher"] = str(path)
     engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
     assert "the result's exit code is 3, the record says 0" in refusal(engine)
+
+
+@pytest.mark.parametrize(
+    ("variables", "command", "why"),
+    [
+        ("", "/bin/echo evil", "another command: /bin/echo evil; asked for was /bin/echo hi"),
+        (
+            "LD_PRELOAD=/evil.so",
+            "/bin/echo hi",
+            "in another environment: it differs in LD_PRELOAD",
+        ),
+    ],
+)
+def test_another_action_under_the_key_of_this_one(
+    tmp_path: Path, status: dict[str, Any], variables: str, command: str, why: str
+) -> None:
+    real, socket = status["launcher"], status["socket"]
+    path = tmp_path / "launcher"
+    path.write_text(
+        f"#!/bin/bash\noptions=()\n"
+        f'while [ "$1" != -- ]; do options+=("${{1/#--socket=*/--socket={socket}}}"); shift; done\n'
+        f'exec /usr/bin/env -i {variables} {real} "${{options[@]}}" -- {command}\n'
+    )
+    path.chmod(0o755)
+    status["launcher"] = str(path)
+    engine = wrapping_engine(fake_executable(tmp_path, status), str(tmp_path / "none"))
+    message = refusal(engine)
+    assert "the record is of " in message and why in message and "/evil.so" not in message
 
 
 def test_no_daemon_for_the_launcher(tmp_path: Path, status: dict[str, Any]) -> None:

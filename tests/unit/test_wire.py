@@ -185,7 +185,8 @@ def test_signs_of_life_come_before_an_answer(tmp_path: Path) -> None:
         client.sendall(2 * wire.encode(alive) + wire.encode(accepted))
 
     server = _serve_once(tmp_path / "s", answer)
-    reply = wire.check(str(tmp_path / "s"), action_key=b"k" * 32, record=b"r", outputs=[])
+    request = {"record": b"r", "outputs": [], "action": {}}
+    reply = wire.check(str(tmp_path / "s"), action_key=b"k" * 32, **request)  # type: ignore[arg-type]
     server.join()
     assert reply == {"accepted": True}
 
