@@ -100,6 +100,7 @@ int trace_exit(struct bpf_raw_tracepoint_args *context)
 #if defined(__x86_64__)
 #define RS_NUMBER    orig_ax
 #define RS_ARGUMENTS di, si, dx, r10, r8, r9
+#define RS_COMPAT    bx, cx, dx, si, di, bp
 #else
 #define RS_NUMBER    syscallno
 #define RS_ARGUMENTS orig_x0, regs[1], regs[2], regs[3], regs[4], regs[5]
@@ -121,7 +122,17 @@ static __always_inline int rs_fill(struct rs_regs *regs, void *saved)
 
 	RS_SAVED(&number, RS_NUMBER);
 	ids = RS_LOOKUP(rs_calls, &number);
-	if (!ids || !ids->native)
+#if defined(__x86_64__)
+	if (!ids && (number & 0xc0000000) == 0x40000000) { /* x32: numbers of its own */
+		member = rs_member_get();
+		if (!member)
+			return 0;
+		regs->scope = member->scope;
+		regs->id = RS_CALL_FOREIGN_ABI;
+		return 1;
+	}
+#endif
+	if (!ids || (!ids->native && !ids->compat))
 		return 0;
 	member = rs_member_get();
 	if (!member)
@@ -133,9 +144,14 @@ static __always_inline int rs_fill(struct rs_regs *regs, void *saved)
 		u32 status = 0;
 
 		RS_GET(task_status, (void *)bpf_get_current_task(), &status);
-		if (status &
-		    2) /* TS_COMPAT: a 32-bit program, which only the CO-RE adaptor can read */
-			regs->id = RS_CALL_FOREIGN_ABI;
+		regs->compat = (status & 2) != 0;
+	}
+	if (regs->compat) { /* TS_COMPAT: entered through the 32-bit gate */
+		regs->id = ids->compat;
+		RS_SAVED_LIST(regs->a, RS_COMPAT);
+		for (int i = 0; i < 6; i++)
+			regs->a[i] = (u32)regs->a[i];
+		return 1;
 	}
 #endif
 	RS_SAVED_LIST(regs->a, RS_ARGUMENTS);

@@ -13,10 +13,15 @@ PACKAGES=(gcc make pkg-config libc6-dev libssl-dev libcap2-bin musl-tools linux-
     ca-certificates util-linux strace e2fsprogs)
 # Sanitizers and fuzzer of clang, where they are a package of their own (Debian 12, Ubuntu 24.04).
 PACKAGES_IF_KNOWN=(libclang-rt-dev)
+# What only tests of the BCC loader need; without them they say so and skip. Any kernel's headers do.
+TEST_PACKAGES=(python3-bpfcc)
+ls /usr/src/*/include/generated/utsrelease.h >/dev/null 2>&1 ||
+    TEST_PACKAGES+=("$(. /etc/os-release && [ "$ID" = ubuntu ] && echo linux-headers-generic ||
+        echo "linux-headers-$(dpkg --print-architecture 2>/dev/null)")")
 
 missing_packages() {
     local package
-    for package in "${PACKAGES[@]}" $(known_packages); do
+    for package; do
         dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
             printf '%s\n' "$package"
     done
@@ -35,15 +40,27 @@ install_packages() {
         return
     }
     local missing
-    mapfile -t missing < <(missing_packages)
+    mapfile -t missing < <(missing_packages "${PACKAGES[@]}" $(known_packages))
     [ "${#missing[@]}" -gt 0 ] || return 0
     say "setup: installing ${missing[*]}"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || [ $? -ne 77 ] || die \
         "setup: not root and no sudo; ask root to run: apt-get install ${missing[*]}"
-    mapfile -t missing < <(missing_packages) # apt knows more of them now
+    mapfile -t missing < <(missing_packages "${PACKAGES[@]}" $(known_packages)) # apt knows more of them now
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >build/apt.log 2>&1 ||
         die "setup: apt-get failed; its output is in build/apt.log"
+}
+
+install_test_packages() {
+    command -v dpkg-query >/dev/null || return 0
+    local missing
+    mapfile -t missing < <(missing_packages "${TEST_PACKAGES[@]}")
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    say "setup: installing ${missing[*]} (for tests)"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || true
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >build/apt-tests.log 2>&1 ||
+        say "setup: going on without ${missing[*]}: tests of the BCC loader cannot run"
 }
 
 # Able to make a venv and to compile an extension, and at least 3.9.
@@ -85,6 +102,7 @@ make_venv() {
 }
 
 install_packages
+install_test_packages
 make_venv
 code=0
 scripts/setup-pants.sh || code=$?

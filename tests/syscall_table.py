@@ -15,6 +15,7 @@ from rootseal.predicate_trace import trace_document
 FANOTIFY, PTRACE, EBPF = "fanotify", "ptrace", "ebpf"
 BOTH, BESIDE = "fanotify+ebpf", "fanotify+ptrace"
 BACKENDS = (FANOTIFY, PTRACE, EBPF, BOTH, BESIDE)
+BCC = "bcc"  # the other loader of eBPF: in its rows beside the backend's own
 BURST = 200
 IN = "input\n"
 Fields = Dict[str, Union[int, str, bool]]
@@ -139,6 +140,9 @@ TABLE: Mapping[str, Wanted] = {
         unlike=(
             NO_RINGS,
             Unlike((EBPF,), "an open by a ring is told, but not of which file", {"materials": {}}),
+            Unlike(
+                (BCC,), "an open by a ring is not told; fanotify has its content", {"calls": ()}
+            ),
         ),
     ),
     "memfd_create": Wanted(calls=some("memfd_create", name="secret")),
@@ -290,11 +294,11 @@ TABLE: Mapping[str, Wanted] = {
 X32 = "x32_open"  # a row of its own in docs/backends.md: most kernels have no x32
 
 
-def wanted(name: str, backend: str) -> Wanted:
-    """A row as one backend must show it."""
+def wanted(name: str, *backends: str) -> Wanted:
+    """A row as a backend must show it, perhaps with another loader."""
     row = TABLE[name]
     for unlike in row.unlike:
-        if backend in unlike.backends:
+        if set(backends) & set(unlike.backends):
             row = dataclasses.replace(row, **unlike.changes)
     return row
 

@@ -191,6 +191,7 @@ def running_daemon(
     *options: str,
     environ: Optional[Mapping[str, str]] = None,
     prefix: Sequence[str] = (),
+    wrapped: Callable[..., List[str]] = lambda *argv: list(argv),
 ) -> Iterator[RunningDaemon]:
     """A daemon with its socket, state and log below a directory that every user may enter.
 
@@ -199,13 +200,14 @@ def running_daemon(
         options: Of `rootseal daemon run`.
         environ: Variables beside those of this process.
         prefix: A program that starts it, such as `prlimit`.
+        wrapped: Gives the command line that in the end executes the daemon's.
     """
     socket, state, log = directory / "run" / "d.sock", directory / "state", directory / "log"
     (directory / "run").mkdir(exist_ok=True)
     place = ("--socket", str(socket), "--state-dir", str(state))
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*prefix, *command("daemon", "run", *place, *options)],
+            wrapped(*prefix, *command("daemon", "run", *place, *options)),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -1,4 +1,8 @@
-"""The same programs through BCC: the same observations as through CO-RE."""
+"""The same programs through BCC: the same observations as through CO-RE, and hosts without BTF.
+
+The whole table (tests/syscall_table.py) under eBPF alone and, through a daemon, with fanotify. What
+BCC needs of the host, and a kernel without BTF, are in mount namespaces of their own (bcc_host.py).
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,63 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from capabilities import probe
+from bcc_host import headers_are_of_this_kernel, inside, kernel_headers, python_inside
 from rootseal import _native_trace
 from rootseal.capture import ebpf_bcc
 from rootseal.capture.ebpf import EbpfTracer
-from rootseal.errors import BackendUnavailable, CaptureError
-from trace_action import TraceLab, build_trace_fixture
+from rootseal.errors import CaptureError, ConfigError
+from running_daemon import RunningDaemon, rootseal, running_daemon
+from syscall_table import BCC, BOTH, EBPF, TABLE, check, wanted
+from table_runs import (
+    make_root,
+    run_daemon,
+    run_lab,
+    seen_in,
+    sha256_text,
+    wanted_here,
+    wanted_of_lab,
+)
+from trace_action import TraceLab, build_syscalls, build_trace_fixture
 
-pytestmark = pytest.mark.requires("root", "ebpf")
+pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "bcc", "launcher", "core", "gcc")
+WITH_BCC = {"ROOTSEAL_TRACE_LOADER": "bcc"}
+TRACED = "--option=capture-mode=trace:ebpf"
+NO_BTF = "the kernel has no BTF"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bcc_is_here() -> None:
-    """BCC is for hosts without BTF: not every host that runs these tests has it."""
-    found = probe("bcc")
-    if not found.available:
-        pytest.skip(f"optional: no bcc: {found.reason}")
+def with_headers(*argv: str) -> list[str]:
+    """The command where BCC finds headers."""
+    return inside(*argv, headers=kernel_headers())
+
+
+def without_btf(*argv: str) -> list[str]:
+    """The same, and the kernel has no BTF."""
+    return inside(*argv, headers=kernel_headers(), btf=False)
+
+
+def without_anything(*argv: str) -> list[str]:
+    """Neither headers nor BTF."""
+    return inside(*argv, btf=False)
 
 
 @pytest.fixture(scope="module")
-def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TraceLab, TraceLab]]:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_syscalls(tmp_path_factory.mktemp("syscalls"))
+
+
+@pytest.fixture(scope="module")
+def bcc_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tracers of this process find their headers."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = python_inside(tmp_path_factory.mktemp("python"))
+        patch.setattr(ebpf_bcc, "SYSTEM_PYTHON", place)
+        yield
+
+
+@pytest.fixture(scope="module")
+def labs(
+    tmp_path_factory: pytest.TempPathFactory, bcc_python: None
+) -> Iterator[tuple[TraceLab, TraceLab]]:
     """CO-RE and BCC, at once."""
     fixture = build_trace_fixture(tmp_path_factory.mktemp("bin"))
     core = EbpfTracer(loader="co-re")
@@ -38,73 +79,45 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TraceLab, T
         core.close()
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    """A daemon that loads with BCC, on the host's own kernel."""
+    place = tmp_path_factory.mktemp("daemon")
+    with running_daemon(place, environ=WITH_BCC, wrapped=with_headers) as found:
+        yield found
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path)
+
+
 def test_loader_says_which_and_what(labs: tuple[TraceLab, TraceLab]) -> None:
     core, other = labs
     assert (core.tracer.loader, other.tracer.loader) == ("co-re", "bcc")
     assert all(program.attached for program in other.tracer.programs)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("openat", "a"),
-        ("openat2", "a"),
-        ("creat", "new"),
-        ("open_by_handle_at", "a"),
-        ("opath", "a"),
-        ("write", "out"),
-        ("rename", "a", "b"),
-        ("unlink", "a"),
-        ("link", "a", "hard"),
-        ("chmod", "a"),
-        ("truncate", "a"),
-        ("memfd_create", "name"),
-        ("prctl", "name"),
-        ("setsid",),
-        ("copy", "a", "c", "sendfile"),
-        ("fork", "3", "/bin/true"),
-        ("daemon", "a"),
-        ("dns", "sendto"),
-    ],
-    ids=lambda words: words[0],
-)
-def test_both_loaders_see_the_same(
-    labs: tuple[TraceLab, TraceLab], tmp_path: Path, words: tuple[str, ...]
+# --- the table -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_call_is_seen_by_ebpf_alone(
+    labs: tuple[TraceLab, TraceLab], program: Path, root: Path, name: str
 ) -> None:
-    found = []
-    for number, lab in enumerate(labs):
-        root = tmp_path / str(number)
-        root.mkdir()
-        (root / "a").write_bytes(b"x" * 500)
-        seen = lab.do(root, *words)
-        found.append(
-            [
-                (
-                    process.comm,
-                    process.program,
-                    process.cmdline,
-                    process.exitcode,
-                    process.trace and process.trace.environ,
-                    process.trace
-                    and [
-                        [(type(op), getattr(op, "path", None)) for op in ops]
-                        for ops in (
-                            process.trace.file_ops.writes,
-                            process.trace.file_ops.deletes,
-                            process.trace.file_ops.perm_changes,
-                            process.trace.file_ops.links,
-                            process.trace.file_ops.truncations,
-                        )
-                    ],
-                    process.trace and sorted(e.syscall for e in process.trace.syscall_events),
-                    process.trace and len(process.trace.network.dns_lookups),
-                )
-                for process in seen.processes
-            ]
-        )
-        found[-1].append(dict(seen.ledger.excluded))
-        assert seen.ledger.unhashed["unresolved"] == 0
-    assert found[0] == found[1]
+    lab = labs[1]
+    row = wanted_of_lab(lab, name, wanted_here(name, EBPF, BCC))
+    check(run_lab(lab, root, str(program), name, "."), row, str(program), sha256_text)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_call_is_seen_beside_fanotify(
+    daemon: RunningDaemon, program: Path, root: Path, name: str
+) -> None:
+    row = wanted_here(name, BOTH, BCC)
+    done = run_daemon(daemon, BOTH, root, str(program), name, ".")
+    check(seen_in(done), row, str(program), sha256_text)
+    assert done.field("capture", "ebpf", "loader") == "bcc"
 
 
 def test_a_dead_helper_is_an_error_not_an_empty_trace(
@@ -126,18 +139,74 @@ def test_a_dead_helper_is_an_error_not_an_empty_trace(
         tracer.close()
 
 
-def test_headers_of_another_kernel_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without BTF the offsets come from headers: of this kernel, or not at all."""
-    monkeypatch.setattr(ebpf_bcc, "field_flags", lambda: ["-DRS_OFFSETS_FROM_HEADERS"])
-    release = Path(f"/lib/modules/{os.uname().release}/build/include/generated/utsrelease.h")
-    if release.exists() and os.uname().release in release.read_text():
-        pytest.skip("optional: the headers are this kernel's")
-    with pytest.raises(BackendUnavailable) as caught:
-        EbpfTracer(loader="bcc")
-    assert "not of this one" in caught.value.reason and "linux-headers" in caught.value.remedy
-
-
 def test_offsets_come_from_btf() -> None:
     flags = dict(flag[2:].split("=") for flag in _native_trace.field_offsets())
     assert flags["RS_OFFSET_dentry_name_len"] != flags["RS_OFFSET_dentry_name"]
     assert int(flags["RS_OFFSET_mount_mnt"]) > 0
+
+
+def test_calls_of_an_unknown_abi_are_counted(
+    labs: tuple[TraceLab, TraceLab], program: Path, root: Path
+) -> None:
+    """x32: kernels without it refuse the call, whose number alone is what the trace sees."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("optional: x32 is of x86-64")
+    for lab in labs:
+        losses = lab.run(root, [str(program), "x32_open", "."]).losses()
+        assert losses == {"tracerDetaches": 1}, (lab.tracer.loader, losses)
+
+
+# --- which loader, and why -------------------------------------------------------------------
+
+
+def test_loader_by_environment_is_told(daemon: RunningDaemon) -> None:
+    trace = daemon.status()["trace"]
+    assert (trace["loader"], trace["reason"]) == ("bcc", "bcc was asked for")
+    assert trace["programs"] and all(item["attached"] for item in trace["programs"])
+
+
+def test_a_loader_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    place = ("--socket", str(tmp_path / "s"), "--state-dir", str(tmp_path / "state"))
+    environ = {**os.environ, "ROOTSEAL_TRACE_LOADER": "libbpf"}
+    done = rootseal("daemon", "run", *place, env=environ)
+    assert done.returncode == 2 and "ROOTSEAL_TRACE_LOADER" in done.stderr, done.stderr
+    with pytest.raises(ConfigError, match="auto, co-re, bcc"):
+        EbpfTracer(loader="libbpf")
+
+
+def test_without_btf_auto_is_bcc_with_the_headers_offsets(
+    tmp_path: Path, root: Path, program: Path
+) -> None:
+    if not headers_are_of_this_kernel():
+        pytest.skip("optional: no headers of this kernel; runs in the lab on Debian's 6.1")
+    with running_daemon(tmp_path, wrapped=without_btf) as daemon:
+        trace = daemon.status()["trace"]
+        assert (trace["loader"], trace["reason"]) == ("bcc", NO_BTF)
+        for name in ("openat", "rename", "fork", "connect", "sendfile", "chmod", "link"):
+            done = run_daemon(daemon, BOTH, root, str(program), name, ".")
+            check(seen_in(done), wanted(name, BOTH, BCC), str(program), sha256_text)
+            for made in ("out", "tmp"):
+                (root / made).unlink(missing_ok=True)
+        assert done.field("capture", "ebpf", "loader") == "bcc"
+
+
+@pytest.mark.parametrize("wrapped", [without_btf, without_anything], ids=["other", "none"])
+def test_without_btf_and_its_own_headers_no_offsets_are_guessed(
+    tmp_path: Path, sandbox: Path, wrapped: object
+) -> None:
+    """`auto` steps down and says so, `trace:ebpf` fails before the action begins."""
+    if wrapped is without_btf and headers_are_of_this_kernel():
+        pytest.skip("optional: the headers are this kernel's")
+    assert callable(wrapped)
+    reason = "not of this one" if wrapped is without_btf else "of no kernel"
+    with running_daemon(tmp_path, wrapped=wrapped) as daemon:
+        trace = daemon.status()["trace"]
+        assert trace["loader"] is None and "linux-headers" in trace["remedy"]
+        assert trace["reason"].startswith(f"{NO_BTF}; ") and reason in trace["reason"]
+        done = daemon.run(sandbox, ["/bin/true"])
+        assert done.returncode == 0 and done.field("capture", "backend") == "fanotify"
+        (fallback,) = done.field("capture", "fallbacks")
+        assert NO_BTF in fallback["reason"]
+        refused = daemon.run(sandbox, ["touch", "ran"], TRACED)
+        assert refused.returncode == 125 and NO_BTF in refused.stderr
+        assert not (sandbox / "ran").exists()

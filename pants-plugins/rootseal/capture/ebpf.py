@@ -24,6 +24,8 @@ from rootseal.trace_ring import RING_BYTES_DEFAULT, RING_BYTES_MIN, check_size
 OPENS_MAX = 1 << 22  # (process, file) pairs of one scope, 56 bytes each
 EVENT_BYTES_MAX = 1 << 26  # of kept events of one scope
 PROCESSES_MAX = 1 << 18
+LOADER_VARIABLE = "ROOTSEAL_TRACE_LOADER"
+LOADERS = ("auto", "co-re", "bcc")
 
 _OBJECT = pathlib.Path(__file__).resolve().parent.parent / "bin" / "trace.bpf.o"
 _LSM_PROGRAM = "trace_file_open"
@@ -185,26 +187,25 @@ class EbpfScope:
 class EbpfTracer:
     """Trace programs of one daemon, attached once."""
 
-    def __init__(self, *, ring_bytes: int = RING_BYTES_DEFAULT, loader: str = "auto") -> None:
+    def __init__(self, *, ring_bytes: int = RING_BYTES_DEFAULT, loader: str = "") -> None:
         """Load and attach the programs.
 
         Args:
             ring_bytes: Size of the ring buffer, a power of two; what it cannot hold is counted.
             loader: `co-re`, `bcc`, or `auto`: CO-RE where the kernel has BTF, else BCC.
+                Empty: what ROOTSEAL_TRACE_LOADER says, else `auto`.
 
         Raises:
             BackendUnavailable: Why not on this host, and what to do.
-            ConfigError: No ring has this size.
+            ConfigError: No ring has this size, or there is no such loader.
         """
         check_size(ring_bytes, "the trace ring")
         self.ring_bytes = ring_bytes
         _check_host()
-        has_btf = _KERNEL_BTF.exists()
-        self.loader_reason = "the kernel has BTF" if has_btf else "the kernel has no BTF"
-        self.loader = loader if loader != "auto" else "co-re" if has_btf else "bcc"
+        self.loader, self.loader_reason = _choose_loader(loader or os.environ.get(LOADER_VARIABLE))
         self._bcc: Optional[BccLoader] = None
         if self.loader == "bcc":
-            self._bcc = BccLoader(ring_bytes)
+            self._bcc = _load_bcc(ring_bytes, self.loader_reason)
             self.native = self._bcc.tracer
         else:
             self.native = _load_core(ring_bytes)
@@ -265,6 +266,28 @@ class EbpfTracer:
         loader, self._bcc = self._bcc, None
         if loader is not None:
             loader.close()
+
+
+def _choose_loader(asked: Optional[str]) -> Tuple[str, str]:
+    """The loader and why.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    if asked and asked not in LOADERS:
+        raise ConfigError(f"{LOADER_VARIABLE} is one of {', '.join(LOADERS)}, not {asked!r}")
+    if asked and asked != "auto":
+        return asked, f"{asked} was asked for"
+    if _KERNEL_BTF.exists():
+        return "co-re", "the kernel has BTF"
+    return "bcc", "the kernel has no BTF"
+
+
+def _load_bcc(ring_bytes: int, why: str) -> BccLoader:
+    try:
+        return BccLoader(ring_bytes)
+    except BackendUnavailable as error:
+        raise unavailable(f"{why}; {error.reason}", error.remedy) from error
 
 
 def _load_core(ring_bytes: int) -> _native_trace.Tracer:

@@ -23,7 +23,6 @@ START_LINES_MAX = 64
 REMEDY = (
     "Install BCC and this kernel's headers: apt-get install python3-bpfcc linux-headers-$(uname -r)"
 )
-REQUIRED = ("trace_fork", "trace_exec", "trace_exit", "trace_open", "trace_call")
 _LOADER = pathlib.Path(__file__).resolve().parent.parent / "bin" / "bpf" / "bcc_loader.py"
 _MAPS = ("RING", "MEMBERS", "LOSSES", "WRITES", "CALLS", "CONNS", "SCRATCHES")
 _ADOPTED = 5  # the maps that user space reads and writes
@@ -39,7 +38,7 @@ class BccLoader:
             ring_bytes: Size of the ring buffer.
 
         Raises:
-            BackendUnavailable: BCC, the headers or a needed program is missing; says which.
+            BackendUnavailable: BCC, the headers or a program is missing; says which.
         """
         if not (SYSTEM_PYTHON.exists() and _LOADER.exists()):
             raise BackendUnavailable(
@@ -108,7 +107,7 @@ def _read_report(process: subprocess.Popen[bytes]) -> Tuple[Program, ...]:
     """What the helper says until it is ready.
 
     Raises:
-        BackendUnavailable: It failed, ended early, or could not attach a needed program.
+        BackendUnavailable: It failed, ended early, or could not attach a program.
     """
     if process.stdout is None:
         raise BackendUnavailable("ebpf", "the BCC helper has no output", REMEDY)
@@ -120,10 +119,11 @@ def _read_report(process: subprocess.Popen[bytes]) -> Tuple[Program, ...]:
             raise BackendUnavailable("ebpf", f"the BCC loader: {line['failed']}", REMEDY)
         name = str(line.get("attached") or line.get("refused"))
         reason = str(line.get("reason", ""))
-        programs.append(Program(name, "attached" in line, name in REQUIRED, reason))
+        # Each is a part of what one needed program does for the other loader: all are needed.
+        programs.append(Program(name, "attached" in line, True, reason))
     else:
         raise BackendUnavailable("ebpf", "the BCC helper ended before it was ready", REMEDY)
-    missing = [item for item in programs if item.required and not item.attached]
+    missing = [item for item in programs if not item.attached]
     if missing:
         text = "; ".join(f"{item.name}: {item.reason}" for item in missing)
         raise BackendUnavailable("ebpf", f"the kernel refused {text}", REMEDY)
