@@ -7,6 +7,7 @@ docs/backends.md lists it (a test compares them).
 from __future__ import annotations
 
 import dataclasses
+import errno
 from typing import Any, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from rootseal.observation import LeafKind, ProcessRecord
@@ -102,6 +103,8 @@ NO_RINGS = Unlike(
     {"code": 77, "calls": some("io_uring_setup", entries=4, verdict="denied")},
 )
 OPEN = {"in": IN}
+FILTERED = some("seccomp", operation=1, flags=0)
+TOLD = Unlike(TRACERS, "the call `seccomp` is told too", {"calls": FILTERED})
 DNS = some("dnsLookups", server="127.0.0.1", name="example.org")
 TLS = some("connections", address="127.0.0.1", hostname="packages.example.org", result=0)
 
@@ -232,6 +235,45 @@ TABLE: Mapping[str, Wanted] = {
         calls=some("ptrace", request="PTRACE_TRACEME"),
         processes=2,
         unlike=(Unlike(TRACERS, "refused: a process has one tracer", {"code": 77}),),
+    ),
+    "seccomp_filter": like(READS, unlike=(TOLD,)),
+    "seccomp_prctl": READS,
+    "seccomp_trap": like(
+        READS,
+        unlike=(
+            TOLD,
+            Unlike(
+                (EBPF, BOTH),
+                "an open that traps is counted as lost: the kernel gives its number as the result",
+                {"losses": ("unhashedOpensTotal",)},
+            ),
+        ),
+    ),
+    "seccomp_trace": Wanted(
+        code=errno.ENOSYS,
+        unlike=(
+            Unlike(
+                TRACERS,
+                "a call that the program's own filter leaves to a tracer goes on: there is one",
+                {"code": 0, "materials": OPEN, "calls": FILTERED},
+            ),
+        ),
+    ),
+    "seccomp_listener": like(
+        READS,
+        processes=2,
+        unlike=(
+            Unlike(
+                (FANOTIFY, BOTH),
+                "refused (EBUSY): a process has one listener, the guard's",
+                {"code": 77},
+            ),
+            Unlike(
+                TRACERS,
+                "refused (EINVAL): a listener could let calls pass unseen",
+                {"code": 77, "calls": some("seccomp", operation=1, verdict="denied")},
+            ),
+        ),
     ),
     "unshare": Wanted(
         calls=some("unshare", namespaces="CLONE_NEWNS|CLONE_NEWUSER"), code=None, unlike=(LEFT,)

@@ -112,8 +112,10 @@ def run_lab(lab: TraceLab, root: Path, *argv: str) -> Seen:
     return Seen(code, "", documents, traced.losses(), materials, None)
 
 
-def wanted_of_lab(lab: TraceLab, name: str, row: Wanted) -> Wanted:
-    """A row for eBPF alone: where the security module tells of opens, those of rings are known."""
-    if name == "io_uring_openat" and lab.tracer.used.opens == "lsm/file_open":
+def told_by(opens: str, name: str, row: Wanted) -> Wanted:
+    """A row of eBPF: where the security module tells of opens, they are what was really opened."""
+    if opens != "lsm/file_open":
+        return row
+    if name == "io_uring_openat":
         return dataclasses.replace(row, materials=TABLE[name].materials)
-    return row
+    return dataclasses.replace(row, losses=()) if name == "seccomp_trap" else row

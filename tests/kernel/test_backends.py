@@ -13,15 +13,15 @@ from typing import Iterator
 import pytest
 from rootseal.capture.ebpf import EbpfTracer
 from running_daemon import RunningDaemon
-from syscall_table import BACKENDS, EBPF, TABLE, Wanted, check, wanted
+from syscall_table import BACKENDS, BOTH, EBPF, TABLE, Wanted, check, wanted
 from table_runs import (
     make_root,
     run_daemon,
     run_lab,
     seen_in,
     sha256_text,
+    told_by,
     wanted_here,
-    wanted_of_lab,
 )
 from trace_action import TraceLab, build_syscalls, build_trace_fixture
 
@@ -54,9 +54,12 @@ def test_call_is_seen(
     row = wanted_here(name, backend)
     if backend == EBPF:
         seen = run_lab(lab, root, *argv)
-        row = wanted_of_lab(lab, name, row)
+        row = told_by(lab.tracer.used.opens, name, row)
     else:
-        seen = seen_in(run_daemon(daemon, backend, root, *argv))
+        done = run_daemon(daemon, backend, root, *argv)
+        seen = seen_in(done)
+        if backend == BOTH:
+            row = told_by(done.field("capture", "ebpf", "opens"), name, row)
     check(seen, row, str(program), sha256_text)
 
 

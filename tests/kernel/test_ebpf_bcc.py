@@ -25,7 +25,6 @@ from table_runs import (
     seen_in,
     sha256_text,
     wanted_here,
-    wanted_of_lab,
 )
 from trace_action import TraceLab, build_syscalls, build_trace_fixture
 
@@ -106,7 +105,7 @@ def test_call_is_seen_by_ebpf_alone(
     labs: tuple[TraceLab, TraceLab], program: Path, root: Path, name: str
 ) -> None:
     lab = labs[1]
-    row = wanted_of_lab(lab, name, wanted_here(name, EBPF, BCC))
+    row = wanted_here(name, EBPF, BCC)
     check(run_lab(lab, root, str(program), name, "."), row, str(program), sha256_text)
 
 
