@@ -5,12 +5,14 @@ Counters that have their cause elsewhere are named in `ELSEWHERE`; no gating cou
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Set
 
 import pytest
 from full_map import filled, map_of
@@ -43,18 +45,21 @@ FLOODS = {
     "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s: s.connect(('127.0.0.1', 9))",
     "ringbufSyscallDrops": "for _ in range(4000): os.close(os.memfd_create('x'))",
 }
+# Tests of other files that raise a counter and fail if it stays zero.
 ELSEWHERE = {
-    "fanotifyDigestsCapHit": "test_daemon.py",
-    "recordBytesCapHit": "test_fanotify_materials.py",
-    "hashedBytesCapHit": "test_fanotify_materials.py",
-    "processTableCapHit": "test_fanotify_materials.py",
-    "fsVeritySealFailures": "test_fsverity_run.py",
-    "ringbufExecDrops": "test_ebpf.py",
-    "traceTruncated": "test_ebpf.py",
-    "mutatedAfterOpen": "test_fanotify_materials.py",
-    "unstableFiles": "test_fanotify_materials.py",
-    "unmarkedMounts": "test_fanotify_products.py",
-    "namespaceEscapes": "test_ebpf_daemon.py",
+    "fanotifyDigestsCapHit": "test_daemon.py::test_a_loss_fails_the_action_and_nothing_is_signed",
+    "recordBytesCapHit": "test_fanotify_materials.py::test_caps_mark_only_their_action",
+    "hashedBytesCapHit": "test_fanotify_materials.py::test_caps_mark_only_their_action",
+    "processTableCapHit": "test_fanotify_materials.py::test_caps_mark_only_their_action",
+    "fsVeritySealFailures": "test_fsverity_run.py::"
+    "test_an_output_that_cannot_be_sealed_fails_the_action_if_it_must_be",
+    "ringbufExecDrops": "test_ebpf.py::test_a_full_ring_is_counted_for_its_scope_only",
+    "traceTruncated": "test_ebpf.py::test_a_path_beyond_the_bound_is_counted",
+    "mutatedAfterOpen": "test_fanotify_materials.py::test_a_material_changed_by_others_is_counted",
+    "unstableFiles": "test_fanotify_materials.py::test_a_file_that_keeps_growing_is_counted",
+    "unmarkedMounts": "test_fanotify_products.py::test_mounts_are_listed_and_late_ones_counted",
+    "namespaceEscapes": "../adversarial/test_leaving_the_namespace.py::"
+    "test_a_way_into_another_mount_namespace_is_counted",
 }
 HERE = ("tracerDetaches", "traceMapFull", "lateEvents")  # tests of their own, below
 NATIVE = {"fanotifyQueueOverflows": "test_queue_overflow.c"}
@@ -66,10 +71,42 @@ def test_every_gating_counter_has_a_cause() -> None:
     always_zero = {c.name for c in diagnostics.COUNTERS if c.meaning.endswith("so always 0.")}
     known = {*FAILURES, *FLOODS, *ELSEWHERE, *HERE, *NATIVE, *ONLY_IN_DISTRESS, *always_zero}
     assert {counter.name for counter in diagnostics.COUNTERS if counter.gating} == known
-    for name, file in ELSEWHERE.items():
-        assert name in (Path(__file__).parent / file).read_text()
     for file in NATIVE.values():
         assert (Path(__file__).parents[1] / "native" / file).exists()
+
+
+def asserted_in(function: ast.FunctionDef) -> Set[str]:
+    """The texts in a function's assertions, but for those that say that something is zero."""
+    checks = [node.test for node in ast.walk(function) if isinstance(node, ast.Assert)]
+    raised = [check for check in checks if not says_zero(check)]
+    nodes = [node for check in raised for node in ast.walk(check)]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return {word for text in texts if isinstance(text, str) for word in text.split()}
+
+
+def says_zero(check: ast.expr) -> bool:
+    return isinstance(check, ast.Compare) and any(
+        isinstance(operator, (ast.Eq, ast.Is))
+        and isinstance(value, ast.Constant)
+        and not value.value
+        for operator, value in zip(check.ops, check.comparators)
+    )
+
+
+def test_causes_elsewhere_are_tests_that_assert_their_counter() -> None:
+    """Each is collected, and would fail if its counter stayed zero."""
+    directory = Path(__file__).parent
+    places = sorted({str((directory / place).resolve()) for place in ELSEWHERE.values()})
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*collect, *places], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    for name, place in ELSEWHERE.items():
+        file, _, test = place.partition("::")
+        tree = ast.parse((directory / file).read_text())
+        (function,) = [
+            node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == test
+        ]
+        assert name in asserted_in(function), place
 
 
 def in_call(daemon: RunningDaemon, number: int) -> bool:
