@@ -15,7 +15,9 @@ from rootseal.predicate_trace import trace_document
 
 FANOTIFY, PTRACE, EBPF = "fanotify", "ptrace", "ebpf"
 BOTH, BESIDE = "fanotify+ebpf", "fanotify+ptrace"
-BACKENDS = (FANOTIFY, PTRACE, EBPF, BOTH, BESIDE)
+WALK = "walk"
+HELD = (FANOTIFY, PTRACE, BOTH, BESIDE)  # those that hold an opener
+BACKENDS = (*HELD, EBPF, WALK)
 BCC = "bcc"  # the other loader of eBPF: in its rows beside the backend's own
 BURST = 200
 IN = "input\n"
@@ -181,7 +183,15 @@ TABLE: Mapping[str, Wanted] = {
         ops=some("links", target="tmp", path="out", symbolic=False),
     ),
     "linkat": Wanted(
-        products={"d/out": IN}, ops=some("links", target="in", path="d/out", symbolic=False)
+        products={"d/out": IN},
+        ops=some("links", target="in", path="d/out", symbolic=False),
+        unlike=(
+            Unlike(
+                (WALK,),
+                "a file that gets another link has changed: it is a product too",
+                {"products": {"d/out": IN, "in": IN}},
+            ),
+        ),
     ),
     "symlink": Wanted(
         products={"out": ("in",)}, ops=some("links", target="in", path="out", symbolic=True)
@@ -336,9 +346,17 @@ TABLE: Mapping[str, Wanted] = {
 X32 = "x32_open"  # a row of its own in docs/backends.md: most kernels have no x32
 
 
+WALKED = {"in": IN, **TABLE["burst"].materials}
+
+
 def wanted(name: str, *backends: str) -> Wanted:
-    """A row as a backend must show it, perhaps with another loader."""
+    """A row as a backend must show it, perhaps with another loader.
+
+    A walk tells what was there before, opened or not, and what is there after; no deeds.
+    """
     row = TABLE[name]
+    if WALK in backends:
+        row = dataclasses.replace(row, materials=WALKED)
     for unlike in row.unlike:
         if set(backends) & set(unlike.backends):
             row = dataclasses.replace(row, **unlike.changes)

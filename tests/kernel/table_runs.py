@@ -19,6 +19,7 @@ from syscall_table import (
     IN,
     PTRACE,
     TABLE,
+    WALK,
     Seen,
     Wanted,
     burst_text,
@@ -32,6 +33,7 @@ OPTIONS: Dict[str, tuple[str, ...]] = {
     PTRACE: ("--option=capture-mode=trace:ptrace",),
     BOTH: ("--option=capture-mode=trace:ebpf",),
     BESIDE: ("--option=capture-mode=trace:ptrace", "--option=fanotify=on"),
+    WALK: ("--option=capture-mode=walk", "--option=fanotify=off"),
 }
 
 
