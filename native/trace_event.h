@@ -58,6 +58,7 @@ enum rs_trace_record {
 enum rs_trace_file_flag {
 	RS_TRACE_FILE_BORN = 1,	     /* made or written by the action before this open */
 	RS_TRACE_FILE_ANONYMOUS = 2, /* never had a path: a memfd that was executed */
+	RS_TRACE_FILE_FOREIGN = 4,   /* of a product: somebody else wrote or replaced it */
 };
 
 enum rs_trace_exec_flag {
@@ -122,8 +123,9 @@ enum rs_trace_loss {
 	RS_TRACE_LOSS_MEMORY = 12,    /* the launcher is out of memory or of table space */
 	RS_TRACE_LOSS_ARGUMENT = 13,  /* a path argument could not be read or resolved */
 	RS_TRACE_LOSS_MUTATED = 14, /* a material that another than the action changed meanwhile */
+	RS_TRACE_LOSS_BLOCK_DEVICE = 15, /* a block device that was opened */
 };
-#define RS_TRACE_LOSS_COUNT 15
+#define RS_TRACE_LOSS_COUNT 16
 
 enum rs_trace_counter {
 	/* RS_TRACE_LOSS_*: the counter with the number of the loss; 0 is unused */

@@ -54,6 +54,8 @@ typedef struct {
 	uint64_t excluded_mounts;
 	uint64_t handler_errors;
 	uint64_t late_events;
+	uint64_t foreign_products;
+	uint64_t block_device_opens;
 } rs_counters;
 
 typedef struct {
@@ -155,6 +157,12 @@ int rs_scope_mounts(rs_scope *scope, uint8_t **ret_bytes, size_t *ret_length);
  * of u64 (st_dev, st_ino). Materials that are not among them get the source fanotify-only.
  */
 int rs_scope_witness(rs_scope *scope, const uint64_t *pairs, size_t count);
+/*
+ * Before rs_scope_finish: what a trace saw being named: of each a letter (m: renamed or linked, s:
+ * symlink or mknod, t: truncated, u: names may have been given through a ring, unseen), the last
+ * part of the path and a NUL. Files that came by a name that is not among them are foreign.
+ */
+int rs_scope_named(rs_scope *scope, const uint8_t *names, size_t length);
 /*
  * `files` and `dirs`: declared outputs, relative to the root, each followed by a NUL byte. The
  * scope is gone afterwards, whatever is returned.

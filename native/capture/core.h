@@ -77,9 +77,10 @@ struct rs_product {
 	const uint8_t *path; /* at the last close */
 	uint32_t path_length;
 	uint32_t closes;
-	bool hashed;   /* digest is of the content in state stat */
-	bool trusted;  /* and an equal state later proves an equal content */
-	bool nameless; /* it exists at the end, but under no path that could be found */
+	uint64_t hashed_bytes; /* at its closes, all together */
+	bool hashed;	       /* digest is of the content in state stat, after the last close */
+	bool trusted;	       /* and an equal state later proves an equal content */
+	bool nameless;	       /* it exists at the end, but under no path that could be found */
 	uint8_t digest[RS_SHA256_BYTES];
 	int handle_type; /* of name_to_handle_at; length 0: none */
 	uint32_t handle_length;
@@ -161,6 +162,8 @@ struct rs_scope {
 	struct rs_set opens; /* process << 32 | material */
 	bool has_witness;
 	struct rs_set witness; /* keys of the files another witness saw */
+	bool has_names;	       /* a trace told what was renamed, linked and so on */
+	struct rs_set names;   /* see foreign.c */
 	struct rs_set births;  /* identities of the files that the action closed after writing */
 	struct rs_set snapshot_inodes;
 	struct rs_set snapshot_states; /* hashes of (relative path, inode, size and times) */
@@ -272,6 +275,8 @@ const struct rs_change *rs_access_change(const struct rs_scope *scope,
 int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope);
 void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope,
 		     const struct rs_event *event);
+/* Tells files apart that have an inode number in turn. Writes worker->handle. */
+uint64_t rs_identity_of_fd(struct rs_worker *worker, int fd, const struct rs_stat *stat);
 /* Path in the action's namespace of an open descriptor; length or -errno. Writes worker->path. */
 int rs_path_of_fd(struct rs_worker *worker, const struct rs_scope *scope, int fd);
 
@@ -332,9 +337,10 @@ struct rs_closed {
 	const struct file_handle *handle; /* NULL: none */
 	uint64_t mount_id;
 };
-/* How often this inode was closed so far, or -ENOMEM. */
-int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed);
-void rs_record_close_digest(struct rs_scope *scope, const struct rs_stat *stat,
+/* How often this inode was closed so far, or -ENOMEM. *ret_hash: is it worth a digest now? */
+int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed, bool *ret_hash);
+/* Of the content after close number `closes`; dropped if there was another since. */
+void rs_record_close_digest(struct rs_scope *scope, const struct rs_stat *stat, int closes,
 			    const uint8_t *digest32, bool trusted);
 bool rs_in_root(const struct rs_scope *scope, const char *path, uint32_t length);
 bool rs_is_young(const struct rs_scope *scope, const struct rs_stat *stat);
@@ -363,6 +369,7 @@ struct rs_out {
 	uint32_t count, leaves_capacity, stats_capacity;
 	struct rs_index by_path, by_inode;
 	struct rs_arena arena;
+	bool aside; /* names are not those of the root: the snapshot does not know them */
 };
 
 bool rs_out_has(const struct rs_out *out, const uint8_t *path, uint32_t length);
@@ -378,6 +385,21 @@ int rs_out_file(struct rs_worker *worker, struct rs_scope *scope, struct rs_out 
 /* After the walk: each product that exists and has no leaf is a loss. */
 void rs_products_count_nameless(struct rs_scope *scope, const struct rs_out *out);
 int rs_products_collect(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out);
+/* foreign.c */
+struct rs_left {
+	const struct rs_stat *stat;
+	const uint8_t *path; /* as in the leaf */
+	uint32_t path_length;
+	bool fresh; /* the snapshot did not have this file under this name */
+};
+/*
+ * The source of a product whose digest was taken at the end, counted if nobody of the scope is seen
+ * to have made it. *leaf may become what the action left at its last close.
+ */
+void rs_judge_product(struct rs_scope *scope, const struct rs_left *left, uint64_t identity,
+		      struct rs_leaf *leaf, struct rs_stat *stat);
+void rs_judge_symlink(struct rs_scope *scope, const struct rs_left *left);
+bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t length, uint64_t ino);
 /* walk.c */
 int rs_walk_products(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out,
 		     const uint8_t *files, size_t files_length, const uint8_t *dirs,

@@ -15,12 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define EVENT_HASHES_MAX                                                                           \
-	4 /* closes of one inode that are hashed at once; later ones at the end                    \
-	   */
-#define EVENT_HASH_BYTES_MAX (64ULL * 1024 * 1024)
-#define BATCH_BYTES_MAX	     (64ULL * 1024)
-#define DELETED		     " (deleted)"
+#define BATCH_BYTES_MAX (64ULL * 1024)
+#define DELETED		" (deleted)"
 
 static void answer(struct rs_scope *scope, const struct rs_event *event)
 {
@@ -131,6 +127,13 @@ static bool reliable_times(const struct rs_scope *scope, const struct rs_stat *s
 	return mount && mount->reliable_times;
 }
 
+static bool served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
+{
+	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
+
+	return !mount || mount->remote;
+}
+
 static bool over_hash_cap(struct rs_scope *scope, const struct rs_stat *stat)
 {
 	uint64_t hashed = atomic_load_explicit(&scope->bytes_hashed, memory_order_relaxed);
@@ -218,6 +221,13 @@ static uint64_t identity_of(struct rs_worker *worker, const struct rs_stat *stat
 	return identity >> 1;
 }
 
+uint64_t rs_identity_of_fd(struct rs_worker *worker, int fd, const struct rs_stat *stat)
+{
+	int mount_id;
+
+	return identity_of(worker, stat, handle_of(worker, fd, &mount_id));
+}
+
 /* A file in the root that the action made and closed before: not a material, so not hashed here. */
 static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 {
@@ -263,7 +273,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 	};
 	uint8_t digest[RS_SHA256_BYTES];
 	enum rs_digest_outcome outcome;
-	int length, mount_id;
+	int length;
 
 	rs_dcache_expect(rs_engine_cache(worker->engine), stat);
 	seen.turn = rs_once_event(scope, event);
@@ -277,7 +287,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 	rs_record_process(worker, scope, event->pid, seen.exec, stat);
 	seen.young = rs_is_young(scope, stat);
 	if (seen.young)
-		seen.identity = identity_of(worker, stat, handle_of(worker, event->fd, &mount_id));
+		seen.identity = rs_identity_of_fd(worker, event->fd, stat);
 	if (is_intermediate(scope, &seen))
 		return HANDLED;
 	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, digest)) {
@@ -307,7 +317,7 @@ static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	enum rs_digest_outcome outcome;
 	int length, mount_id, closes;
 	struct rs_stat now = *stat;
-	bool trusted, unlinked;
+	bool trusted, unlinked, worth;
 
 	rs_once_unmark(scope, event->fd); /* stores through a mapping do not */
 	length = rs_path_of_fd(worker, scope, event->fd);
@@ -322,19 +332,19 @@ static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 		closed.mount_id = (uint64_t)mount_id;
 	}
 	closed.identity = identity_of(worker, stat, closed.handle != NULL);
-	closes = rs_record_close(scope, &closed);
+	closes = rs_record_close(scope, &closed, &worth);
 	if (closes < 0)
 		RS_COUNT(scope, handler_errors);
-	/* Hashing now only helps if what is hashed cannot change unseen; else it is done at the
-	 * end. */
-	if (closes < 0 || closes > EVENT_HASHES_MAX || stat->nlink == 0 ||
-	    stat->size > EVENT_HASH_BYTES_MAX || !reliable_times(scope, stat) ||
-	    !rs_no_writer(event->fd))
+	/*
+	 * What the action left, before somebody else may come to it: see foreign.c. If another
+	 * descriptor of the action is open still, its close is yet to come and to be hashed.
+	 */
+	if (closes < 0 || !worth || stat->nlink == 0 || served_by_others(scope, stat))
 		return;
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, digest,
 				  &trusted);
-	if (outcome == RS_DIGEST_OK && trusted)
-		rs_record_close_digest(scope, &now, digest, trusted);
+	if (outcome == RS_DIGEST_OK)
+		rs_record_close_digest(scope, &now, closes, digest, trusted);
 }
 
 void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event)
@@ -349,13 +359,17 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 			RS_COUNT(scope, handler_errors);
 		return;
 	}
-	if (event->pid == worker->own_pid) {
-		done(worker, scope, event, handled); /* the core's own reading */
+	/* The core's own reading. It writes nothing: a file of the action whose last mapping it
+	 * lets go (as a reader of /proc) is the action's. */
+	if (event->pid == worker->own_pid && event->mask & RS_PERM_MASK) {
+		done(worker, scope, event, handled);
 		return;
 	}
 	if (rs_stat_fd(event->fd, &stat)) {
 		RS_COUNT(scope, handler_errors);
 	} else if (!S_ISREG(stat.mode)) {
+		if (S_ISBLK(stat.mode) && event->mask & RS_PERM_MASK)
+			RS_COUNT(scope, block_device_opens); /* all files of its filesystem */
 		RS_COUNT(scope,
 			 special_files); /* reading a FIFO or device would strand its opener */
 	} else if (event->mask & FAN_PRE_ACCESS) {

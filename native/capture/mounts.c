@@ -198,15 +198,15 @@ static void ignore_devices_in(int group_fd, DIR *stream)
 	unsigned seen;
 
 	for (seen = 0; seen < DEVICES_MAX && (entry = readdir(stream)); seen++)
-		if (entry->d_type == DT_CHR || entry->d_type == DT_BLK)
+		if (entry->d_type == DT_CHR)
 			fanotify_mark(group_fd, flags, RS_EVENT_MASK, dirfd(stream), entry->d_name);
 }
 
 /*
  * In a container /dev is often a tmpfs with device nodes. The kernel opens an event's file for us
  * before anybody can look at what it is, and where that fails (/dev/tty without a terminal) it
- * refuses the action's own open. A device has no content to hash, so its events are switched off;
- * where that fails, they come and are counted like those of any special file.
+ * refuses the action's own open. A character device has no content to hash, so its events are
+ * switched off; where that fails, they come and are counted like those of any special file.
  */
 static void ignore_devices(const struct rs_mount *mount, int group_fd, int root_fd)
 {

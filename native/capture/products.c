@@ -85,7 +85,8 @@ static int open_to_hash(int dir_fd, const char *name)
 }
 
 static int hash_named(struct rs_worker *worker, struct rs_scope *scope, int dir_fd,
-		      const char *name, struct rs_stat *stat, uint8_t *ret_digest32)
+		      const char *name, struct rs_stat *stat, uint8_t *ret_digest32,
+		      uint64_t *ret_identity)
 {
 	enum rs_digest_outcome outcome;
 	struct rs_stat opened;
@@ -101,6 +102,7 @@ static int hash_named(struct rs_worker *worker, struct rs_scope *scope, int dir_
 		return -ESTALE;
 	}
 	outcome = rs_digest_of_fd(worker, scope, fd, &opened, true, ret_digest32, &trusted);
+	*ret_identity = rs_identity_of_fd(worker, fd, &opened);
 	close(fd);
 	*stat = opened;
 	if (outcome == RS_DIGEST_UNSTABLE)
@@ -128,24 +130,36 @@ int rs_out_file(struct rs_worker *worker, struct rs_scope *scope, struct rs_out 
 	    .path = leaf_path,
 	    .path_length = leaf_length,
 	    .kind = RS_KIND_FILE,
-	    .source = RS_SOURCE_WALK,
+	    .source = RS_SOURCE_CLOSE_WRITE,
 	};
+	struct rs_left left = {
+	    .stat = stat,
+	    .path = leaf_path,
+	    .path_length = leaf_length,
+	};
+	struct rs_stat state;
+	uint64_t identity;
 
 	if (leaf_length == 0 || leaf_length > RS_LEAF_PATH_MAX) {
 		RS_COUNT(scope, handler_errors);
 		return 0;
 	}
-	if (product)
-		memcpy(leaf.digest, product->digest, RS_SHA256_BYTES);
-	else if (alias)
-		memcpy(leaf.digest, alias->digest, RS_SHA256_BYTES);
-	else if (hash_named(worker, scope, dir_fd, name, stat, leaf.digest))
+	if (!product && !alias &&
+	    hash_named(worker, scope, dir_fd, name, stat, leaf.digest, &identity))
 		return 0; /* counted */
-	if (rs_is_product(scope, stat))
-		leaf.source = RS_SOURCE_CLOSE_WRITE;
+	state = *stat;
 	leaf.size = stat->size;
 	leaf.mode = stat->mode & 07777;
-	return rs_out_add(out, &leaf, stat);
+	if (product) {
+		memcpy(leaf.digest, product->digest, RS_SHA256_BYTES);
+	} else if (alias) {
+		memcpy(leaf.digest, alias->digest, RS_SHA256_BYTES);
+		leaf.source = alias->source;
+	} else {
+		left.fresh = !out->aside && rs_is_fresh(scope, leaf_path, leaf_length, stat->ino);
+		rs_judge_product(scope, &left, identity, &leaf, &state);
+	}
+	return rs_out_add(out, &leaf, &state);
 }
 
 /* Does the path lead to the inode of the product now? */

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#define CLOSE_HASH_BYTES_MAX (64ULL * 1024 * 1024) /* of one inode, at all its closes */
+
 bool rs_in_root(const struct rs_scope *scope, const char *path, uint32_t length)
 {
 	size_t root = strlen(scope->root);
@@ -399,11 +401,12 @@ static int product_name(struct rs_scope *scope, struct rs_product *product,
 	return product->handle ? 0 : -ENOMEM;
 }
 
-int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed)
+int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed, bool *ret_hash)
 {
 	struct rs_product *product;
 	int result = -ENOMEM;
 
+	*ret_hash = false;
 	pthread_mutex_lock(&scope->mutex);
 	product = rs_product_find(scope, &closed->stat);
 	if (!product)
@@ -414,20 +417,23 @@ int rs_record_close(struct rs_scope *scope, const struct rs_closed *closed)
 	if (product && !product_name(scope, product, closed)) {
 		product->hashed = product->trusted = false;
 		product->stat = closed->stat;
+		*ret_hash = closed->stat.size <= CLOSE_HASH_BYTES_MAX - product->hashed_bytes;
+		if (*ret_hash)
+			product->hashed_bytes += closed->stat.size;
 		result = (int)++product->closes;
 	}
 	pthread_mutex_unlock(&scope->mutex);
 	return result;
 }
 
-void rs_record_close_digest(struct rs_scope *scope, const struct rs_stat *stat,
+void rs_record_close_digest(struct rs_scope *scope, const struct rs_stat *stat, int closes,
 			    const uint8_t *digest32, bool trusted)
 {
 	struct rs_product *product;
 
 	pthread_mutex_lock(&scope->mutex);
 	product = rs_product_find(scope, stat);
-	if (product) {
+	if (product && product->closes == (uint32_t)closes) {
 		product->stat = *stat;
 		product->hashed = true;
 		product->trusted = trusted;

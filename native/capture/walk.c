@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define STATES_MAX  2048U    /* looking at more files takes longer than waiting for a tick */
+#define STATE_NAMED 1	     /* the name was there, in whatever state */
 #define TICK_NS_MAX 10000000 /* at 100 ticks a second */
 
 struct walk {
@@ -40,11 +41,22 @@ struct walk {
 
 enum state { STATE_CONTENT, STATE_INODE }; /* what a change of content shows in; any change */
 
-static uint64_t name_key(const struct walk *walk, uint64_t ino, uint64_t state)
+static uint64_t path_key(const void *path, uint32_t length, uint64_t ino, uint64_t state)
 {
-	uint64_t key = rs_hash_bytes(walk->path, walk->length, rs_hash_u64(ino, state));
+	uint64_t key = rs_hash_bytes(path, length, rs_hash_u64(ino, state));
 
 	return key == UINT64_MAX ? 0 : key; /* never the set's mark of a free place */
+}
+
+static uint64_t name_key(const struct walk *walk, uint64_t ino, uint64_t state)
+{
+	return path_key(walk->path, walk->length, ino, state);
+}
+
+bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t length, uint64_t ino)
+{
+	return !scope->snapshot_partial &&
+	       !rs_set_has(&scope->snapshot_states, path_key(path, length, ino, STATE_NAMED));
 }
 
 /* Of a name, the inode behind it and its state. */
@@ -135,6 +147,11 @@ static int add_symlink(struct walk *walk, int dir_fd, const char *name, const st
 	if (rs_sha_start(sha) || rs_sha_update(sha, walk->worker->path, (size_t)length) ||
 	    rs_sha_finish(sha, leaf.digest))
 		return -EIO;
+	if (!walk->all_declared)
+		rs_judge_symlink(walk->scope,
+				 &(struct rs_left){stat, leaf.path, leaf.path_length,
+						   rs_is_fresh(walk->scope, leaf.path,
+							       leaf.path_length, stat->ino)});
 	return rs_out_add(walk->out, &leaf, stat);
 }
 
@@ -161,6 +178,9 @@ static int visit_start(struct walk *walk, int dir_fd, const struct dirent *entry
 
 	if (error < 0 || entry->d_type == DT_DIR)
 		return error < 0 ? error : 0;
+	error = rs_set_add(&scope->snapshot_states, name_key(walk, entry->d_ino, STATE_NAMED));
+	if (error < 0)
+		return error;
 	if (walk->stated == STATES_MAX) {
 		error = rs_set_add(&scope->snapshot_states, name_key(walk, entry->d_ino, 0));
 		return error < 0 ? error : 0;
@@ -398,7 +418,11 @@ static int declared_file(struct walk *walk, const char *item)
 
 		if (rs_digest_of_fd(walk->worker, walk->scope, fd, &stat, true, leaf.digest,
 				    &trusted) != RS_DIGEST_LEFT_OUT) {
+			struct rs_left left = {&stat, leaf.path, leaf.path_length, false};
+
 			leaf.size = stat.size;
+			rs_judge_product(walk->scope, &left,
+					 rs_identity_of_fd(walk->worker, fd, &stat), &leaf, &stat);
 			error = rs_out_add(walk->out, &leaf, &stat);
 		}
 	}
@@ -463,7 +487,7 @@ int rs_walk_products(struct rs_worker *worker, struct rs_scope *scope, struct rs
 	};
 	int error = walk_root(&walk);
 
-	walk.all_declared = true;
+	walk.all_declared = out->aside = true;
 	walk.length = 0;
 	if (!error)
 		error = each_item(&walk, dirs, dirs_length, declared_dir);

@@ -75,7 +75,7 @@ struct rs_candidate {
 	uint8_t foreign_namespace; /* named in another mount namespace than the launcher's */
 	uint8_t deleted;	   /* and not named again since */
 	uint32_t process;	   /* the last that wrote it */
-	uint64_t device, inode;	   /* of the file that was written; 0 if only named */
+	uint64_t device, inode;	   /* of the file that was written or named; 0: not known */
 };
 
 /* A socket whose first bytes are waited for. */
@@ -107,6 +107,7 @@ struct rs_task {
 };
 
 struct rs_syscall_note; /* trace_note.c */
+struct rs_ends;		/* trace_foreign.c */
 struct rs_peer;		/* trace_net.c */
 
 struct rs_buffer {
@@ -164,6 +165,13 @@ struct rs_tracer {
 	} * written;
 	uint32_t written_count, written_capacity;
 	struct rs_index written_index;
+
+	/* trace_foreign.c */
+	struct rs_foreign {
+		int fd; /* of inotify, plus 1; 0: not asked for yet, -1: there is none */
+		struct rs_ends *ends; /* by watch */
+		uint32_t count, capacity;
+	} foreign;
 
 	/* trace_exec.c */
 	struct rs_digest *environments;
@@ -290,6 +298,14 @@ int rs_inode_written(const struct rs_tracer *t, uint64_t device, uint64_t inode)
 /* Whether all that is in the file comes from the action: then reading it tells nothing. */
 uint8_t rs_born_flag(const struct rs_tracer *t, const struct statx *st);
 void rs_products_finish(struct rs_tracer *t);
+
+/* trace_foreign.c */
+void rs_foreign_opened(struct rs_tracer *t, int fd); /* by the action, for writing */
+/* At the end: did somebody else write the file, too? */
+int rs_foreign_written(struct rs_tracer *t, int fd);
+/* Whether an inode has its number for good on this filesystem. */
+int rs_foreign_keeps_inodes(int fd);
+void rs_foreign_free(struct rs_tracer *t);
 
 /* trace_stability.c */
 void rs_stability_check(struct rs_tracer *t);

@@ -407,6 +407,7 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 	}
 	close(signal_fd);
 	close(t.own_fds);
+	rs_foreign_free(&t);
 	*ret_result = (struct rs_trace_result){t.child_status, t.killed, t.escapes, t.mounts};
 	free_all(&t);
 	return result;

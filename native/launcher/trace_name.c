@@ -67,9 +67,12 @@ static void renamed(const struct named *n, uint64_t from_dir, uint64_t from, uin
 	if (!path_of(n, from_dir, from, 0, old) || !path_of(n, to_dir, to, 0, new))
 		return;
 	rs_file_op(n->t, n->process, RS_TRACE_OP_RENAME, old, new, 0, 0);
-	rs_product_renamed(n->t, n->task, old, new);
-	if (flags & RENAME_EXCHANGE_FLAG)
-		rs_product_renamed(n->t, n->task, new, old);
+	if (flags & RENAME_EXCHANGE_FLAG) { /* neither name is gone */
+		rs_product_renamed(n->t, n->task, "", new);
+		rs_product_renamed(n->t, n->task, "", old);
+	} else {
+		rs_product_renamed(n->t, n->task, old, new);
+	}
 }
 
 static void linked(const struct named *n, uint64_t from_dir, uint64_t from, uint64_t to_dir,

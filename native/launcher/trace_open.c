@@ -161,8 +161,10 @@ static void take_regular(struct rs_tracer *t, const struct rs_task *task, struct
 		rs_counted(t, RS_TRACE_C_HASHED); /* by this very open: nothing to read */
 	else
 		take_material(t, o);
-	if (writes)
+	if (writes) {
+		rs_foreign_opened(t, o->fd);
 		rs_product_written(t, task, o->path, &o->st);
+	}
 }
 
 static void take_opened(struct rs_tracer *t, const struct rs_task *task, struct opened *o)
@@ -174,6 +176,8 @@ static void take_opened(struct rs_tracer *t, const struct rs_task *task, struct 
 		return;
 	}
 	if (!S_ISREG(o->st.stx_mode)) {
+		if (S_ISBLK(o->st.stx_mode)) /* content, and no digest of it */
+			rs_lost(t, RS_TRACE_LOSS_BLOCK_DEVICE, o->process, "");
 		rs_counted(t, RS_TRACE_C_EXCLUDED_IRREGULAR);
 		return;
 	}

@@ -163,8 +163,9 @@ void rs_product_written(struct rs_tracer *t, const struct rs_task *task, const c
 	candidate = candidate_take(t, path);
 	if (!candidate)
 		return;
+	/* Without a name it has been replaced already, by whatever the next call tells. */
 	candidate->device = rs_device(st);
-	candidate->inode = st->stx_ino;
+	candidate->inode = st->stx_nlink ? st->stx_ino : 0;
 	candidate->foreign_namespace = process->foreign_namespace;
 	if (candidate->process == process->number)
 		return;
@@ -175,10 +176,15 @@ void rs_product_written(struct rs_tracer *t, const struct rs_task *task, const c
 void rs_product_named(struct rs_tracer *t, const struct rs_task *task, const char *path)
 {
 	struct rs_candidate *candidate = candidate_take(t, path);
+	struct statx st;
 
 	if (!candidate)
 		return;
 	candidate->device = candidate->inode = 0;
+	if (rs_statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &st) == 0) {
+		candidate->device = rs_device(&st);
+		candidate->inode = st.stx_ino;
+	}
 	candidate->foreign_namespace = rs_process_of(t, task)->foreign_namespace;
 }
 
@@ -244,7 +250,14 @@ static int take_symlink(const char *path, struct rs_file *file)
 	return 1;
 }
 
-static int take_regular(struct rs_tracer *t, const char *path, struct rs_file *file)
+/* Nobody of the action gave the name to what has it now. */
+static int is_replaced(const struct rs_candidate *c, const struct rs_file *file)
+{
+	return c->deleted || (c->inode && (c->inode != file->inode || c->device != file->device));
+}
+
+static int take_regular(struct rs_tracer *t, const struct rs_candidate *c, const char *path,
+			struct rs_file *file)
 {
 	struct statx st;
 	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), result;
@@ -252,6 +265,8 @@ static int take_regular(struct rs_tracer *t, const char *path, struct rs_file *f
 	if (fd < 0)
 		return errno == ENOENT ? 0 : -RS_TRACE_LOSS_DENIED;
 	result = rs_hash_file(t, fd, &st, &file->digest);
+	if (rs_foreign_written(t, fd) || (is_replaced(c, file) && rs_foreign_keeps_inodes(fd)))
+		file->flags |= RS_TRACE_FILE_FOREIGN;
 	close(fd);
 	if (result < 0)
 		return result;
@@ -279,9 +294,12 @@ static int take_candidate(struct rs_tracer *t, const struct rs_candidate *c, con
 				     .mode = st.stx_mode & 07777,
 				     .inode = st.stx_ino,
 				     .device = rs_device(&st)};
-	if (S_ISLNK(st.stx_mode))
+	if (S_ISLNK(st.stx_mode)) {
+		if (is_replaced(c, ret_file))
+			ret_file->flags |= RS_TRACE_FILE_FOREIGN;
 		return take_symlink(path, ret_file);
-	return S_ISREG(st.stx_mode) ? take_regular(t, path, ret_file) : 0;
+	}
+	return S_ISREG(st.stx_mode) ? take_regular(t, c, path, ret_file) : 0;
 }
 
 void rs_products_finish(struct rs_tracer *t)

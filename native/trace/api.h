@@ -75,6 +75,7 @@ typedef struct {
 	uint64_t unresolved;	/* the descriptor was gone before it could be looked at */
 	uint64_t unhashed;	/* what is left: a loss */
 	uint64_t fanotify_only; /* files of the other witness that the trace did not see */
+	uint64_t block_devices; /* of not_regular: with content, and no digest of it */
 } rs_trace_ledger;
 
 /* Load and attach the CO-RE object. 0, or -errno with the reason in `error`. */

@@ -121,6 +121,7 @@ static int judge(const rs_trace_open *file, int hashed, uint64_t memory_device,
 	uint64_t *place = &ledger->unhashed;
 
 	ledger->files++;
+	ledger->block_devices += S_ISBLK(file->mode) && file->access != ACCESS_NO_CONTENT;
 	if (hashed)
 		place = &ledger->hashed;
 	else if (!file->ino && !file->mode)

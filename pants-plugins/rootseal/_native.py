@@ -143,6 +143,19 @@ class Scope:
         if code:
             raise NativeError("witness", -code, f"witness: {os.strerror(-code)}")
 
+    def named(self, names: bytes) -> None:
+        """Say what another witness saw being named (api.h, rs_scope_named). Before `finish`.
+
+        Raises:
+            NativeError: The scope has ended, or there is no memory.
+        """
+        with self._lock:
+            if self._handle is None:
+                raise NativeError("named", 9, "the scope has ended")
+            code = _lib.rs_scope_named(self._handle, names, len(names))
+        if code:
+            raise NativeError("named", -code, f"named: {os.strerror(-code)}")
+
     def finish(self, files: Sequence[bytes], dirs: Sequence[bytes]) -> RawObservation:
         """Drain, anchor and encode; other Python threads run meanwhile.
 

@@ -122,7 +122,8 @@ def _open_scope(
         if private:
             scope = _open_fanotify(connection, announced, decision, backends, sender.pid, process)
         elif decision.backend == "ptrace":
-            scope = backends.open_ptrace(announced)
+            with as_user(connection.peer):
+                scope = backends.open_ptrace(announced)
         else:
             with backends.working(), as_user(connection.peer):
                 scope = backends.open_walk(announced)

@@ -18,7 +18,7 @@ from rootseal.capture import ptrace
 from rootseal.capture.ima import ImaScope, ImaWindow
 from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.scope import Scope
-from rootseal.capture.walk import WalkEngine, WalkInputs
+from rootseal.capture.walk import WalkEngine, WalkInputs, declared_state
 from rootseal.daemon_announce import Announcement, Missing
 from rootseal.daemon_cache import CacheKeeper
 from rootseal.daemon_keeper import Keeper
@@ -278,7 +278,8 @@ class Backends:
     def _open_both(self, pid: int, announced: Announcement) -> Scope:
         """fanotify holds, and the launcher traces too."""
         content = self._fanotify.open_scope(pid=pid, root=announced.root, limits=announced.limits)
-        scope: Scope = _module("ptrace_beside").PtraceBeside(content, self.open_ptrace(announced))
+        trace = PtraceScope(root=announced.root, limits=announced.limits)
+        scope: Scope = _module("ptrace_beside").PtraceBeside(content, trace)
         return scope
 
     @contextlib.contextmanager
@@ -302,7 +303,8 @@ class Backends:
 
     def open_ptrace(self, announced: Announcement) -> PtraceScope:
         """A scope for an action that its launcher traces."""
-        return PtraceScope(root=announced.root, limits=announced.limits)
+        before = declared_state(announced.root, announced.output_files, announced.output_dirs)
+        return PtraceScope(root=announced.root, limits=announced.limits, before=before)
 
     def open_walk(self, announced: Announcement) -> Scope:
         """A walk scope; takes its first snapshot now.

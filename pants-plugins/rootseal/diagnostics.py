@@ -164,12 +164,24 @@ COUNTERS: Tuple[Counter, ...] = (
     ),
     Counter("traceTruncated", True, "Paths, arguments or environments that were cut.", _REPORT),
     Counter("unhashedOpensTotal", True, "Opens of regular files without a digest.", _REPORT),
+    Counter(
+        "blockDeviceOpens",
+        True,
+        "Opens of block devices, whose content has no digest.",
+        "Give the action files, not devices.",
+    ),
     Counter("fallbackHashFailures", True, "Files that could not be read to be hashed.", _REPORT),
     Counter(
         "mutatedAfterOpen",
         True,
         "Materials changed by others after they were hashed.",
         "Build again.",
+    ),
+    Counter(
+        "foreignProducts",
+        True,
+        "Products whose content nobody of the action is seen to have made.",
+        "Keep other programs out of the action's root while it runs, and build again.",
     ),
     Counter(
         "unstableFiles",

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import socket
+import stat
 import subprocess
 import threading
 from pathlib import Path
@@ -280,3 +281,21 @@ def test_a_file_of_more_than_four_gibibytes_is_hashed_whole(arena) -> None:
     assert captured.materials()["large"] == {
         "74617a696c659c8bd57ed749315f01d0384259514125e3b0a79a0cee3835c4d8"
     }
+
+
+@pytest.mark.parametrize("options", BACKENDS)
+def test_reading_a_block_device_is_counted_and_gated(arena, options: str) -> None:
+    """A filesystem's files can be read from the device that it is on."""
+    device = arena.root / "device"
+    try:
+        os.mknod(device, 0o660 | stat.S_IFBLK, os.makedev(7, 0))  # loop0
+        os.close(os.open(device, os.O_RDONLY))
+    except OSError as error:
+        pytest.skip(f"no block device can be opened here: {error.strerror}")
+    program = "import os\nos.close(os.open('device', os.O_RDONLY))\nopen('/dev/null').read()\n"
+    captured = arena.attack_as_root(program, options)
+    assert captured.code == 0, captured.stderr
+    assert captured.counter("blockDeviceOpens") == 1
+    refused = arena.attack_as_root(program, options, "--require-zero-drops")
+    assert refused.code != 0 and refused.action == {}
+    assert "blockDeviceOpens" in refused.stderr

@@ -60,6 +60,10 @@ ELSEWHERE = {
     "unmarkedMounts": "test_fanotify_products.py::test_mounts_are_listed_and_late_ones_counted",
     "namespaceEscapes": "../adversarial/test_leaving_the_namespace.py::"
     "test_a_way_into_another_mount_namespace_is_counted",
+    "foreignProducts": "../adversarial/test_foreign_products.py::"
+    "test_a_product_that_another_overwrites_is_counted_and_gated",
+    "blockDeviceOpens": "../adversarial/test_other_ways_to_read.py::"
+    "test_reading_a_block_device_is_counted_and_gated",
 }
 HERE = ("tracerDetaches", "traceMapFull", "lateEvents")  # tests of their own, below
 NATIVE = {"fanotifyQueueOverflows": "test_queue_overflow.c"}

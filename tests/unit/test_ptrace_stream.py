@@ -232,14 +232,14 @@ def enumerators(name: str) -> dict[str, int]:
             continue
         key, _, value = (part.strip() for part in word.partition("="))
         if value:
-            number = 15 if value == "RS_TRACE_LOSS_COUNT" else int(value)
+            number = 16 if value == "RS_TRACE_LOSS_COUNT" else int(value)
         values[key] = number
         number += 1
     return values
 
 
 def test_numbers_are_those_of_the_header() -> None:
-    assert "#define RS_TRACE_LOSS_COUNT 15" in HEADER.read_text("utf-8")
+    assert "#define RS_TRACE_LOSS_COUNT 16" in HEADER.read_text("utf-8")
     records = {name[len("RS_TRACE_") :]: n for name, n in enumerators("rs_trace_record").items()}
     assert records == {item.name: item.value for item in Record}
     losses = enumerators("rs_trace_loss")

@@ -16,7 +16,7 @@ from typing import Dict, Mapping, Optional, Tuple
 from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.trace_events import Reader
-from rootseal.errors import BackendUnavailable, CaptureError, NativeError
+from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
 from rootseal.executable import rootseal_command
 from rootseal.observation import Ledger, ProcessRecord, TracePrograms
 from rootseal.trace_ring import RING_BYTES_DEFAULT, RING_BYTES_MIN, check_size
@@ -125,6 +125,8 @@ class EbpfScope:
         self._number: Optional[int] = number
         self._root = root
         self._result: Optional[_native_trace.Result] = None
+        self.block_devices = 0
+        """How many were opened; known after `reconcile`."""
 
     def finish(self) -> TraceObservation:
         """Drain what the action did; its processes must be gone.
@@ -167,6 +169,7 @@ class EbpfScope:
         with self._result as result:
             self._result = None
             found, _ = result.reconcile(hashed_files, self._tracer.memory_device)
+        self.block_devices = found["block_devices"]
         return Ledger(
             files=found["files"],
             hashed=found["hashed"],

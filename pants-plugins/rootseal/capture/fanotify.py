@@ -53,6 +53,8 @@ _COUNTER_NAMES: Mapping[str, str] = {
     "excluded_mounts": "excludedMounts",
     "handler_errors": "handlerErrors",
     "late_events": "lateEvents",
+    "foreign_products": "foreignProducts",
+    "block_device_opens": "blockDeviceOpens",
 }
 
 
@@ -213,6 +215,17 @@ class FanotifyScope:
             NativeError: The scope was ended before.
         """
         self._scope.witness(opened_files)
+
+    def named(self, names: bytes) -> None:
+        """Say what a trace backend saw being renamed, linked, made and truncated; before `finish`.
+
+        Args:
+            names: As `traced.names_told` gives them.
+
+        Raises:
+            NativeError: The scope was ended before.
+        """
+        self._scope.named(names)
 
     def finish(
         self, *, outputs_files: Sequence[bytes], outputs_dirs: Sequence[bytes]

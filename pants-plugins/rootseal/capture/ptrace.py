@@ -10,9 +10,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Mapping, Protocol, Sequence, Tuple, runtime_checkable
+from typing import (
+    AbstractSet,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    runtime_checkable,
+)
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.paths import relative_to
@@ -20,13 +31,14 @@ from rootseal.capture.ptrace_process import process_table
 from rootseal.capture.ptrace_stream import (
     FILE_ANONYMOUS,
     FILE_BORN,
+    FILE_FOREIGN,
     Count,
     FileFields,
     Loss,
     TraceStream,
 )
 from rootseal.capture.scope import CaptureLimits
-from rootseal.capture.walk import declared_leaves
+from rootseal.capture.walk import Declared, declared_leaves, declared_state
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.observation import (
@@ -56,6 +68,7 @@ LOSS_COUNTERS: Mapping[Loss, str] = {
     Loss.MEMORY: "handlerErrors",
     Loss.ARGUMENT: "handlerErrors",
     Loss.MUTATED: "mutatedAfterOpen",
+    Loss.BLOCK_DEVICE: "blockDeviceOpens",
 }
 _COUNTERS: Mapping[Count, str] = {
     Count.CACHE_HITS: "digestCacheHits",
@@ -137,14 +150,18 @@ class Told:
 class PtraceScope:
     """The capture of one action that its launcher traces."""
 
-    def __init__(self, *, root: bytes, limits: CaptureLimits) -> None:
+    def __init__(
+        self, *, root: bytes, limits: CaptureLimits, before: Optional[Declared] = None
+    ) -> None:
         """Wait for the stream.
 
         Args:
             root: The action's root directory, absolute; its real path.
             limits: Caps of the action.
+            before: What declared outputs there were before it (`walk.declared_state`).
         """
         self._root = root
+        self._before = before
         self._limits = limits
         self._stream = TraceStream(limits)
         self._bytes = 0
@@ -225,14 +242,21 @@ class PtraceScope:
             self._leaf(path, fields, DigestSource.OPENAT_PATH_HASH)
             for path, fields in zip(stream.product_paths, stream.products)
         ]
-        products += declared_leaves(
+        known = {leaf.path for leaf in products}
+        declared = declared_leaves(
             self._root,
             files=outputs_files,
             directories=outputs_dirs,
-            known={leaf.path for leaf in products},
+            known=known,
             limits=self._limits,
             counters=counters,
         )
+        counters["foreignProducts"] += sum(
+            not leaf.path.startswith(b"/") and bool(fields[4] & FILE_FOREIGN)
+            for leaf, fields in zip(products, stream.products)
+        )
+        counters["foreignProducts"] += self._came(declared, known)
+        products += declared
         return Observation(
             backend="ptrace",
             posture=Posture.HELD,
@@ -247,6 +271,20 @@ class PtraceScope:
 
     def _mutations(self) -> Mutations:
         return self._stream.mutated(lambda path: relative_to(self._root, path))
+
+    def _came(self, declared: Sequence[Leaf], known: AbstractSet[bytes]) -> int:
+        """How many declared outputs were not there before, nor made by the action."""
+        if self._before is None:
+            return 0
+        now = declared_state(self._root, [leaf.path for leaf in declared], ())
+        if now is None:
+            return 0  # beyond the cap, which declared_leaves has counted
+        came = 0
+        for path, _inode in now - self._before:
+            directory, name = os.path.split(self._root.rstrip(b"/") + b"/" + path)
+            real = os.path.realpath(directory) + b"/" + name
+            came += relative_to(self._root, real) not in known
+        return came
 
     def _leaf(self, path: bytes, fields: FileFields, source: DigestSource) -> Leaf:
         digest, size, mode, kind = fields[:4]

@@ -15,7 +15,7 @@ from rootseal import diagnostics
 from rootseal.capture.fanotify import FanotifyScope
 from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.ptrace_stream import FILE_ANONYMOUS, FILE_BORN, Count, FileFields, Loss
-from rootseal.capture.traced import merge_processes
+from rootseal.capture.traced import merge_processes, names_told
 from rootseal.observation import Ledger, MountMark, Observation
 
 _PAIR = struct.Struct("=QQ")
@@ -74,12 +74,16 @@ class PtraceBeside:
         try:
             trace = self._trace.told()
             self._content.witness(b"".join(_pair(fields) for fields in trace.files))
+            self._content.named(names_told(trace.processes))
             seen = self._content.finish(outputs_files=outputs_files, outputs_dirs=outputs_dirs)
             ledger = compare(trace.files, trace.counted, seen.hashed_files)
             counters = diagnostics.add(seen.counters, trace.counters)
             counters["unhashedOpensTotal"] = min(
                 counters["unhashedOpensTotal"] + ledger.unhashed["noDigest"],
                 diagnostics.COUNTER_VALUE_MAX,
+            )
+            counters["blockDeviceOpens"] = max(  # not the sum: both saw the same
+                seen.counters["blockDeviceOpens"], trace.counters["blockDeviceOpens"]
             )
             processes, opens = merge_processes(seen, trace.processes)
             return dataclasses.replace(

@@ -23,7 +23,7 @@ RECORD_BYTES_MAX = 16 << 20
 EVENTS_MAX = 1 << 20  # network, file operations and system calls of one action
 OPENS_MAX = 1 << 24
 ENVIRONMENTS_MAX = 4096
-FILE_BORN, FILE_ANONYMOUS = 1, 2
+FILE_BORN, FILE_ANONYMOUS, FILE_FOREIGN = 1, 2, 4
 EXEC_SETUID, EXEC_SPEC_VULNERABLE, EXEC_SPEC_KNOWN = 1, 2, 4
 
 _HEADER = struct.Struct(">HHI")
@@ -75,27 +75,28 @@ class Loss(enum.IntEnum):
     MEMORY = 12
     ARGUMENT = 13
     MUTATED = 14
+    BLOCK_DEVICE = 15
 
 
 class Count(enum.IntEnum):
     """Counters behind those of `Loss`."""
 
-    OPENS = 15
-    HASHED = 16
-    CACHE_HITS = 17
-    BYTES_HASHED = 18
-    EXCLUDED_PATH_ONLY = 19
-    EXCLUDED_IRREGULAR = 20
-    EXCLUDED_PSEUDO = 21
-    EXCLUDED_ANONYMOUS = 22
-    EXCLUDED_WRITE_ONLY = 23
-    EXCLUDED_IO_URING = 24
-    EXECS = 25
-    TASKS = 26
-    STOPS = 27
+    OPENS = 16
+    HASHED = 17
+    CACHE_HITS = 18
+    BYTES_HASHED = 19
+    EXCLUDED_PATH_ONLY = 20
+    EXCLUDED_IRREGULAR = 21
+    EXCLUDED_PSEUDO = 22
+    EXCLUDED_ANONYMOUS = 23
+    EXCLUDED_WRITE_ONLY = 24
+    EXCLUDED_IO_URING = 25
+    EXECS = 26
+    TASKS = 27
+    STOPS = 28
 
 
-COUNTER_COUNT = 28
+COUNTER_COUNT = 29
 
 # digest, size, mode, kind, flags, device, inode
 FileFields = Tuple[bytes, int, int, int, int, int, int]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, Sequence, Set, Tuple
 
-from rootseal import diagnostics, opens_table
+from rootseal import canonical, diagnostics, opens_table
 from rootseal.capture.ebpf import EbpfScope, EbpfTracer, TraceObservation
 from rootseal.capture.fanotify import FanotifyEngine, FanotifyScope
 from rootseal.capture.scope import CaptureLimits
@@ -49,9 +49,10 @@ class TracedScope:
         try:
             trace = self._trace.finish()
             self._content.witness(trace.opened_files)
+            self._content.named(names_told(trace.processes))
             seen = self._content.finish(outputs_files=outputs_files, outputs_dirs=outputs_dirs)
             ledger = self._trace.reconcile(seen.hashed_files)
-            merged = merge(seen, trace, ledger)
+            merged = merge(seen, trace, ledger, self._trace.block_devices)
             return dataclasses.replace(merged, ebpf=self._programs)
         except BaseException:
             self.abort()
@@ -95,13 +96,16 @@ class TracedEngine:
         """The engines are closed by their owner."""
 
 
-def merge(seen: Observation, trace: TraceObservation, ledger: Ledger) -> Observation:
+def merge(
+    seen: Observation, trace: TraceObservation, ledger: Ledger, block_devices: int = 0
+) -> Observation:
     """One observation of the two.
 
     Args:
         seen: What fanotify saw.
         trace: What the trace saw.
         ledger: The comparison.
+        block_devices: That the trace saw being opened; fanotify sees those of marked mounts.
     """
     processes, opens = merge_processes(seen, trace.processes)
     counters = dict(seen.counters)
@@ -110,6 +114,7 @@ def merge(seen: Observation, trace: TraceObservation, ledger: Ledger) -> Observa
     counters["unhashedOpensTotal"] = min(
         counters["unhashedOpensTotal"] + ledger.unhashed["noDigest"], diagnostics.COUNTER_VALUE_MAX
     )
+    counters["blockDeviceOpens"] = max(counters["blockDeviceOpens"], block_devices)
     return dataclasses.replace(
         seen,
         backend=f"{seen.backend}+ebpf",
@@ -118,6 +123,33 @@ def merge(seen: Observation, trace: TraceObservation, ledger: Ledger) -> Observa
         counters=counters,
         ledger=ledger,
     )
+
+
+def names_told(processes: Iterable[ProcessRecord]) -> bytes:
+    """What processes gave names to, as the content's witness wants it (api.h, rs_scope_named).
+
+    Only the last part of each path: how a path leads there may have changed since.
+    """
+    told: Set[bytes] = set()
+    for process in processes:
+        if process.trace is None:
+            continue
+        deeds = process.trace.file_ops
+        for rename in deeds.renames:  # both: they may have changed places
+            told.update((b"m" + _last(rename.source), b"m" + _last(rename.destination)))
+        told.update((b"s" if link.symbolic else b"m") + _last(link.path) for link in deeds.links)
+        told.update(b"t" + _last(cut.path) for cut in deeds.truncations)
+        for event in process.trace.syscall_events:
+            if event.syscall == "mknod":
+                path = canonical.path_bytes(str(dict(event.details).get("path", "")))
+                told.add(b"s" + _last(path))
+            elif event.syscall == "io_uring_setup" and event.verdict == "ran":
+                told.add(b"u")  # a ring renames and links, too
+    return b"".join(name + b"\0" for name in sorted(told))
+
+
+def _last(path: bytes) -> bytes:
+    return path.rstrip(b"/").rsplit(b"/", 1)[-1]
 
 
 def merge_processes(

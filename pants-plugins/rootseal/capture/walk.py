@@ -9,13 +9,25 @@ more.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import os
 import stat
 import threading
 import time
-from typing import AbstractSet, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import (
+    AbstractSet,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.scope import CaptureLimits
@@ -213,6 +225,32 @@ class WalkScope:
                 for entry in entries
                 if entry.is_symlink() and os.path.isdir(entry.path)  # no error for a loop
             ]
+
+
+DECLARED_MAX = 1 << 20
+Declared = FrozenSet[Tuple[bytes, int]]
+
+
+def declared_state(
+    root: bytes, files: Sequence[bytes], directories: Sequence[bytes]
+) -> Optional[Declared]:
+    """Path and inode number of each declared output that there is; None if there are too many.
+
+    Args:
+        root: The action's root directory, absolute.
+        files: Declared output files, relative to the root.
+        directories: Declared output directories, relative to the root.
+    """
+    reader = _Reader(CaptureLimits(), DigestCache(0))
+    top = root.rstrip(b"/") + b"/"
+    found: Set[Tuple[bytes, int]] = set()
+    for start in (*files, *directories):
+        for path in reader.walk(os.path.normpath(top + start)):
+            if len(found) >= DECLARED_MAX:
+                return None
+            with contextlib.suppress(OSError):  # gone meanwhile
+                found.add((path[len(top) :], os.lstat(path).st_ino))
+    return frozenset(found)
 
 
 def declared_leaves(
