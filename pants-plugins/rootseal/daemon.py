@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
-from rootseal import __version__, daemon_action, diagnostics, keys
+from rootseal import __version__, daemon_action, diagnostics, digest, keys
 from rootseal.build_id import build_digest
 from rootseal.daemon_backends import GROUP_WAIT_SECONDS, Backends
 from rootseal.daemon_check import answer_check
@@ -38,6 +38,7 @@ from rootseal.errors import (
     ConfigError,
     EncodingError,
     Error,
+    KeyExposedError,
     PostureError,
     ToolchainError,
 )
@@ -119,12 +120,20 @@ class Daemon:
     """The running daemon."""
 
     def __init__(
-        self, options: DaemonOptions, signer: keys.KeyFileSigner, events: EventShare
+        self,
+        options: DaemonOptions,
+        signer: keys.KeyFileSigner,
+        key_sha256: bytes,
+        events: EventShare,
     ) -> None:
-        """Start the backends, within the descriptors that there are; raises what they raise."""
+        """Start the backends, within the descriptors that there are; raises what they raise.
+
+        `key_sha256` is of the signer's file.
+        """
         build_digest()  # of the files as they are now, not of an update
         self._options = options
         self._signer = signer
+        self._key_sha256 = key_sha256
         self._backends = Backends(
             launcher=LAUNCHER,
             fanotify=options.fanotify,
@@ -286,6 +295,7 @@ class Daemon:
                 frame,
                 backends=self._backends,
                 signer=self._signer,
+                key_sha256=self._key_sha256,
                 known_tools=self._known_tools,
             )
             self._counts.add("recorded")
@@ -362,7 +372,8 @@ def run(options: DaemonOptions, ready: Optional[Callable[[Daemon], None]] = None
     with contextlib.ExitStack() as place:
         listener: Optional[Listener] = place.enter_context(_listen(options))
         signer = keys.load_or_create_capture_key(options.place.capture_key)
-        daemon = Daemon(options, signer, events)
+        key_sha256 = digest.sha256(options.place.capture_key.read_bytes())
+        daemon = Daemon(options, signer, key_sha256, events)
         with _stopped_by_signals(daemon):
             _log.info("listening at %s with %s", options.place.socket, daemon.status()["backend"])
             gc.freeze()  # what is there by now stays: no collection need look at it again
@@ -413,6 +424,8 @@ def _error_frame(error: Exception) -> Tuple[str, Optional[Mapping[str, object]]]
         return "ZeroDropsError", diagnostics.loss_details(error.counters)
     if isinstance(error, PostureError):
         return "PostureError", {"requested": error.requested, "achieved": error.achieved}
+    if isinstance(error, KeyExposedError):
+        return "KeyExposedError", error.data
     if isinstance(error, ToolchainError):
         return "ToolchainError", error.data
     if isinstance(error, BackendUnavailable):

@@ -17,7 +17,7 @@ import select
 import time
 from typing import Any, Callable, Dict, Iterator
 
-from rootseal import __version__, diagnostics, digest, record
+from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record
 from rootseal.capture.ptrace import TracedByLauncher, mode_text
 from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
@@ -26,11 +26,23 @@ from rootseal.daemon_connection import FRAME_SECONDS, Connection
 from rootseal.daemon_peer import Peer, as_user, check_child, check_root
 from rootseal.daemon_seal import require_fsverity, seal_outputs
 from rootseal.daemon_tools import ToolCache, judge_tools, require_sight
-from rootseal.errors import CaptureError, EncodingError, PostureError, ZeroDropsError
+from rootseal.errors import (
+    CaptureError,
+    EncodingError,
+    KeyExposedError,
+    PostureError,
+    ZeroDropsError,
+)
 from rootseal.keys import Signer
+from rootseal.leaf_table import Domain
 from rootseal.observation import Observation, Posture
 from rootseal.predicate import ActionDescription, Host, exit_of_wait_status
 from rootseal.wire import Frame, FrameType, Tag
+
+_KEY_REMEDY = (
+    "Let it not, remove the key (a new daemon makes another), and capture with the system daemon "
+    "and the helper, whose key no user's action can read: sudo rootseal daemon run."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +70,7 @@ def run_action(
     *,
     backends: Backends,
     signer: Signer,
+    key_sha256: bytes,
     known_tools: ToolCache,
 ) -> None:
     """Capture one action and send its signed record.
@@ -67,6 +80,7 @@ def run_action(
         announce: The frame that it sent.
         backends: What this daemon captures with.
         signer: The capture key.
+        key_sha256: Of the file that holds it.
         known_tools: Toolchain manifests that other actions required.
 
     Raises:
@@ -100,6 +114,7 @@ def run_action(
             observation = _finish(scope, announced, decision, connection.peer)
             observation = with_guard_counts(observation, exited)
             gate(announced, observation)
+            refuse_exposed_key(observation, key_sha256)
             judge_tools(observation, tools)
             observation = seal_outputs(observation, announced, connection.peer)
             description = described(**_ending(exited), started_at=started_at)
@@ -253,6 +268,22 @@ def gate(announced: Announcement, observation: Observation) -> None:
         text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
         remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
         raise ZeroDropsError(f"the capture of this action lost something: {text}. {remedy}", losses)
+
+
+def refuse_exposed_key(observation: Observation, key_sha256: bytes) -> None:
+    """Fail an action that read the capture key: what it signs may be forged.
+
+    A walk does not tell what was read.
+
+    Raises:
+        KeyExposedError: Names the path and what to do.
+    """
+    table = observation.materials.raw
+    if observation.posture.rank < Posture.OBSERVED.rank or key_sha256 not in table:
+        return
+    for leaf in leaf_table.iter_leaves(table, Domain.MATERIAL):
+        if leaf.digest == key_sha256:
+            raise KeyExposedError(canonical.path_text(leaf.path), _KEY_REMEDY)
 
 
 def describe(announced: Announcement, decision: Decision) -> Callable[..., ActionDescription]:

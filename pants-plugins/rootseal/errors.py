@@ -70,6 +70,18 @@ class PostureError(CaptureError):
         self.achieved = achieved
 
 
+class KeyExposedError(CaptureError):
+    """An action read the key that signs its record, so it could sign records itself.
+
+    Attributes:
+        data: `path` where it read the key, and `remedy`.
+    """
+
+    def __init__(self, path: str, remedy: str) -> None:
+        super().__init__(f"the action read the daemon's capture key at {path}. {remedy}")
+        self.data = {"path": path, "remedy": remedy}
+
+
 class ToolchainError(CaptureError):
     """An action used a file from outside its sandbox that no required toolchain manifest lists.
 

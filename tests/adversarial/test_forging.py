@@ -8,6 +8,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
 from rootseal import wire
 
 PACKAGES = Path(__file__).resolve().parents[2] / "pants-plugins"
@@ -173,3 +174,33 @@ def test_another_command_under_the_key_of_an_action_does_not_count(arena) -> Non
             },
         )
         assert (answer["accepted"], why in str(answer["reason"])) == (why == "", True), answer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--capture-mode=walk", "--fanotify=on"), ("--capture-mode=trace:ptrace",)],
+    ids=["fanotify", "ptrace"],
+)
+@pytest.mark.parametrize(
+    "way", ["open(KEY).read()", "import os; os.link(KEY, 'x'); open('x').read()"]
+)
+def test_an_action_that_reads_the_capture_key_fails(arena, options, way: str) -> None:
+    """Whoever has the key may sign what he likes. Root may read it, as a user that of his own."""
+    (key,) = (arena.directory / "private").rglob("capture.key")
+    captured = arena.attack_as_root(way.replace("KEY", repr(str(key))), *options)
+    assert captured.code != 0 and captured.action == {}
+    assert "capture key" in captured.stderr and "system daemon" in captured.stderr
+    assert arena.attack_as_root("open(__file__).read()", *options).code == 0
+
+
+def test_the_recommended_policy_refuses_both_keys(arena) -> None:
+    policy = PACKAGES.parent / "examples" / "policy" / "recommended.toml"
+    public = arena.key.with_name(arena.key.name + ".pub")
+    for name in ("capture.key", "signing.key"):
+        path = arena.directory / name  # of another daemon or user
+        path.write_text("a key\n")
+        captured = arena.attack(f"open({str(path)!r}).read()\n")
+        assert captured.code == 0, captured.stderr
+        words = ("verify", str(arena.bundle), "--key", str(public), "--policy", str(policy))
+        refused = arena.rootseal(*words)
+        assert refused.returncode == 1 and name in refused.stderr, refused.stderr
