@@ -46,6 +46,7 @@ def run_row(row: Row, seconds: int) -> dict[str, Any]:
         reason = "the kernel tests need root on this host: sudo make lab"
         return {"status": None, "reason": reason, "seconds": 0.0}
     command = ["setpriv", "--pdeathsig", "KILL"]  # never outlives the run
+    command += ["env", "--default-signal=INT,QUIT"]  # what a shell's `&` ignores
     # Those marked heavy run in `make test`, and take too long beside two emulated machines.
     command += [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "not heavy"]
     command += [f"--junitxml={stem}.xml", f"--basetemp={stem}.tmp", *row.tests]
