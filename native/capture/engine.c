@@ -16,7 +16,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #define STOP_TOKEN UINT64_MAX
@@ -272,8 +271,6 @@ static void *shard_main(void *context)
 	struct rs_scope *scope;
 	int got;
 
-	if (getenv("RSNICE"))
-		setpriority(PRIO_PROCESS, (id_t)gettid(), atoi(getenv("RSNICE")));
 	for (;;) {
 		got = epoll_wait(worker->engine->epoll_fd, &ready, 1, rs_awake_grace_ms(awake));
 		/* Cannot happen with a valid instance. A thread fewer would leave openers waiting
