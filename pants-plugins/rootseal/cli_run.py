@@ -29,6 +29,7 @@ from rootseal import (
 )
 from rootseal.cli_keys import add_signing, signer_from
 from rootseal.cli_output import exit_code_of, printable
+from rootseal.cli_progress import shown_progress
 from rootseal.cli_run_outputs import (
     artifacts_of,
     declared_outputs,
@@ -120,8 +121,9 @@ def add_capture(parser: argparse.ArgumentParser) -> None:
         "--hardening",
         choices=HARDENING,
         default="standard",
-        help="strict: fanotify and a trace, nothing lost, or refuse; off: as standard, and says in "
-        "the record that no hardening was asked for (default: %(default)s)",
+        help="off: walk or trace, as chosen, fanotify and fs-verity only if asked for; standard: "
+        "both where they work, losses reported; strict: fanotify and a trace, nothing lost, or "
+        "refuse (default: %(default)s)",
     )
     parser.add_argument(
         "--require-zero-drops", action="store_true", help="fail if anything may have been missed"
@@ -167,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
         _forget_the_last_run(arguments)
         started = _now()
         time.sleep(CLOCK_TICK_SECONDS)
-        code = _run_launcher([*command, "--", *argv])
+        code = _run_launcher([*command, "--", *argv], str(daemon["socket"]))
         if not record.exists():
             error = _why(directory / "error")
             if arguments.json:
@@ -308,7 +310,7 @@ def _toolchain_options(arguments: argparse.Namespace) -> List[str]:
     return found
 
 
-def _run_launcher(command: Sequence[str]) -> int:
+def _run_launcher(command: Sequence[str], socket: str) -> int:
     """Run the launcher on our own terminal; returns the command's status, 128 + signal if killed.
 
     What the terminal sends reaches the command directly; what was sent to us is passed on.
@@ -337,7 +339,8 @@ def _run_launcher(command: Sequence[str]) -> int:
             ) from None
         for number in pending:
             process.send_signal(number)
-        code = process.wait()
+        with shown_progress(socket, process.pid):
+            code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

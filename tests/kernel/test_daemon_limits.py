@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pty
 import resource
 import signal
 import subprocess
@@ -190,3 +192,32 @@ def test_fewer_groups_than_actions_while_the_daemon_runs(tmp_path: Path) -> None
         finally:
             GROUPS.write_text(before)
         assert daemon.status()["slots"] > 1 or int(before) < 4
+
+
+def test_rootseal_run_on_a_terminal_says_what_it_waits_for(tmp_path: Path, sandbox: Path) -> None:
+    ours, theirs = pty.openpty()
+    with running_daemon(tmp_path) as daemon, contextlib.ExitStack() as stack:
+        stack.callback(os.close, ours)
+        with hog():
+            run = command("run", "--socket", str(daemon.socket), "--fanotify=on", "--", "true")
+            process = subprocess.Popen(
+                run,
+                cwd=sandbox,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                env={**os.environ, "TERM": "xterm"},
+            )
+            os.close(theirs)
+            shown = b""
+            while b"waiting for a fanotify group" not in shown:
+                try:
+                    shown += os.read(ours, 4096)
+                except OSError:
+                    pytest.fail(f"it ended before: {shown.decode()}")
+            assert process.poll() is None
+        with contextlib.suppress(OSError):  # EIO: nobody has the terminal open any more
+            while os.read(ours, 4096):
+                pass
+        process.communicate(timeout=GIVE_UP_SECONDS)
+        assert process.returncode == 0
