@@ -3,13 +3,15 @@
 An action key is only a name to the daemon: whoever may run an action on a trusted machine can have
 any command recorded under any key. So what the key stands for is compared with what ran.
 
-Pure. In the command and the environment `{chroot}` stands for the sandbox, as in Pants.
+Pure. In the command and the environment `{chroot}` stands for the sandbox, as in Pants, and in the
+command `{pants_concurrency}` for a number that the engine chooses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import Dict, FrozenSet, List, Mapping, Sequence, Tuple
 
 from rootseal import canonical, digest, schema
@@ -17,6 +19,8 @@ from rootseal.errors import EncodingError, PolicyError
 from rootseal.predicate import ActionPredicate
 
 CHROOT = b"{chroot}"
+CONCURRENCY = b"{pants_concurrency}"
+_NUMBER = rb"(?:[0-9]{1,6}|\{pants_concurrency\})"
 ADDED_BY_REMOTE = b"PANTS_CACHE_KEY_"  # what Pants adds for remote workers; nobody else may
 EMPTY_PATH = (b"PATH", digest.sha256(b""))  # what it has locally where a process has no PATH
 ITEMS_MAX = 1 << 20
@@ -125,7 +129,7 @@ def _difference(
 ) -> str:
     """How an action differs from the expected one in this sandbox; empty if it does not."""
     wanted = tuple(argument.replace(CHROOT, chroot) for argument in expected.cmd)
-    if cmd != wanted:
+    if len(cmd) != len(wanted) or not all(map(_is_argument, cmd, wanted)):
         return f"the record is of another command: {_shown(cmd)}; asked for was {_shown(wanted)}"
     values = dict(expected.environ)
     for name, template in expected.templates.items():
@@ -141,6 +145,13 @@ def _difference(
         return ""
     shown = ", ".join(canonical.path_text(name) for name in names[:NAMES_SHOWN])
     return f"the record is of the command in another environment: it differs in {shown}"
+
+
+def _is_argument(found: bytes, wanted: bytes) -> bool:
+    """Whether an argument is the wanted one, with any number where the engine puts one."""
+    if CONCURRENCY not in wanted:
+        return found == wanted
+    return re.fullmatch(_NUMBER.join(map(re.escape, wanted.split(CONCURRENCY))), found) is not None
 
 
 def _is_engines(name: bytes, value_digest: bytes) -> bool:

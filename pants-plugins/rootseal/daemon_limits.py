@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-from typing import Dict, Sequence
+import shlex
+from typing import Dict, Optional, Sequence
 
 from rootseal.errors import ConfigError
 from rootseal.executable import rootseal_command
@@ -159,11 +160,18 @@ def _needed(events: EventShare, own: int, clients_min: int) -> int:
             return limit
 
 
-def limit_remedy(options: Sequence[str]) -> str:
-    """The command that starts a daemon anew under a higher limit, with these options."""
+def limit_remedy(options: Sequence[str], *, owner: Optional[int] = None) -> str:
+    """The command that starts a daemon anew under a higher limit.
+
+    Args:
+        options: Its options.
+        owner: Whose daemon it is; None: this user's.
+    """
     stop = rootseal_command("daemon", "stop")
     ensure = rootseal_command("daemon", "ensure", *options)
     script = f"ulimit -n {REMEDY_LIMIT} && {stop} && {ensure}"
     if os.getuid() == 0:
         return script
+    if owner == 0:
+        return f"sudo sh -c {shlex.quote(script)}"
     return f"sudo prlimit --pid $$ --nofile={REMEDY_LIMIT}:{REMEDY_LIMIT} && {stop} && {ensure}"

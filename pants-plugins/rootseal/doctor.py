@@ -191,7 +191,9 @@ def _descriptors(daemon: Optional[Dict[str, object]]) -> Finding:
         )
     good = limit >= GOOD_LIMIT
     options = options_of(daemon.get("options")) if daemon is not None else ()
-    remedy = "" if good else f"For more at once: {limit_remedy(options)}"
+    owner = daemon.get("uid") if daemon is not None else None
+    command = limit_remedy(options, owner=owner if isinstance(owner, int) else None)
+    remedy = "" if good else f"For more at once: {command}"
     return Finding("descriptors", good, False, f"{limit} open files {found}", remedy)
 
 

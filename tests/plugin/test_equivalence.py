@@ -63,6 +63,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "output_directories": ["e"],
         "env": PATH,
     },
+    "a concurrency that the engine chooses": {
+        "argv": [BASH, "-c", 'test "$1" -ge 1 && echo ok', "sh", "{pants_concurrency}"],
+        "concurrency_available": 2,
+        "env": PATH,
+    },
     "the sandbox in arguments and environment": {
         "argv": [BASH, "-c", 'cd / && cat "$1" "$HERE" > "$OUT"', "sh", "{chroot}/in.txt"],
         "output_files": ["out.txt"],

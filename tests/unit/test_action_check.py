@@ -114,6 +114,14 @@ def test_the_sandbox_may_be_named_by_a_symlink_or_stay_a_name_remotely() -> None
     assert "another" in problem(predicate(cmd=["cc", "-I{chroot}/inc", "a.c"])), "half of each"
 
 
+def test_the_engine_may_choose_the_concurrency_and_nothing_else() -> None:
+    wanted = asked(cmd=["make", "-j{pants_concurrency}"])
+    for number in ("-j1", "-j64", "-j{pants_concurrency}"):
+        assert problem(predicate(cmd=["make", number]), wanted) == ""
+    for other in ("-j", "-jx", "-j1 ", "j1", "-j1;evil", "-j-1"):
+        assert "another command" in problem(predicate(cmd=["make", other]), wanted)
+
+
 def test_what_the_engine_adds_is_known() -> None:
     base = [item("HERE", "/tmp/box-1/x")]
     slot = predicate(environ=[*base, item("PATH", "/bin"), item("SLOT", "3")])
