@@ -34,7 +34,7 @@ VISITOR = "import sys; print('ready', flush=True); sys.stdin.read(); open(sys.ar
 FAILURES = {
     "fallbackHashFailures": ("pread64", "error=EIO"),
     "handlerErrors": ("statx", "error=EIO"),
-    "unhashedOpensTotal": ("readlink", "error=ENAMETOOLONG"),
+    "unhashedOpensTotal": ("readlinkat", "error=ENAMETOOLONG"),
 }
 # What fills the ring while nobody reads it.
 FLOODS = {
