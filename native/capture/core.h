@@ -400,6 +400,9 @@ void rs_judge_product(struct rs_scope *scope, const struct rs_left *left, uint64
 		      struct rs_leaf *leaf, struct rs_stat *stat);
 void rs_judge_symlink(struct rs_scope *scope, const struct rs_left *left);
 bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t length, uint64_t ino);
+/* Member of snapshot_states: a name, the inode behind it, and what of its state is told. */
+#define RS_STATE_NAMED 1 /* that it was there, in whatever state */
+uint64_t rs_snapshot_key(const void *path, uint32_t length, uint64_t ino, uint64_t state);
 /* walk.c */
 int rs_walk_products(struct rs_worker *worker, struct rs_scope *scope, struct rs_out *out,
 		     const uint8_t *files, size_t files_length, const uint8_t *dirs,

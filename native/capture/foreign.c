@@ -75,6 +75,20 @@ static bool was_moved(const struct rs_scope *scope, const struct rs_left *left)
 	return false;
 }
 
+uint64_t rs_snapshot_key(const void *path, uint32_t length, uint64_t ino, uint64_t state)
+{
+	uint64_t key = rs_hash_bytes(path, length, rs_hash_u64(ino, state));
+
+	return key == UINT64_MAX ? 0 : key; /* never the set's mark of a free place */
+}
+
+bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t length, uint64_t ino)
+{
+	return !scope->snapshot_partial &&
+	       !rs_set_has(&scope->snapshot_states,
+			   rs_snapshot_key(path, length, ino, RS_STATE_NAMED));
+}
+
 static bool served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
 {
 	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);

@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 #define STATES_MAX  2048U    /* looking at more files takes longer than waiting for a tick */
-#define STATE_NAMED 1	     /* the name was there, in whatever state */
 #define TICK_NS_MAX 10000000 /* at 100 ticks a second */
 
 struct walk {
@@ -41,22 +40,9 @@ struct walk {
 
 enum state { STATE_CONTENT, STATE_INODE }; /* what a change of content shows in; any change */
 
-static uint64_t path_key(const void *path, uint32_t length, uint64_t ino, uint64_t state)
-{
-	uint64_t key = rs_hash_bytes(path, length, rs_hash_u64(ino, state));
-
-	return key == UINT64_MAX ? 0 : key; /* never the set's mark of a free place */
-}
-
 static uint64_t name_key(const struct walk *walk, uint64_t ino, uint64_t state)
 {
-	return path_key(walk->path, walk->length, ino, state);
-}
-
-bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t length, uint64_t ino)
-{
-	return !scope->snapshot_partial &&
-	       !rs_set_has(&scope->snapshot_states, path_key(path, length, ino, STATE_NAMED));
+	return rs_snapshot_key(walk->path, walk->length, ino, state);
 }
 
 /* Of a name, the inode behind it and its state. */
@@ -178,7 +164,7 @@ static int visit_start(struct walk *walk, int dir_fd, const struct dirent *entry
 
 	if (error < 0 || entry->d_type == DT_DIR)
 		return error < 0 ? error : 0;
-	error = rs_set_add(&scope->snapshot_states, name_key(walk, entry->d_ino, STATE_NAMED));
+	error = rs_set_add(&scope->snapshot_states, name_key(walk, entry->d_ino, RS_STATE_NAMED));
 	if (error < 0)
 		return error;
 	if (walk->stated == STATES_MAX) {
