@@ -21,7 +21,7 @@ BIN = REPO / "pants-plugins" / "rootseal" / "bin"
 LAUNCHER = BIN / "rootseal-exec"
 KEY = bytes(range(32))
 # Only a broken program needs that long, on an emulated machine beside others too.
-GIVE_UP_SECONDS = 600.0 if os.environ.get("ROOTSEAL_LAB_EMULATED") else 120.0
+GIVE_UP_SECONDS = 900.0 if os.environ.get("ROOTSEAL_LAB_EMULATED") else 120.0
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(REPO / 'pants-plugins')!r}); "
     "from rootseal.cli import main; sys.exit(main())"
