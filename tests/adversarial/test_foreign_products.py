@@ -18,8 +18,9 @@ BACKENDS = {
     "auto": ("--capture-mode=auto",),
     "ptrace": ("--capture-mode=trace:ptrace",),
 }
-# After its writes the action meets the other; what it opens first orders the events.
-MEETS = "for n in range(50): open(__file__).read()\nopen('go').read()\n"
+# After its writes the action meets the other. Its close is looked at in the order of events, so
+# when many opens after it were answered (in the root: none is passed unseen), it has been.
+MEETS = "for n in range(5000): open('many', 'rb', 0).close()\nopen('go').read()\n"
 WRITES = f"import os\nos.makedirs('out', exist_ok=True)\nopen('out/mine', 'w').write({OWN!r})\n"
 
 
@@ -34,6 +35,7 @@ def backend(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 def meet(arena, program: str, backend, deed: Callable[[], object], *options: str):
     """Run an action that opens `go` when the other may do its deed, and then goes on."""
+    arena.write("many", "times")
     fifo = arena.root / "go"
     os.mkfifo(fifo)
     os.chown(fifo, arena.user.uid, arena.user.gid)
@@ -148,7 +150,7 @@ def test_what_the_action_makes_itself_is_not_counted(arena, backend) -> None:
     """Every way in which a program may leave something, none a loss."""
     for name in ("old", "old too", "old three", "was there", "declared"):
         arena.write(name, "before")
-    outside = arena.directory / "outside"
+    outside = arena.directory / "elsewhere"
     outside.write_text("outside")
     os.chown(outside, arena.user.uid, arena.user.gid)
     program = LEGITIMATE.replace("OUTSIDE", repr(str(outside)))
