@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterable, Iterator, List
 
 import pytest
 from rootseal.capture.ebpf import EbpfTracer
@@ -26,7 +26,8 @@ from table_runs import (
 )
 from trace_action import TraceLab, build_syscalls, build_trace_fixture
 
-pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "launcher", "core", "gcc")
+NEEDS = ("root", "fanotify", "launcher", "core", "gcc")
+pytestmark = pytest.mark.requires(*NEEDS)
 BURSTS = 100
 
 
@@ -46,14 +47,26 @@ def root(tmp_path: Path) -> Path:
     return make_root(tmp_path)
 
 
+def each(backends: Iterable[str]) -> List[Any]:
+    """Backends as parameters, those with eBPF where it loads: a kernel may have all others."""
+    traced = pytest.mark.requires(*NEEDS, "ebpf")
+    return [pytest.param(b, marks=traced if b in (EBPF, BOTH) else ()) for b in backends]
+
+
 @pytest.mark.parametrize("name", sorted(TABLE))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", each(BACKENDS))
 def test_call_is_seen(
-    daemon: RunningDaemon, lab: TraceLab, program: Path, root: Path, backend: str, name: str
+    daemon: RunningDaemon,
+    request: pytest.FixtureRequest,
+    program: Path,
+    root: Path,
+    backend: str,
+    name: str,
 ) -> None:
     argv = (str(program), name, ".")
     row = wanted_here(name, backend)
     if backend == EBPF:
+        lab = request.getfixturevalue("lab")
         seen = run_lab(lab, root, *argv)
         row = told_by(lab.tracer.used.opens, name, row)
     else:
@@ -64,7 +77,7 @@ def test_call_is_seen(
     check(seen, row, str(program), sha256_text)
 
 
-@pytest.mark.parametrize("backend", HELD)
+@pytest.mark.parametrize("backend", each(HELD))
 def test_burst_is_complete_every_time(
     daemon: RunningDaemon, program: Path, root: Path, backend: str
 ) -> None:

@@ -70,9 +70,12 @@ class Traced:
 
     def opened(self, path: Path | str) -> bool:
         """Whether any process opened this file (by device and inode)."""
-        info = (self.root / path).stat()
-        any_device = bytes(8) + info_bytes(info)[8:]  # overlayfs, btrfs: native/trace/ledger.c
-        return bool({info_bytes(info), any_device} & self.pairs())
+        return bool(self.pairs_of(path) & self.pairs())
+
+    def pairs_of(self, path: Path | str) -> set[bytes]:
+        """How a file may be named, see native/trace/ledger.c: on overlayfs and btrfs by inode."""
+        exact = info_bytes((self.root / path).stat())
+        return {exact, bytes(8) + exact[8:]}
 
     def pairs(self) -> set[bytes]:
         data = self.observation.opened_files
