@@ -185,6 +185,7 @@ def test_many_at_once(daemon: RunningDaemon, sandbox: Path) -> None:
         assert len(done.field("processes")) == 7
 
 
+@pytest.mark.heavy
 def test_a_full_ring_is_a_loss_that_the_gate_refuses(
     tmp_path: Path, sandbox: Path, fixture: Path
 ) -> None:

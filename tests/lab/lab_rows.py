@@ -118,7 +118,7 @@ ROWS = (
     Row("6.1-bpf", "tmpfs", HERE, ("no-fs-verity",)),
     Row("6.1-bpf", "xfs", HERE, ("no-fs-verity",)),
     Row("6.1-arm64", "ext4", HERE + CAPTURE + EBPF + LAUNCHER + TRACED, ("fs-verity",)),
-    Row("6.12-bpf-ima", "ext4", HERE + IMA + EBPF[:2], ("fs-verity",)),
+    Row("6.12-bpf-ima", "ext4", HERE + IMA + EBPF[1:2], ("fs-verity",)),
     Row("6.12-bpf-ima", "overlay", HERE),
     Row("6.12-bpf-ima", "tmpfs", HERE, ("no-fs-verity",)),
     Row("5.10", "ext4", HERE + CAPTURE + LAUNCHER + TRACED, ("fs-verity",)),
