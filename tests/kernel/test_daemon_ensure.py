@@ -101,7 +101,7 @@ def test_staying_awake_is_an_option_and_is_shown(
     said = ensure(place, "--stay-awake", choice)["awake"]
     assert said == {"on": is_on, "reason": "" if is_on else "switched off"}
     shown = rootseal("daemon", "status", *place).stdout
-    assert f"awake: {said}" in shown
+    assert f"awake: on {'yes' if said['on'] else 'no'}, reason {said['reason'] or 'none'}" in shown
 
 
 # --- the remedies, as `doctor` says them ----------------------------------------------------
