@@ -120,10 +120,15 @@ def sha256_rate() -> float:
 class Distinct:
     """Every file once: cold cache (a fresh engine), then again with what it knows."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.engine = FanotifyEngine(digest_cache_entries=4 * work.count)
+    def __init__(self, work: Work, *, compared: bool = True) -> None:
+        self.work, self.compared = work, compared
+        self.engine = self.fresh()
         self.cpu: Dict[str, List[float]] = {"cold": [], "warm": []}
+
+    def fresh(self) -> FanotifyEngine:
+        return FanotifyEngine(
+            digest_cache_entries=4 * self.work.count, compare_at_access=self.compared
+        )
 
     def measure(self, name: str) -> float:
         before = resource.getrusage(resource.RUSAGE_SELF)
@@ -136,7 +141,7 @@ class Distinct:
 
     def cold(self) -> float:
         self.engine.close()
-        self.engine = FanotifyEngine(digest_cache_entries=4 * self.work.count)
+        self.engine = self.fresh()
         return self.measure("cold")
 
     def warm(self) -> float:
@@ -144,15 +149,18 @@ class Distinct:
 
 
 def distinct(work: Work, runs: int, size_bytes: int) -> None:
-    bench = Distinct(work)
+    bench, plain = Distinct(work), Distinct(work, compared=False)
     variants = [
         harness.Variant("bare", work.bare),
         harness.Variant(HELD, work.only_held),
         harness.Variant("captured, cold cache", bench.cold),
         harness.Variant("captured, warm cache", bench.warm),
+        harness.Variant("cold cache, accesses not compared", plain.cold),
+        harness.Variant("warm cache, accesses not compared", plain.warm),
     ]
     samples = harness.alternate(variants, runs)
     bench.engine.close()
+    plain.engine.close()
     bare, held = statistics.median(samples["bare"]), statistics.median(samples[HELD])
     hashing = size_bytes / sha256_rate()
     facts: Dict[str, object] = {
