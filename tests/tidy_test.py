@@ -22,7 +22,7 @@ FILE_LINES_MAX = 500  # of tests, half as much again: tables of cases are read b
 # STYLE: imports go to the same layer or below. A module `cli_x` has the layer of `cli`.
 LAYERS: Mapping[str, int] = {
     **dict.fromkeys(("errors", "digest", "canonical", "diagnostics", "checks", "files"), 0),
-    **dict.fromkeys(("_native", "_core", "_native_trace", "_trace", "executable"), 0),
+    **dict.fromkeys(("_native", "_core", "_native_trace", "_trace", "executable", "sizes"), 0),
     **dict.fromkeys(
         (
             "_native_build",
@@ -69,6 +69,7 @@ STDLIB_ONLY = (
     "build_id",
     "hardening",
     "trace_ring",
+    "sizes",
 )
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
 VERIFIER_NEVER = ("capture", "daemon", "cli", "seal", "wire")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Mapping, Optional
 
 from rootseal.errors import ConfigError
+from rootseal.sizes import SIZE_FORM, parse_size
 
 RING_BYTES_DEFAULT = 1 << 24
 RING_BYTES_MIN = 1 << 16
 RING_BYTES_MAX = 1 << 30
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
-_DIGITS_MAX = 12
 
 
 def read_size(text: str, name: str) -> int:
@@ -25,11 +24,10 @@ def read_size(text: str, name: str) -> int:
     """
     if not text:
         return 0
-    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    number = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_MAX
-    if not number or unit not in _UNITS:
-        raise ConfigError(f"{name} is a size like 65536, 64K, 16M or 1G, not {text!r}")
-    size = int(digits) << _UNITS[unit]
+    try:
+        size = parse_size(text)
+    except ValueError:
+        raise ConfigError(f"{name} needs {SIZE_FORM}, not {text[:64]!r}") from None
     check_size(size, name)
     return size
 

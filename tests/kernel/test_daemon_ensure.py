@@ -67,8 +67,8 @@ def test_a_busy_daemon_without_the_options_is_an_error_that_names_both(
     ("options", "environ", "why"),
     [
         (("--trace-ring", "77"), {}, "power of two"),
-        (("--trace-ring", "x"), {}, "is a size like"),
-        ((), {"ROOTSEAL_TRACE_RING": "foo"}, "is a size like"),
+        (("--trace-ring", "x"), {}, "a size like"),
+        ((), {"ROOTSEAL_TRACE_RING": "foo"}, "a size like"),
         (("--allow-uid", "no-such-user"), {}, "no-such-user"),
         (("--toolchain", "/nowhere"), {}, "--toolchain-key"),
         (("--stay-awake", "perhaps"), {}, "--stay-awake"),

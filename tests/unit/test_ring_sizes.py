@@ -18,8 +18,8 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        *[(text, "is a size like") for text in ("many", "1T", "-1", "1.5M", "٣M", "9" * 13, "M")],
-        *[(text, "power of two") for text in ("0", "100000", "32K", "2G", "0K")],
+        *[(text, "a size like") for text in ("many", "1T", "-1", "1.5M", "٣M", "9" * 20, "M")],
+        *[(text, "power of two") for text in ("9" * 13, "0", "100000", "32K", "2G", "0K")],
     ],
 )
 def test_what_is_no_size_names_what_was_set(text: str, word: str) -> None:
