@@ -89,7 +89,8 @@ def test_open_writer_refuses_on_and_counts_in_auto(
     with (dist / "app.bin").open("r+b"):
         with pytest.raises(CaptureError, match="open for writing"):
             build(dist, "on")
-        (dist.parent / "key.pem").unlink()
+        for name in ("key.pem", "key.pub"):
+            (dist.parent / name).unlink()
         bundle, key = build(dist, "auto")
     code, answer, text = verify(rootseal_command, bundle, key, dist / "lib/lib.a")
     assert code == 0, text
