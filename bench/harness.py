@@ -48,7 +48,8 @@ class Goal:
     Attributes:
         variant: Name of the variant.
         at_most: Largest value that is good.
-        unit: `×`, the ratio to the first variant, or `s more`, the difference of medians.
+        unit: `×`, the ratio to the first variant; `s more`, the difference of medians; `s`, the
+            median itself.
     """
 
     variant: str
@@ -58,8 +59,8 @@ class Goal:
     def judged(self, rows: Mapping[str, Mapping[str, float]]) -> Mapping[str, object]:
         """With what was measured, rounded as the table shows it."""
         row, first = rows[self.variant], next(iter(rows.values()))
-        more = row["medianSeconds"] - first["medianSeconds"]
-        measured = round(row["ratio"] if self.unit == "×" else more, 2)
+        more = row["medianSeconds"] - (first["medianSeconds"] if self.unit == "s more" else 0)
+        measured = round(row["ratio"] if self.unit == "×" else more, 3)
         return {
             "variant": self.variant,
             "goal": f"at most {self.at_most:g}{'' if self.unit == '×' else ' '}{self.unit}",
