@@ -27,7 +27,8 @@ IMA = kernel("ima_kernel")
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
 SEALING = kernel("fsverity_run")
 TOOLCHAINS = kernel("toolchain_action")
-CAPTURE = kernel("fanotify_materials", "fanotify_products")
+MATERIALS, PRODUCTS = kernel("fanotify_materials"), kernel("fanotify_products")
+CAPTURE = MATERIALS + PRODUCTS
 EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net")
 LAUNCHER = kernel("launcher")
 CLOCK = kernel("clock")  # nowhere else: the host's clock is not ours to set
@@ -108,7 +109,7 @@ DISKS = {
 # The host's own kernel runs what the guests run; `make test` runs all of the group there.
 ROWS = (
     Row("host", "own", FACTS + VERITY + IMA + TOOLCHAINS + CAPTURE + EBPF + LAUNCHER + TRACED),
-    Row("6.12-nobpf", "overlay", FACTS + TOOLCHAINS + CAPTURE + EBPF),
+    Row("6.12-nobpf", "overlay", FACTS + TOOLCHAINS + PRODUCTS + EBPF),
     Row("6.12-nobpf", "ext4", HERE + VERITY + SEALING, ("fs-verity",), 1 << 30),
     Row("6.12-nobpf", "btrfs", HERE, ("fs-verity",)),
     Row("6.12-nobpf", "xfs", HERE, ("no-fs-verity",)),
@@ -117,7 +118,7 @@ ROWS = (
     Row("6.1-bpf", "overlay", HERE),
     Row("6.1-bpf", "tmpfs", HERE, ("no-fs-verity",)),
     Row("6.1-bpf", "xfs", HERE, ("no-fs-verity",)),
-    Row("6.1-arm64", "ext4", HERE + CAPTURE + EBPF + LAUNCHER + TRACED, ("fs-verity",)),
+    Row("6.1-arm64", "ext4", HERE + MATERIALS + EBPF + LAUNCHER + TRACED, ("fs-verity",)),
     Row("6.12-bpf-ima", "ext4", HERE + IMA + EBPF[1:2], ("fs-verity",)),
     Row("6.12-bpf-ima", "overlay", HERE),
     Row("6.12-bpf-ima", "tmpfs", HERE, ("no-fs-verity",)),

@@ -120,3 +120,10 @@ def test_a_guest_of_aarch64_has_a_root_of_its_own() -> None:
     words = " ".join(qemu_command(kernel, boot, {}, Path("out")))
     assert words.count("path=") == 2 and f"path={kernel.root},mount_tag=host,readonly=on" in words
     assert "qemu-system-aarch64" in words and "lab.python=/usr/bin/python3" in words
+
+
+def test_the_page_in_docs_has_the_rows_of_today() -> None:
+    text = (REPO / "docs" / "kernels.md").read_text("utf-8")
+    part = text.partition("## Rows\n")[2].partition("\n## ")[0]
+    listed = [line.split("|")[1].strip() for line in part.splitlines() if line.startswith("| ")]
+    assert set(listed) - {"row"} == {row.name for row in ROWS}, "run `make lab` and commit it"
