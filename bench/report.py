@@ -24,11 +24,6 @@ Written by `make bench` from the JSON that each script in `bench/` leaves in bui
 edit. Every sample is in [benchmarks.json](benchmarks.json). Variants of one benchmark ran
 alternately in one session; times are medians, ratios are to the first row. Compare ratios, not
 seconds: machines differ.
-
-Rows of 2026-11-28 before 19:50 UTC (all but `open_scale.py --processes 1`) ran beside a forgotten idle
-daemon with eBPF: 0.08 µs more for each system call, of bare runs too. `open_scale` was run again
-without it (5.46× and 3.67×; beside it 5.66× and 3.94×). The rows of 2026-11-22 (ptrace, writers) are of
-an older commit and another kernel build.
 """
 
 
