@@ -128,8 +128,12 @@ int rs_engine_set_descriptors(rs_engine *engine, int ceiling, unsigned events_pe
 			      unsigned long_hashes);
 /* Wait until the scopes that ended have given back their group and their descriptors. */
 void rs_engine_settle(rs_engine *engine);
-/* Whether repeated opens are ignored (once.c); on from the start. */
-void rs_engine_set_hash_once(rs_engine *engine, int on);
+/*
+ * Repeated opens are ignored (once.c) once a process has made `after` opens without another between
+ * them; 0: never. RS_HASH_ONCE_AFTER from the start: so many opens take a tenth of a second.
+ */
+#define RS_HASH_ONCE_AFTER 4096
+void rs_engine_set_hash_once(rs_engine *engine, uint32_t after);
 /*
  * Whether files that changed since their open are compared when they are accessed (access.c), in
  * scopes that are opened from now on; off from the start. -EINVAL: this kernel cannot.

@@ -220,7 +220,7 @@ bool rs_engine_is_entering(struct rs_engine *engine, uint64_t inode_key);
 struct rs_awake *rs_engine_awake(struct rs_engine *engine);
 bool rs_engine_compares(struct rs_engine *engine); /* see access.c */
 struct rs_switches {
-	_Atomic bool hash_once; /* see once.c; off where the kernel cannot */
+	_Atomic uint32_t hash_once_after; /* see once.c; 0 where the kernel cannot */
 	_Atomic bool compares;	/* see access.c */
 };
 struct rs_switches *rs_engine_switches(struct rs_engine *engine);

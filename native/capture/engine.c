@@ -430,7 +430,7 @@ int rs_engine_open(unsigned shards, uint64_t digest_cache_entries, rs_engine **r
 	engine->shards = shards;
 	engine->multigrain = rs_host_multigrain();
 	engine->may_linger = sysconf(_SC_NPROCESSORS_ONLN) > 1;
-	engine->switches.hash_once = true;
+	engine->switches.hash_once_after = RS_HASH_ONCE_AFTER;
 	rs_budget_init(&engine->budget);
 	rs_descriptors_init(&engine->descriptors);
 	rs_awake_init(&engine->awake);

@@ -15,6 +15,8 @@
  *     under another name, as unstable (finish.c);
  *   - a file with several names, in the root (where actions rename and link), made or written by
  *     the action, visible through two mounts, or where times prove nothing, is never marked;
+ *   - a process that opens few files gets no marks (RS_HASH_ONCE_AFTER): they would save it nothing
+ *     that it notices, and a link that somebody else makes meanwhile would make them a loss;
  *   - opens for execution are never ignored, and an event of another process than the last, or an
  *     exec, takes all marks away, so that each process has its own list of opened files.
  * docs/decisions/0008-hash-once.md tells what remains.
@@ -22,10 +24,6 @@
 #include "core.h"
 
 #include <errno.h>
-
-#define ALONE_EVENTS                                                                               \
-	16 /* so many events of one process in a row: now repetition is worth marks                \
-	    */
 
 /* Evictable: a mark pins no inode in memory; where it goes, events come again. */
 #define ONCE_FLAGS (FAN_MARK_IGNORE | FAN_MARK_EVICTABLE)
@@ -55,16 +53,18 @@ uint32_t rs_once_event(struct rs_scope *scope, const struct rs_event *event)
 	return atomic_load(&once->turn);
 }
 
-void rs_engine_set_hash_once(rs_engine *engine, int on)
+void rs_engine_set_hash_once(rs_engine *engine, uint32_t after)
 {
-	atomic_store(&rs_engine_switches(engine)->hash_once, on != 0);
+	atomic_store(&rs_engine_switches(engine)->hash_once_after, after);
 }
 
 static bool worth_it(struct rs_worker *worker, struct rs_scope *scope, const struct rs_seen *seen)
 {
-	return atomic_load_explicit(&rs_engine_switches(worker->engine)->hash_once,
-				    memory_order_relaxed) &&
-	       atomic_load_explicit(&scope->once.in_a_row, memory_order_relaxed) >= ALONE_EVENTS &&
+	uint32_t after = atomic_load_explicit(&rs_engine_switches(worker->engine)->hash_once_after,
+					      memory_order_relaxed);
+
+	return after &&
+	       atomic_load_explicit(&scope->once.in_a_row, memory_order_relaxed) >= after &&
 	       !rs_in_root(scope, seen->path, seen->path_length) &&
 	       !rs_mounts_aliased(&scope->mounts, seen->stat.mount_id, seen->path);
 }

@@ -317,11 +317,11 @@ class Engine:
                 self._opening -= 1
                 self._quiet.notify_all()
 
-    def set_hash_once(self, on: bool) -> None:
-        """Whether a file that one process opens again and again is passed without events."""
+    def set_hash_once(self, after: int) -> None:
+        """Pass what a process opens again, once it made so many opens in a row; 0: never."""
         with self._lock:
             if self._handle is not None:
-                _lib.rs_engine_set_hash_once(self._handle, int(on))
+                _lib.rs_engine_set_hash_once(self._handle, after)
 
     def set_compare(self, on: bool) -> None:
         """Whether changed files are compared when they are accessed; for scopes opened later.

@@ -78,7 +78,7 @@ def fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(fixture: Path) -> Iterator[Lab]:
-    made = Lab(fixture, digest_cache_entries=65536)
+    made = Lab(fixture, digest_cache_entries=65536, hash_once_after=16)
     yield made
     made.engine.close()
 

@@ -19,6 +19,7 @@ from rootseal import diagnostics
 
 pytestmark = pytest.mark.requires("root", "fanotify", "gcc", "core")
 
+SOON = 16  # opens in a row until a process gets marks, where the test wants them early
 CLOCK_REALTIME_COARSE = 5  # what file timestamps are taken from
 
 # Runs the operations that it is given as arguments, in one process, in the directory DIR.
@@ -60,14 +61,14 @@ def fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def once(fixture: Path) -> Iterator[Lab]:
-    made = Lab(fixture, digest_cache_entries=65536)
+    made = Lab(fixture, digest_cache_entries=65536, hash_once_after=SOON)
     yield made
     made.engine.close()
 
 
 @pytest.fixture(scope="module")
 def always(fixture: Path) -> Iterator[Lab]:
-    made = Lab(fixture, digest_cache_entries=65536, hash_once=False)
+    made = Lab(fixture, digest_cache_entries=65536, hash_once_after=0)
     yield made
     made.engine.close()
 
@@ -183,6 +184,53 @@ def test_what_no_event_tells_is_found_at_the_end(
     assert diagnostics.losses(seen.counters) == lost[change]
 
 
+def test_a_process_that_opens_few_files_gets_no_marks(
+    fixture: Path, root: Path, outside: Path
+) -> None:
+    """So a link that another action makes of a file in a shared cache loses it nothing."""
+    make_files(outside, 40)
+    lab = Lab(fixture, digest_cache_entries=65536)
+    script = (
+        f"import os\n"
+        f"for turn in range(20):\n"
+        f"    for n in range(40): open(f'{outside}/f{{n}}', 'rb').read()\n"
+        f"open({str(root / 'ready')!r}, 'w').close()\n"
+        f"while not os.path.exists({str(outside / 'go')!r}): pass\n"
+    )
+    try:
+        action = lab.start(root, [sys.executable, "-c", script])
+        while not (root / "ready").exists():
+            pass
+        for number in range(40):
+            os.link(outside / f"f{number}", outside / f"alias{number}")
+        assert action.scope.progress()["hash_once_marks"] == 0
+        (outside / "go").touch()
+        seen = action.finish()
+        later, counters = act(lab, root, outside, read_often(40, 150))
+    finally:
+        lab.engine.close()
+    assert diagnostics.losses(seen.counters) == {}
+    assert len(seen.materials) >= 40
+    assert counters["hash_once_marks"] == 0, "each of them has two names now"
+    assert diagnostics.losses(later.counters) == {}
+
+
+def test_marks_come_after_so_many_opens_of_one_process(
+    fixture: Path, root: Path, outside: Path
+) -> None:
+    make_files(outside, 50)
+    lab = Lab(fixture, digest_cache_entries=65536)
+    try:
+        few, few_counters = act(lab, root, outside, read_often(50, 80))
+        many, many_counters = act(lab, root, outside, read_often(50, 120))
+    finally:
+        lab.engine.close()
+    assert few_counters["hash_once_marks"] == 0
+    assert many_counters["hash_once_marks"] >= 50
+    assert leaves(few, outside) == leaves(many, outside)
+    assert diagnostics.losses(many.counters) == {}
+
+
 def test_names_that_are_there_before_are_all_recorded(once: Lab, root: Path, outside: Path) -> None:
     make_files(outside, 20)
     os.link(outside / "f1", outside / "alias")
@@ -227,7 +275,7 @@ def test_the_second_witness_finds_a_digest_for_each(
     from rootseal.capture.traced import TracedEngine
 
     make_files(outside, 50)
-    lab = Lab(fixture, digest_cache_entries=65536)
+    lab = Lab(fixture, digest_cache_entries=65536, hash_once_after=SOON)
     tracer, content = EbpfTracer(), lab.engine
     lab.engine = TracedEngine(content, tracer)
     try:

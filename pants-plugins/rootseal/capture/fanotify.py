@@ -257,7 +257,7 @@ class FanotifyEngine:
         *,
         shards: Optional[int] = None,
         digest_cache_entries: int = DIGEST_CACHE_ENTRIES_DEFAULT,
-        hash_once: bool = True,
+        hash_once_after: Optional[int] = None,
         stay_awake: Optional[bool] = None,
         compare_at_access: bool = True,
     ) -> None:
@@ -266,8 +266,9 @@ class FanotifyEngine:
         Args:
             shards: Threads that handle events; None: one per CPU this process may use.
             digest_cache_entries: Bound of the digest cache (80 bytes each, used as it fills).
-            hash_once: Let the kernel pass a file that one process opens again and again
-                (docs/decisions/0008-hash-once.md).
+            hash_once_after: Let the kernel pass a file that one process opens again, once it has
+                made so many opens in a row (docs/decisions/0008-hash-once.md); 0: never; None:
+                after 4,096.
             stay_awake: Keep the host's idle CPUs awake while opens are dense
                 (docs/decisions/0011-awake.md); None: on hosts with few CPUs, where it is possible.
             compare_at_access: Where the kernel can, compare a file that was changed since its open
@@ -282,7 +283,8 @@ class FanotifyEngine:
             self.probe()
         count = shards if shards is not None else min(len(os.sched_getaffinity(0)), 256)
         self._engine = _native.Engine(shards=count, digest_cache_entries=digest_cache_entries)
-        self._engine.set_hash_once(hash_once)
+        if hash_once_after is not None:
+            self._engine.set_hash_once(hash_once_after)
         self.awake = ""
         """Why CPUs do not stay awake; empty if they do."""
         self._stay_awake(stay_awake)
