@@ -58,6 +58,7 @@ PLUGIN_MAY_IMPORT = {
     "build_id",
     "hardening",
     "trace_ring",
+    "diagnostics",
 }
 STDLIB_ONLY = (
     "errors",

@@ -221,7 +221,7 @@ struct rs_awake *rs_engine_awake(struct rs_engine *engine);
 bool rs_engine_compares(struct rs_engine *engine); /* see access.c */
 struct rs_switches {
 	_Atomic uint32_t hash_once_after; /* see once.c; 0 where the kernel cannot */
-	_Atomic bool compares;	/* see access.c */
+	_Atomic bool compares;		  /* see access.c */
 };
 struct rs_switches *rs_engine_switches(struct rs_engine *engine);
 struct rs_descriptors *rs_engine_descriptors(struct rs_engine *engine);

@@ -267,7 +267,7 @@ def gate(announced: Announcement, observation: Observation) -> None:
     if losses:
         text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
         remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
-        raise ZeroDropsError(f"the capture of this action lost something: {text}. {remedy}", losses)
+        raise ZeroDropsError(f"{diagnostics.LOST}: {text}. {remedy}", losses)
 
 
 def refuse_exposed_key(observation: Observation, key_sha256: bytes) -> None:

@@ -57,6 +57,7 @@ def _accepted(verified: VerifiedRecord) -> Dict[str, object]:
         "host": capture["host"],
         "posture": verified.predicate.posture.value,
         "keyid": verified.keyid,
+        "losses": dict(verified.losses),
     }
 
 

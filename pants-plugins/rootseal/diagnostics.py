@@ -205,6 +205,12 @@ COUNTERS: Tuple[Counter, ...] = (
     ),
 )
 
+LOST = "the capture of this action lost something"
+"""How a loss is told that fails its action."""
+
+BY_OTHERS = frozenset({"mutatedAfterOpen", "foreignProducts", "unstableFiles"})
+"""Losses that other programs caused: the same action may lose nothing another time."""
+
 NAMES: Tuple[str, ...] = tuple(counter.name for counter in COUNTERS)
 BY_NAME: Mapping[str, Counter] = {counter.name: counter for counter in COUNTERS}
 _NAMES = frozenset(NAMES)

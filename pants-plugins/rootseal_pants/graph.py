@@ -24,7 +24,9 @@ class NodeGraph:
 
     Attributes:
         labels: Label of each node, by its number.
-        edges: Numbers of the nodes that a node depends on, by its number.
+        edges: Numbers of the nodes that a node depends on, each once, by its number. (The engine
+            dumps an edge twice where a node asked twice: in its last run, and to see whether it
+            must run.)
     """
 
     labels: Mapping[int, str]
@@ -66,10 +68,10 @@ def parse_graph(lines: Iterable[str]) -> NodeGraph:
         EncodingError: A line is neither a node nor an edge, or an edge names no node.
     """
     labels: dict[int, str] = {}
-    edges: dict[int, list[int]] = {}
+    edges: dict[int, dict[int, None]] = {}
     for line in lines:
         if match := _EDGE.match(line):
-            edges.setdefault(int(match[1]), []).append(int(match[2]))
+            edges.setdefault(int(match[1]), {})[int(match[2])] = None
         elif match := _NODE.match(line):
             labels[int(match[1])] = _unescaped(match[2])
         elif line.strip() not in ("digraph {", "}", ""):
@@ -77,7 +79,7 @@ def parse_graph(lines: Iterable[str]) -> NodeGraph:
     for node, targets in edges.items():
         if node not in labels or any(target not in labels for target in targets):
             raise EncodingError(f"an edge of Pants' graph from node {node} has no node at its end")
-    return NodeGraph(labels, edges)
+    return NodeGraph(labels, {node: tuple(targets) for node, targets in edges.items()})
 
 
 def _unescaped(label: str) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -44,10 +44,17 @@ class DaemonInfo:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the daemon says of a record that came with a result."""
+    """What the daemon says of a record that came with a result.
+
+    Attributes:
+        accepted: Whether it may count.
+        reason: Why not.
+        losses: Gating counters above zero of an accepted record.
+    """
 
     accepted: bool
     reason: str
+    losses: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_executable(configured: str, build_root: str) -> str:
@@ -174,4 +181,9 @@ def check_record(
         trusted_capture_keys=trusted_capture_keys,
     )
     accepted, reason = answer.get("accepted"), answer.get("reason")
-    return Verdict(accepted is True, reason if isinstance(reason, str) else "no reason was given")
+    if accepted is not True:
+        return Verdict(False, reason if isinstance(reason, str) else "no reason was given")
+    losses = answer.get("losses")
+    if not isinstance(losses, dict):
+        raise CaptureError(f"the daemon at {socket} did not say what the record lost")
+    return Verdict(True, "", losses)

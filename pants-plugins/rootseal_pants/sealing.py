@@ -199,7 +199,8 @@ def closing_line(sealed: Sealed, *, targets: int, sources: Sequence[str], build_
     where = os.path.relpath(sealed.bundle, build_root)
     counts = {source: sources.count(source) for source in sorted(set(sources))}
     origin = ", ".join(f"{count} {source}" for source, count in counts.items())
-    losses = "" if not summary.get("losses") else f", LOSSES {summary['losses']}"
+    names = ", ".join(summary.get("losses", ()))
+    losses = names and f", LOSSES {names}: `rootseal verify` refuses it, build again"
     return (
         f"Attested {targets} target{'s' * (targets != 1)}: {summary['actions']} actions "
         f"({origin}), {summary['materials']} materials, posture {summary['posture']}{losses}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from rootseal import diagnostics
 from rootseal.errors import CaptureError
 
 _LAUNCHER_PREFIX = "rootseal-exec: "
@@ -49,6 +50,11 @@ def refused_message(process: Any, key: str, result: Any, record: str, reason: st
         f"the record of {action} from {origin} is refused: {reason}. If it was captured by another "
         "machine that you trust, add its public key to [rootseal].trusted_capture_keys."
     )
+
+
+def is_loss(result: Any) -> bool:
+    """Whether an action that ran failed because its capture lost something (zero drops)."""
+    return result.exit_code == _LAUNCHER_FAILED and diagnostics.LOST in launcher_line(result.stderr)
 
 
 def launcher_line(stderr: bytes) -> str:

@@ -33,7 +33,8 @@ from rootseal_pants.verdicts import CaptureFailed, no_record_problem, refused_me
 from rootseal_pants.wrapping import (
     RECORD_GLOBS,
     REST_GLOBS,
-    attempt_salts,
+    Attempts,
+    Decision,
     evidence_of,
     judge,
     outputs_of,
@@ -75,14 +76,16 @@ def running(session: Any) -> Iterator[None]:
 async def captured_execute(process: Process, environment: Any) -> FallibleProcessResult:
     """Run a process below the launcher, and believe its result only with a good record.
 
-    A result from a cache whose record is refused is asked for again, as another process.
+    A result from a cache whose record is refused or incomplete is asked for again, as another
+    process; so is, once, one whose capture lost something through other programs.
     """
     await _engine.session_values()  # the options are in them: other ones make the node again
     capture = _capture
     if capture is None or capture.daemon is None:
         return await _native_execute(process, environment)
     key = process_key(process, platform=capture.platform)
-    for salt in attempt_salts(capture.daemon):
+    attempts = Attempts(capture.daemon)
+    for salt in attempts.salts():
         fields = wrapped_fields(process, key=key, capture=capture, salt=salt)
         result = await _native_execute(Process(**fields), environment)
         record, rest = await _split(result)
@@ -92,10 +95,14 @@ async def captured_execute(process: Process, environment: Any) -> FallibleProces
         contents = await _engine.get_digest_contents(record)
         admission = judge(capture, key, action_text(process), contents, outputs, result.exit_code)
         problem = "" if admission.record else no_record_problem(process, result)
-        if admission.verdict.accepted or problem:
+        run_id = None
+        if admission.verdict.losses:  # only then, or nothing would be remembered
+            run_id = int(await _engine.run_id())
+        decision = attempts.decide(process, result, admission, problem, run_id)
+        if decision is Decision.TAKE:
             await _note(evidence_of(process, key, result, admission, problem))
             return dataclasses.replace(result, output_digest=rest)
-        if result.metadata._source == "ran":
+        if decision is Decision.REFUSE:
             break
     reason = admission.verdict.reason
     raise CaptureFailed(refused_message(process, key, result, admission.record, reason))

@@ -24,6 +24,7 @@ from typing import Any, Iterator
 import pants.engine.internals.scheduler as pants_scheduler
 from pants.engine.engine_aware import EngineAwareParameter
 from pants.engine.fs import Digest, DigestContents, DigestEntries, DigestSubset
+from pants.engine.internals.session import RunId
 from pants.engine.process import FallibleProcessResult, Process
 from pants.engine.rules import Get, MultiGet, collect_rules, rule
 from pants.engine.unions import UnionRule, union
@@ -37,7 +38,8 @@ from rootseal_pants.wrapping import (
     RECORD_GLOBS,
     REST_GLOBS,
     Admission,
-    attempt_salts,
+    Attempts,
+    Decision,
     evidence_of,
     judge,
     outputs_of,
@@ -90,6 +92,18 @@ class Settles:
 @union
 class Notes:
     """What `ActionNode` is asked for as."""
+
+
+@union
+class RunQuestions:
+    """What `ThisRunRequest` is asked for as."""
+
+
+@dataclass(frozen=True)
+class ThisRun:
+    """The engine's number of this run."""
+
+    run_id: int
 
 
 @dataclass(frozen=True)
@@ -164,18 +178,31 @@ async def note_action(_: ActionNode) -> ActionNoted:
     return ActionNoted()
 
 
+@dataclass(frozen=True)
+class ThisRunRequest:
+    """Asks which run this is."""
+
+
+@rule
+async def which_run(_: ThisRunRequest, run_id: RunId) -> ThisRun:
+    """The run that asks: it is never remembered, and neither is what depends on it."""
+    return ThisRun(int(run_id))
+
+
 @rule(desc="Captured process", level=LogLevel.TRACE)
 async def captured_execute(process: Process) -> FallibleProcessResult:
     """Run a process below the launcher, and believe its result only with a good record.
 
-    A result from a cache whose record is refused is asked for again, as another process.
+    A result from a cache whose record is refused or incomplete is asked for again, as another
+    process; so is, once, one whose capture lost something through other programs.
     """
     capture = await Get(Capture, Captures, CaptureRequest())
     if capture.daemon is None:
         bare = await Get(NativeResult, Process, process)
         return bare.seen_by_caller(bare.output_digest)
     key, action = process_key(process, platform=capture.platform), action_text(process)
-    for salt in attempt_salts(capture.daemon):
+    attempts = Attempts(capture.daemon)
+    for salt in attempts.salts():
         fields = wrapped_fields(process, key=key, capture=capture, salt=salt)
         result = await Get(NativeResult, Process, Process(**fields))
         settled = await Get(
@@ -192,11 +219,15 @@ async def captured_execute(process: Process) -> FallibleProcessResult:
         )
         admission = settled.admission
         problem = "" if admission.record else no_record_problem(process, result)
-        if admission.verdict.accepted or problem:
+        run_id = None
+        if admission.verdict.losses:  # only then, or nothing would be remembered
+            run_id = (await Get(ThisRun, RunQuestions, ThisRunRequest())).run_id
+        decision = attempts.decide(process, result, admission, problem, run_id)
+        if decision is Decision.TAKE:
             evidence = evidence_of(process, key, result, admission, problem)
             await Get(ActionNoted, Notes, ActionNode(evidence))
             return result.seen_by_caller(settled.rest)
-        if result.metadata._source == "ran":
+        if decision is Decision.REFUSE:
             break
     reason = admission.verdict.reason
     raise CaptureFailed(refused_message(process, key, result, admission.record, reason))
@@ -209,4 +240,5 @@ def rules() -> list[object]:
         UnionRule(Captures, CaptureRequest),
         UnionRule(Settles, SettleRequest),
         UnionRule(Notes, ActionNode),
+        UnionRule(RunQuestions, ThisRunRequest),
     ]

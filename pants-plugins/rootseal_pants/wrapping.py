@@ -8,15 +8,18 @@ No rules and no engine calls here: wrap_get.py and wrap_byname.py do those, each
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
+import logging
 import os
 import uuid
 from dataclasses import dataclass
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 from pants.engine.fs import DigestContents, DigestEntries, FileEntry, PathGlobs, SymlinkEntry
 from pants.engine.process import FallibleProcessResult, Process
+from rootseal import diagnostics
 from rootseal.canonical import path_text
 
 from rootseal_pants.evidence import DESCRIPTION_CHARACTERS_MAX, Evidence, FileSummary
@@ -24,12 +27,15 @@ from rootseal_pants.identity import LAUNCHER_DIRECTORY, RECORD_FILE, wrapped_arg
 from rootseal_pants.records import RecordStore
 from rootseal_pants.runtime import Verdict, check_record
 from rootseal_pants.settings import Capture, ReadyDaemon
-from rootseal_pants.verdicts import CaptureFailed
+from rootseal_pants.verdicts import CaptureFailed, is_loss, launcher_line
+
+logger = logging.getLogger(__name__)
 
 RECORD_GLOBS = PathGlobs([RECORD_FILE])
 REST_GLOBS = PathGlobs(
     ["**", f"!{RECORD_FILE}", f"!{LAUNCHER_DIRECTORY}", f"!{LAUNCHER_DIRECTORY}/**"]
 )
+OWN_SALTS = 8  # builds that lose something leave two results each
 Output = Tuple[str, str, int]  # path, SHA-256 or a symlink's target, size or -1 for a symlink
 
 
@@ -42,16 +48,75 @@ class Admission:
     size: int
 
 
-def attempt_salts(daemon: ReadyDaemon) -> Iterator[str]:
-    """Salts of the attempts to get a result that can be believed.
+class Decision(enum.Enum):
+    """What becomes of a result."""
 
-    None at first; then this machine's own, so that its good result is cached for the next time;
-    then one that no cache can hold.
+    TAKE = "take"
+    AGAIN = "again"
+    REFUSE = "refuse"
+
+
+class Attempts:
+    """The attempts to get a result that can be believed, and whose capture lost nothing.
+
+    Each has another salt. None at first; then this machine's own, so that its good result is cached
+    for the next time, more of them because incomplete results are cached too; then one that no
+    cache can hold.
     """
-    own = hashlib.sha256(daemon.capture_key.encode()).hexdigest()[:16]
-    yield ""
-    yield own
-    yield f"{own}-{uuid.uuid4().hex}"
+
+    def __init__(self, daemon: ReadyDaemon) -> None:
+        own = hashlib.sha256(daemon.capture_key.encode()).hexdigest()[:16]
+        more = [f"{own}-{number}" for number in range(2, OWN_SALTS + 1)]
+        self._salts = ["", own, *more, f"{own}-{uuid.uuid4().hex}"]
+        self._ran = False
+
+    def salts(self) -> Iterator[str]:
+        """The salt of each attempt."""
+        while self._salts:
+            yield self._salts.pop(0)
+
+    def decide(
+        self,
+        process: Process,
+        result: FallibleProcessResult,
+        admission: Admission,
+        problem: str,
+        run_id: Optional[int],
+    ) -> Decision:
+        """Whether this result counts.
+
+        What is incomplete is never taken from a cache while it can be had anew; and what lost
+        something through other programs, in this run, gets one more chance.
+
+        Args:
+            process: As the caller asked for it.
+            result: Of this attempt.
+            admission: Of its record.
+            problem: Why a genuine result has no record, or empty.
+            run_id: The engine's number of this run, if it is known: a result of another run is
+                one from pantsd's memory.
+        """
+        here = run_id in (None, int(result.metadata.source_run_id))
+        ran, ran_before = here and result.metadata._source == "ran", self._ran
+        self._ran = ran_before or ran
+        if not (admission.verdict.accepted or problem):
+            if ran and (ran_before or not is_loss(result)):
+                return Decision.REFUSE
+            losses = "" if not ran else launcher_line(result.stderr)
+        elif not admission.verdict.losses:
+            return Decision.TAKE
+        else:
+            names = set(admission.verdict.losses)
+            if ran and (ran_before or not names <= diagnostics.BY_OTHERS):
+                return Decision.TAKE
+            counts = sorted(admission.verdict.losses.items())
+            losses = f"{diagnostics.LOST}: " + ", ".join(f"{name} {n}" for name, n in counts)
+        if not self._salts:
+            return Decision.TAKE if admission.verdict.accepted else Decision.REFUSE
+        if losses:
+            origin = "" if ran else " when it ran that time"
+            logger.warning("%s: %s%s. It is run again.", process.description, losses, origin)
+        return Decision.AGAIN
 
 
 def wrapped_fields(process: Process, *, key: str, capture: Capture, salt: str) -> dict[str, Any]:
