@@ -70,6 +70,7 @@ STDLIB_ONLY = (
     "build_id",
     "hardening",
     "trace_ring",
+    "diagnostics",
     "sizes",
 )
 THIRD_PARTY = {"cffi", "cryptography", "rich", "securesystemslib", "tomli"}
