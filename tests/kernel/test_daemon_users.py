@@ -400,8 +400,12 @@ def test_a_launcher_does_not_trust_a_daemon_of_another_user(sandbox: Path, place
             *(str(place / "rootseal-exec"), f"--action={KEY.hex()}", "--root=."),
             *("--record=r", f"--socket={path}", "--", "touch", "ran"),
         ]
-        served_by_root = subprocess.run(argv, cwd=sandbox, capture_output=True, text=True)
-    assert served_by_root.returncode == 125
+        launcher = subprocess.Popen(argv, cwd=sandbox, stderr=subprocess.PIPE, text=True)
+        with listener.accept()[0] as connection:
+            assert connection.recv(1)
+        told = launcher.communicate()[1]
+    assert launcher.returncode == 125
+    assert "is not trusted" not in one_line(told)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         path.unlink()
         in_child = os.fork()
