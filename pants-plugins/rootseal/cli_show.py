@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 def expand_processes(
     document: Mapping[str, object], materials: List[Leaf], opens: bytes
 ) -> List[Dict[str, object]]:
-    """The process table with an `openedfiles` map for each process.
+    """The process table with an `openedfiles` map and the environment of each process.
 
     Args:
         document: The action predicate.
@@ -62,10 +62,21 @@ def expand_processes(
     walk = opens_table.iter_processes(
         opens, process_count=len(processes), material_count=len(materials)
     )
+    environments = schema.as_list(document["environments"])
     return [
-        {**process, "openedfiles": _opened_files(materials[index] for index in indices)}
+        {
+            **process,
+            **_environ_of(process, environments),
+            "openedfiles": _opened_files(materials[index] for index in indices),
+        }
         for process, indices in zip(processes, walk)
     ]
+
+
+def _environ_of(process: Mapping[str, object], environments: List[object]) -> Mapping[str, object]:
+    if "environ" not in process:
+        return {}
+    return {"environ": environments[schema.as_integer(process["environ"])]}
 
 
 def _opened_files(leaves: Iterator[Leaf]) -> Dict[str, Dict[str, object]]:

@@ -24,7 +24,7 @@ from typing import Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 from rootseal import __version__, daemon_action, diagnostics, digest, keys
 from rootseal.build_id import build_digest
 from rootseal.daemon_backends import GROUP_WAIT_SECONDS, Backends
-from rootseal.daemon_check import answer_check
+from rootseal.daemon_check import MadeRecords, answer_check
 from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
 from rootseal.daemon_limits import EventShare, event_share, raise_limit
 from rootseal.daemon_peer import Allowed
@@ -154,6 +154,7 @@ class Daemon:
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
         self._counts = Counts()
         self._known_tools = ToolCache()
+        self._made = MadeRecords(signer.public_key.keyid)
         self._connections: Set[Connection] = set()
         self._running = 0
         self._lock = threading.Lock()
@@ -290,7 +291,7 @@ class Daemon:
         with self._lock:
             self._running += 1
         try:
-            daemon_action.run_action(
+            signed = daemon_action.run_action(
                 connection,
                 frame,
                 backends=self._backends,
@@ -298,6 +299,7 @@ class Daemon:
                 key_sha256=self._key_sha256,
                 known_tools=self._known_tools,
             )
+            self._made.add(signed)
             self._counts.add("recorded")
             self._backends.cache.save_if_grown()
         finally:
@@ -306,7 +308,7 @@ class Daemon:
 
     def _check(self, connection: Connection, frame: Frame) -> None:
         with connection.pulse(b"checking a record"):
-            reply = answer_check(frame, self._signer.public_key)
+            reply = answer_check(frame, self._signer.public_key, self._made)
         self._counts.add("checked")
         connection.send(Frame(FrameType.CHECKED, ((Tag.JSON, json.dumps(reply).encode()),)))
 

@@ -72,7 +72,7 @@ def run_action(
     signer: Signer,
     key_sha256: bytes,
     known_tools: ToolCache,
-) -> None:
+) -> record.SignedRecord:
     """Capture one action and send its signed record.
 
     Args:
@@ -82,6 +82,9 @@ def run_action(
         signer: The capture key.
         key_sha256: Of the file that holds it.
         known_tools: Toolchain manifests that other actions required.
+
+    Returns:
+        The record that was sent.
 
     Raises:
         Error: Why there is no record; the connection's owner tells the launcher.
@@ -118,8 +121,9 @@ def run_action(
             judge_tools(observation, tools)
             observation = seal_outputs(observation, announced, connection.peer)
             description = described(**_ending(exited), started_at=started_at)
-            data = record.sign_record(observation, description, signer)
-        connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, data),)))
+            signed = record.sign_record(observation, description, signer)
+        connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, signed.data),)))
+    return signed
 
 
 def _open_scope(

@@ -240,6 +240,7 @@ def _action_shape(mounts: schema.Shape) -> schema.Shape:
                 {"sha256": schema.digest_text, "size": schema.integer(leaf_table.STORED_BYTES_MAX)}
             ),
             "processes": schema.list_of(_PROCESS_SHAPE, LIST_ITEMS_MAX),
+            "environments": predicate_trace.ENVIRONMENTS_SHAPE,
             "ledger": predicate_ledger.LEDGER_SHAPE,
             "mutations": predicate_mutations.MUTATIONS_SHAPE,
             "mutationsLeftOut": predicate_mutations.LEFT_OUT_SHAPE,
@@ -263,7 +264,7 @@ def store_tables(observation: Observation) -> StoredTables:
 
 def build_action_predicate(
     observation: Observation, action: ActionDescription, tables: StoredTables
-) -> Dict[str, object]:
+) -> ActionPredicate:
     """Say what was seen of an action.
 
     Args:
@@ -272,22 +273,23 @@ def build_action_predicate(
         tables: `store_tables(observation)`, to be stored in the same record.
 
     Returns:
-        The predicate, its summary first.
+        The predicate; its document has the summary first.
 
     Raises:
         EncodingError: Something contradicts itself or does not fit, so no reader would accept it.
     """
     try:
         document = _document(observation, action, tables)
-        _read(schema.check(document, _BUILT_SHAPE, "predicate"))
+        return _read(schema.check(document, _BUILT_SHAPE, "predicate"))
     except StatementError as error:
         raise EncodingError(f"the action cannot be described: {error}") from None
-    return document
 
 
 def _document(
     observation: Observation, action: ActionDescription, tables: StoredTables
 ) -> Dict[str, object]:
+    environments = predicate_trace.Environments()
+    processes = [_process(process, environments) for process in observation.processes]
     return {
         "summary": _summary(observation, action),
         "actionKey": action.action_key.hex(),
@@ -310,7 +312,8 @@ def _document(
         "materials": table_reference(observation.materials, tables.materials),
         "products": table_reference(observation.products, tables.products),
         "opens": {"sha256": digest.sha256_hex(tables.opens), "size": len(tables.opens)},
-        "processes": [_process(process) for process in observation.processes],
+        "processes": processes,
+        "environments": environments.document(),
         "ledger": predicate_ledger.ledger_document(observation.ledger),
         "mutations": predicate_mutations.mutations_document(observation.mutations),
         "mutationsLeftOut": observation.mutations.left_out,
@@ -408,6 +411,7 @@ def _check_agreement(
         raise StatementError(
             f"posture {found.posture.value} is below {requested.value}, but no fallback says why"
         )
+    predicate_trace.check_environments(found.document)
     predicate_ledger.check(found.document["ledger"])
     predicate_mutations.check(found.document, found.counters)
     if summary["fanotifyOnlyDigests"] > found.materials.tree_size:  # type: ignore[operator]
@@ -455,11 +459,14 @@ def _capture(observation: Observation, action: ActionDescription) -> Dict[str, o
     }
 
 
-def _process(process: ProcessRecord) -> Dict[str, object]:
+def _process(
+    process: ProcessRecord, environments: predicate_trace.Environments
+) -> Dict[str, object]:
     def hex_or_none(value: Optional[bytes]) -> Optional[str]:
         return None if value is None else value.hex()
 
     arguments: List[str] = [canonical.path_text(argument) for argument in process.cmdline]
+    trace = process.trace
     return {
         "program": canonical.path_text(process.program),
         "processid": process.processid,
@@ -469,5 +476,5 @@ def _process(process: ProcessRecord) -> Dict[str, object]:
         "cmdline": arguments,
         "exedigest": hex_or_none(process.exedigest),
         "exitcode": process.exitcode,
-        **({} if process.trace is None else predicate_trace.trace_document(process.trace)),
+        **({} if trace is None else predicate_trace.trace_document(trace, environments)),
     }

@@ -6,13 +6,15 @@ Text in `process_trace` is path text already (docs/formats.md, Paths); the shape
 from __future__ import annotations
 
 import datetime
-from typing import Dict, Mapping
+from typing import Dict, List, Mapping
 
 from rootseal import canonical, schema
+from rootseal.errors import StatementError
 from rootseal.process_trace import (
     Bind,
     Connection,
     DnsLookup,
+    Environ,
     FileOps,
     Link,
     Network,
@@ -22,6 +24,7 @@ from rootseal.process_trace import (
 )
 
 EVENTS_MAX = 1 << 20
+ENVIRONMENTS_MAX = 1 << 20
 DETAILS_MAX = 16
 _RESULT = schema.integer(minimum=-canonical.INTEGER_MAX)
 _WORD = schema.text(64)
@@ -72,8 +75,11 @@ _FILE_OPS = schema.object_of(
         "truncations": _timed(path=_TEXT, bytes=schema.integer()),
     }
 )
+ENVIRONMENTS_SHAPE = schema.list_of(
+    _list(name=_TEXT, valueDigest=schema.digest_text), ENVIRONMENTS_MAX
+)
 TRACE_FIELDS: Mapping[str, schema.Shape] = {
-    "environ": _list(name=_TEXT, valueDigest=schema.digest_text),
+    "environ": schema.integer(ENVIRONMENTS_MAX - 1),
     "specbypassisvuln": schema.nullable(schema.boolean),
     "truncated": schema.boolean,
     "network": _NETWORK,
@@ -88,13 +94,49 @@ TRACE_FIELDS: Mapping[str, schema.Shape] = {
 }
 
 
-def trace_document(trace: ProcessTrace) -> Dict[str, object]:
+class Environments:
+    """The distinct environments of an action's processes, numbered as they are met.
+
+    Most processes have that of their parent, so that each is there once for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Dict[Environ, int] = {}
+
+    def number(self, environ: Environ) -> int:
+        """The place of an environment in `document`."""
+        return self._numbers.setdefault(environ, len(self._numbers))
+
+    def document(self) -> List[object]:
+        """Names and value digests of each."""
+        return [
+            [
+                {"name": canonical.path_text(name), "valueDigest": value.hex()}
+                for name, value in environ
+            ]
+            for environ in self._numbers
+        ]
+
+
+def check_environments(document: Mapping[str, object]) -> None:
+    """Every environment is of a process, and every process's is there.
+
+    Raises:
+        StatementError: Names the field.
+    """
+    processes = [schema.as_object(item) for item in schema.as_list(document["processes"])]
+    used = {schema.as_integer(item["environ"]) for item in processes if "environ" in item}
+    count = len(schema.as_list(document["environments"]))
+    if used != set(range(count)):
+        raise StatementError(
+            f"predicate.environments has {count} entries, its processes name others"
+        )
+
+
+def trace_document(trace: ProcessTrace, environments: Environments) -> Dict[str, object]:
     """The fields of `TRACE_FIELDS` for one process."""
     return {
-        "environ": [
-            {"name": canonical.path_text(name), "valueDigest": value.hex()}
-            for name, value in trace.environ
-        ],
+        "environ": environments.number(trace.environ),
         "specbypassisvuln": trace.specbypassisvuln,
         "truncated": trace.truncated,
         "network": _network(trace.network),

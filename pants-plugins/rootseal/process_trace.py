@@ -170,17 +170,21 @@ class SyscallEvent:
     verdict: str = "ran"
 
 
+Environ = Tuple[Tuple[bytes, bytes], ...]
+"""Name and SHA-256 of the value of each variable."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ProcessTrace:
     """What a trace backend adds to a `ProcessRecord`.
 
     Attributes:
-        environ: Name and SHA-256 of the value of each variable of the last exec.
+        environ: The environment of the last exec.
         specbypassisvuln: Whether speculative store bypass is possible, None if unknown.
         truncated: Whether arguments, environment or a path were cut.
     """
 
-    environ: Tuple[Tuple[bytes, bytes], ...] = ()
+    environ: Environ = ()
     specbypassisvuln: Optional[bool] = None
     truncated: bool = False
     network: Network = Network()

@@ -10,7 +10,7 @@ from rootseal import envelope, leaf_table, predicate, statement
 from rootseal.errors import EncodingError
 from rootseal.keys import Signer
 from rootseal.observation import Observation
-from rootseal.predicate import ActionDescription, StoredTables
+from rootseal.predicate import ActionDescription, ActionPredicate, StoredTables
 
 RECORD_BYTES_MAX = 512 * 1024 * 1024
 MAGIC = b"RSAR"
@@ -68,7 +68,18 @@ def parse_record(data: bytes) -> ActionRecord:
     return ActionRecord(envelope_bytes, StoredTables(materials, products, opens))
 
 
-def sign_record(observation: Observation, description: ActionDescription, signer: Signer) -> bytes:
+@dataclasses.dataclass(frozen=True)
+class SignedRecord:
+    """A record that was just made: its bytes, and what they are made of."""
+
+    data: bytes
+    predicate: ActionPredicate
+    tables: StoredTables
+
+
+def sign_record(
+    observation: Observation, description: ActionDescription, signer: Signer
+) -> SignedRecord:
     """Everything from an observation to the bytes of its signed record.
 
     Raises:
@@ -78,8 +89,8 @@ def sign_record(observation: Observation, description: ActionDescription, signer
     tables = predicate.store_tables(observation)
     content = predicate.build_action_predicate(observation, description, tables)
     subject = statement.action_subject(description.action_key)
-    signed = statement.encode([subject], statement.ACTION_TYPE, content)
-    return encode_record(envelope.sign(signed, signer), tables)
+    signed = statement.encode([subject], statement.ACTION_TYPE, content.document)
+    return SignedRecord(encode_record(envelope.sign(signed, signer), tables), content, tables)
 
 
 def _take(data: bytes, position: int, maximum: int) -> Tuple[bytes, int]:

@@ -35,8 +35,13 @@ from rootseal.keys import PublicKey
 from rootseal.leaf_table import Domain
 from rootseal.observation import LeafKind, Posture
 from rootseal.predicate import ActionPredicate, StoredTables, TableReference, read_action_predicate
-from rootseal.record import ActionRecord, parse_record
+from rootseal.record import ActionRecord, SignedRecord, parse_record
 from rootseal.toolchain import TrustedTools, require_tools
+
+_JUDGED_FIELDS = (
+    *("cmd", "environ", "sandbox", "declaredOutputs", "exitcode", "signal"),
+    *("capture", "descendantsKilled"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,10 +259,44 @@ def check_record(
     Raises:
         VerificationError: It may not count; says why.
     """
-    about = f"action {action_key.hex()[:16]}"
     verified = verify_record(
         record_bytes, action_key=action_key, envelope_sha256=None, trusted=trusted_public_keys
     )
+    judge_record(verified, declared_outputs, expected, exit_code)
+    return verified
+
+
+def own_record(signed: SignedRecord, keyid: str) -> VerifiedRecord:
+    """A record that this very process made and signed, so that nothing in it is to be verified.
+
+    Only what `judge_record` asks of it is kept.
+    """
+    predicate = signed.predicate
+    document = {name: predicate.document[name] for name in _JUDGED_FIELDS}
+    counters, losses = read_counters(predicate, about="own record")
+    tables = StoredTables(b"", signed.tables.products, b"")
+    return VerifiedRecord(
+        dataclasses.replace(predicate, document=document),
+        counters,
+        losses,
+        b"",
+        keyid,
+        ActionRecord(b"", tables),
+    )
+
+
+def judge_record(
+    verified: VerifiedRecord,
+    declared_outputs: Iterable[Mapping[str, object]],
+    expected: Optional[ExpectedAction],
+    exit_code: Optional[int],
+) -> None:
+    """What `check_record` checks of a genuine record, with the same arguments.
+
+    Raises:
+        VerificationError: It may not count; says why.
+    """
+    about = f"action {verified.predicate.action_key.hex()[:16]}"
     refuse_losses(
         verified.predicate,
         verified.losses,
@@ -271,7 +310,6 @@ def check_record(
         if exit_code is not None:
             check_exit_code(verified.predicate, exit_code)
         _check_outputs(verified, declared_outputs)
-    return verified
 
 
 def check_exit_code(predicate: ActionPredicate, exit_code: int) -> None:

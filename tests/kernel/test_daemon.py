@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -10,7 +11,7 @@ import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import pytest
 from rootseal import canonical, keys, wire
@@ -341,11 +342,21 @@ def test_a_loss_fails_the_action_and_nothing_is_signed(
 # --- CHECK ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("who", ["the daemon that made it", "a daemon that was started later"])
 def test_check_accepts_what_the_record_explains_and_nothing_else(
-    daemon: RunningDaemon, sandbox: Path
+    tmp_path: Path, sandbox: Path, who: str
 ) -> None:
     script = shell("echo one > out; ln -s out link; mkdir d; echo two > d/file")
-    done = daemon.run(sandbox, script, HELD, "--output-file=out", "--output-dir=d")
+    with contextlib.ExitStack() as running:
+        daemon = running.enter_context(running_daemon(tmp_path))
+        done = daemon.run(sandbox, script, HELD, "--output-file=out", "--output-dir=d")
+        if who != "the daemon that made it":
+            running.close()
+            daemon = running.enter_context(running_daemon(tmp_path))
+        check_what_check_accepts(daemon, done)
+
+
+def check_what_check_accepts(daemon: RunningDaemon, done: Any) -> None:
     record = done.record.read_bytes()
     outputs = []
     for path, leaf in done.products().items():

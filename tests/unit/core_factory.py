@@ -88,7 +88,9 @@ def signed_record(
     observed: Optional[Observation] = None,
     described: Optional[ActionDescription] = None,
 ) -> bytes:
-    return record.sign_record(observed or observation(), described or description(number), signer)
+    return record.sign_record(
+        observed or observation(), described or description(number), signer
+    ).data
 
 
 ARTIFACT = b"the artifact"
@@ -181,7 +183,7 @@ def forged_record(
     observed, described = observed or observation(), description(number)
     tables = predicate.store_tables(observed)
     document: Any = json.loads(
-        canonical.encode(predicate.build_action_predicate(observed, described, tables))
+        canonical.encode(predicate.build_action_predicate(observed, described, tables).document)
     )
     change(document)
     subject = statement.action_subject(described.action_key)

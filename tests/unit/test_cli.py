@@ -229,6 +229,7 @@ def test_show_lists_and_expands(build: Build, run: Any) -> None:
     process = document["actions"][0]["processes"][0]
     content = factory.leaf(b"src/a.c", b"int a;").digest.hex()
     assert process["openedfiles"]["src/a.c"] == {"sha256": content}
+    assert "environ" not in process, "nobody traced it"
     assert run("show", build.of("b.rootseal"), "--action", "abc")[0] == 2
     assert run("show", build.of("b.rootseal"), "--action", "f" * 64)[0] == 2
 

@@ -10,7 +10,16 @@ import core_factory as factory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rootseal import action, canonical, diagnostics, leaf_table, predicate, statement
+from rootseal import (
+    action,
+    canonical,
+    diagnostics,
+    digest,
+    leaf_table,
+    opens_table,
+    predicate,
+    statement,
+)
 from rootseal.errors import ConfigError, EncodingError, StatementError
 from rootseal.leaf_table import Domain
 from rootseal.observation import (
@@ -26,11 +35,12 @@ from rootseal.observation import (
 )
 from rootseal.policy import Policy, parse_policy
 from rootseal.predicate import ActionDescription
+from rootseal.process_trace import Environ, ProcessTrace
 
 
 def build(observed: Observation, described: ActionDescription) -> Any:
     tables = predicate.store_tables(observed)
-    document = predicate.build_action_predicate(observed, described, tables)
+    document = predicate.build_action_predicate(observed, described, tables).document
     return json.loads(canonical.encode(document))
 
 
@@ -47,7 +57,7 @@ def test_what_is_built_reads_back_with_every_counter() -> None:
 def test_the_summary_comes_first() -> None:
     observed = factory.observation()
     tables = predicate.store_tables(observed)
-    document = predicate.build_action_predicate(observed, factory.description(), tables)
+    document = predicate.build_action_predicate(observed, factory.description(), tables).document
     assert next(iter(document)) == "summary"
 
 
@@ -299,3 +309,42 @@ def test_ledger_must_add_up() -> None:
         wrong = dataclasses.replace(ledger, files=6)
         build(dataclasses.replace(observed, ledger=wrong), factory.description())
     assert build(factory.observation(), factory.description())["ledger"] is None
+
+
+def traced(*environs: Environ) -> Any:
+    """A document whose processes have these environments."""
+    seen = factory.observation()
+    (process,) = seen.processes
+    made = [
+        dataclasses.replace(process, processid=number, trace=ProcessTrace(environ=environ))
+        for number, environ in enumerate(environs, 1)
+    ]
+    opens = opens_table.encode([[] for _ in made])
+    return build(
+        dataclasses.replace(seen, processes=tuple(made), opens=opens), factory.description()
+    )
+
+
+def test_equal_environments_are_there_once() -> None:
+    path, home = (b"PATH", digest.sha256(b"/bin")), (b"HOME", digest.sha256(b"/root"))
+    document = traced((path,), (path, home), (), (path,), ())
+    assert [process["environ"] for process in document["processes"]] == [0, 1, 2, 0, 2]
+    names = [[item["name"] for item in environ] for environ in document["environments"]]
+    assert names == [["PATH"], ["PATH", "HOME"], []]
+    assert document["environments"][0][0]["valueDigest"] == path[1].hex()
+    predicate.read_action_predicate(document)
+
+
+@pytest.mark.parametrize("number", [1, 2**53])
+def test_an_environment_that_is_not_there_is_refused(number: int) -> None:
+    document = traced(((b"PATH", bytes(32)),))
+    document["processes"][0]["environ"] = number
+    with pytest.raises(StatementError, match="environ"):
+        predicate.read_action_predicate(document)
+
+
+def test_an_environment_of_no_process_is_refused() -> None:
+    document = traced(((b"PATH", bytes(32)),))
+    document["environments"].append([])
+    with pytest.raises(StatementError, match="environments"):
+        predicate.read_action_predicate(document)

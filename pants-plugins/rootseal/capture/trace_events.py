@@ -18,6 +18,7 @@ from rootseal.capture.paths import relative_as_given
 from rootseal.observation import ProcessRecord
 from rootseal.process_trace import (
     Delete,
+    Environ,
     FileOps,
     FileWrite,
     Link,
@@ -65,7 +66,7 @@ def exit_code(status: int) -> int:
     return 128 + signal if signal else (status >> 8) & 0xFF
 
 
-def environ_digests(area: bytes) -> Tuple[Tuple[bytes, bytes], ...]:
+def environ_digests(area: bytes) -> Environ:
     """Name and SHA-256 of the value of each `NAME=VALUE` in an environment area."""
     pairs = []
     for item in area.rstrip(b"\0").split(b"\0") if area.strip(b"\0") else ():
@@ -98,8 +99,12 @@ class _Process:
     truncations: List[Truncation] = dataclasses.field(default_factory=list)
     calls: List[SyscallEvent] = dataclasses.field(default_factory=list)
 
-    def record(self, specbypassisvuln: Optional[bool]) -> ProcessRecord:
-        """The finished record."""
+    def record(
+        self, specbypassisvuln: Optional[bool], environments: Dict[bytes, Environ]
+    ) -> ProcessRecord:
+        """The finished record; `environments` has those that were read before."""
+        if self.environ not in environments:
+            environments[self.environ] = environ_digests(self.environ)
         short = len(self.args) < self.args_total or len(self.environ) < self.environ_total
         arguments = self.args[:-1] if self.args.endswith(b"\0") else self.args
         return ProcessRecord(
@@ -112,7 +117,7 @@ class _Process:
             exedigest=None,
             exitcode=self.exitcode,
             trace=ProcessTrace(
-                environ=environ_digests(self.environ),
+                environ=environments[self.environ],
                 specbypassisvuln=specbypassisvuln,
                 truncated=self.cut or short,
                 network=self.network.record(),
@@ -196,7 +201,8 @@ class Reader:
                 self._live[event.tgid] = process
                 self._all.append(process)
             self._handlers[event.type](process, event)
-        return tuple(process.record(self._vulnerable) for process in self._all)
+        environments: Dict[bytes, Environ] = {}
+        return tuple(process.record(self._vulnerable, environments) for process in self._all)
 
     def _path(self, walk: bytes, name: bytes) -> bytes:
         return relative_as_given(self._root, kernel_path(walk, name))
