@@ -64,10 +64,15 @@ def test_a_missing_command_is_127_and_a_file_that_is_no_program_126(
 def test_a_signal_to_the_launcher_reaches_the_action(
     daemon: RunningDaemon, sandbox: Path, name: str
 ) -> None:
+    number = signal.Signals[f"SIG{name}"]
     wait = f'trap "exit 7" {name}; echo ready; while :; do sleep 0.1; done'
-    process = daemon.start(sandbox, shell(wait), HELD)
+    before = signal.signal(number, signal.SIG_DFL)  # a shell cannot trap what nohup(1) ignores
+    try:
+        process = daemon.start(sandbox, shell(wait), HELD)
+    finally:
+        signal.signal(number, before)
     assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.Signals[f"SIG{name}"])
+    process.send_signal(number)
     done = daemon.end(process, sandbox / "the-record")
     assert done.returncode == 7
     assert done.field("exitcode") == 7
