@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+
+from harness import first_line
 
 REPO = Path(__file__).resolve().parent.parent
 LAUNCHER = REPO / "pants-plugins" / "rootseal" / "bin" / "rootseal-exec"
@@ -33,12 +38,14 @@ class Daemon:
         self.socket = str(directory / "run" / "daemon.sock")
         self._state = str(directory / "state")
         self._runs = False
+        self.pid = 0
 
     def start(self) -> Mapping[str, Any]:
         """Have it run; its status."""
         place = ("--socket", self.socket, "--state-dir", self._state)
         status: Mapping[str, Any] = json.loads(rootseal("daemon", "ensure", "--json", *place))
         self._runs = True
+        self.pid = int(status["pid"])
         return status
 
     def stop(self) -> None:
@@ -46,6 +53,59 @@ class Daemon:
         if self._runs:
             rootseal("daemon", "stop", "--socket", self.socket)
         self._runs = False
+        self.pid = 0
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used; 0 while it does not run."""
+        if not self.pid:
+            return 0.0
+        fields = Path(f"/proc/{self.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_memory_mib(self) -> int:
+        """Its largest resident size so far; 0 while it does not run."""
+        if not self.pid:
+            return 0
+        return int(first_line(f"/proc/{self.pid}/status", "VmHWM").split()[0]) // 1024
+
+
+class Costs:
+    """Processor time of what is run and of the daemon beside it, and the daemon's memory."""
+
+    def __init__(self, daemon: Daemon, facts: Dict[str, object]) -> None:
+        """Keep `facts` up to date with medians."""
+        self._daemon, self._facts = daemon, facts
+        self._seconds: Dict[str, List[Tuple[float, float]]] = {}
+
+    def of(self, name: str, run: Callable[[], None]) -> Callable[[], float]:
+        """`run`, with its costs noted under this name; returns the seconds that it took."""
+
+        def measured() -> float:
+            command, daemon = _children_cpu_seconds(), self._daemon.cpu_seconds()
+            started = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - started
+            command = _children_cpu_seconds() - command
+            self._note(name, command, self._daemon.cpu_seconds() - daemon)
+            return seconds
+
+        return measured
+
+    def _note(self, name: str, command: float, daemon: float) -> None:
+        runs = self._seconds.setdefault(name, [])
+        runs.append((command, daemon))
+        commands, daemons = (round(statistics.median(column), 2) for column in zip(*runs))
+        self._facts[f"{name}: processor seconds of the command and of the daemon"] = (
+            f"{commands} and {daemons}"
+        )
+        peak = self._daemon.peak_memory_mib()
+        if peak:
+            self._facts[f"{name}: peak memory of the daemon, MiB"] = peak
+
+
+def _children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager

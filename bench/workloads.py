@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integrat
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pants-plugins"))
 
 import open_scale
-from captured import Daemon, backends, below_launcher, daemon
+from captured import Costs, Daemon, backends, below_launcher, daemon
 from harness import Goal, Variant, compare
 from pants_repo import PANTS_TOML, PantsRepo, find_executables
 from rootseal import diagnostics
@@ -136,6 +136,8 @@ class Ways:
         """Keep a daemon's files and records in `base`."""
         self.work, self.record = work, base / "record"
         self.daemon = Daemon(base)
+        self.facts: Dict[str, object] = {}
+        self._costs = Costs(self.daemon, self.facts)
         self.tracer: Optional[EbpfTracer] = None
 
     def variants(self, status: Mapping[str, Any]) -> List[Variant]:
@@ -143,7 +145,8 @@ class Ways:
         found = [self._without("bare", self.work.argv)]
         for name, options in backends(status).items():
             argv = below_launcher(self.daemon.socket, self.record, self.work.argv, options)
-            found.append(Variant(f"captured by {name}", self._runner(argv), self._prepare_daemon))
+            name = f"captured by {name}"
+            found.append(Variant(name, self._runner(name, argv), self._prepare_daemon))
         if status["trace"]["loader"]:
             found.append(Variant("eBPF alone, no digests", self._trace, self._prepare_tracer))
         if shutil.which("strace"):
@@ -159,10 +162,10 @@ class Ways:
         self._no_tracer()
 
     def _without(self, name: str, argv: Sequence[str]) -> Variant:
-        return Variant(name, self._runner(argv), self._prepare_nothing)
+        return Variant(name, self._runner(name, argv), self._prepare_nothing)
 
-    def _runner(self, argv: Sequence[str]) -> Callable[[], None]:
-        return lambda: run(argv, self.work.directory)
+    def _runner(self, name: str, argv: Sequence[str]) -> Callable[[], float]:
+        return self._costs.of(name, lambda: run(argv, self.work.directory))
 
     def _prepare_nothing(self) -> None:
         self.close()
@@ -211,10 +214,10 @@ def measure(name: str, runs: int) -> None:
             status = ways.daemon.start()
             found = ways.variants(status)
             question = f"{work_name(name)}: each backend, and strace, against bare"
-            facts = {"posture of auto": status["posture"], "lost": 0}
+            ways.facts.update({"posture of auto": status["posture"], "lost": 0})
             names = {variant.name for variant in found}
             goals = [goal for goal in GOALS.get(name, ()) if goal.variant in names]
-            compare(f"workload_{name}", question, found, runs=runs, facts=facts, goals=goals)
+            compare(f"workload_{name}", question, found, runs=runs, facts=ways.facts, goals=goals)
         finally:
             ways.close()
 
