@@ -39,7 +39,7 @@
 #endif
 
 /* Values of observation.LeafKind and observation.DigestSource. */
-enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2 };
+enum { RS_KIND_FILE = 0, RS_KIND_EXECUTABLE = 1, RS_KIND_SYMLINK = 2, RS_KIND_CODE = 3 };
 enum {
 	RS_SOURCE_OPEN = 0,
 	RS_SOURCE_UNWITNESSED = 4,
@@ -308,6 +308,7 @@ struct rs_seen {
 	int pid;
 	uint32_t turn; /* of once.c, when the opener was held */
 	bool exec;
+	bool code; /* rs_is_code */
 	bool unstable;
 	bool trusted; /* an equal state later proves an equal content */
 	bool unlinked;

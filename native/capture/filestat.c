@@ -7,10 +7,12 @@
  */
 #include "filestat.h"
 
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <time.h>
@@ -88,6 +90,15 @@ int64_t rs_now_ns(void)
 int64_t rs_latest_ns(void)
 {
 	return atomic_load(&latest_ns);
+}
+
+bool rs_is_code(int fd)
+{
+	char first[SELFMAG];
+	ssize_t got = pread(fd, first, sizeof(first), 0);
+
+	return got < 0 || (got == SELFMAG && !memcmp(first, ELFMAG, SELFMAG)) ||
+	       (got >= 2 && !memcmp(first, "MZ", 2));
 }
 
 int rs_hasher_open(struct rs_hasher *hasher)

@@ -38,6 +38,9 @@ static inline bool rs_same_state(const struct rs_stat *a, const struct rs_stat *
 	       a->mtime_ns == b->mtime_ns;
 }
 
+/* Whether the content is machine code by its first bytes (ELF, PE), or they cannot be read. */
+bool rs_is_code(int fd);
+
 int64_t rs_coarse_now_ns(void); /* the tick that file timestamps are taken from */
 int64_t rs_now_ns(void);
 /* The latest time that it told in this process: never goes back, as the clock may. */

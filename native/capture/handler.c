@@ -290,6 +290,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 		seen.identity = rs_identity_of_fd(worker, event->fd, stat);
 	if (is_intermediate(scope, &seen))
 		return HANDLED;
+	seen.code = rs_is_code(event->fd);
 	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, digest)) {
 		seen.source = RS_SOURCE_FSVERITY;
 		seen.digest = digest;

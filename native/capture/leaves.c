@@ -198,7 +198,7 @@ static bool take_leaf(struct reader *reader, uint8_t *path, struct rs_leaf *leaf
 	leaf->source = *reader->at++;
 	memcpy(leaf->digest, reader->at, RS_SHA256_BYTES);
 	reader->at += RS_SHA256_BYTES;
-	return leaf->kind <= 2 && leaf->source <= 8;
+	return leaf->kind <= 3 && leaf->source <= 8;
 }
 
 static int verify_leaves(struct rs_sha *sha, struct reader *reader, uint8_t domain, uint32_t count,

@@ -126,6 +126,7 @@ static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen,
 	    .young = seen->young,
 	    .identity = seen->identity,
 	    .was_unlinked = seen->unlinked,
+	    .kind = seen->code ? RS_KIND_CODE : RS_KIND_FILE,
 	    .source = seen->source,
 	};
 	memcpy(material->digest, seen->digest, RS_SHA256_BYTES);

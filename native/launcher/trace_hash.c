@@ -19,6 +19,7 @@
  */
 #include "trace_internal.h"
 
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -68,7 +69,8 @@ static uint64_t cached_rehash(const void *context, uint32_t entry)
 	return id_hash(&((const struct rs_tracer *)context)->cache[entry].id);
 }
 
-int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest)
+int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest,
+		   uint8_t *ret_is_code)
 {
 	struct rs_file_id id;
 	uint32_t found;
@@ -80,6 +82,7 @@ int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest
 	if (found == UINT32_MAX || !t->cache[found].trusted)
 		return 0;
 	*ret_digest = t->cache[found].digest;
+	*ret_is_code = t->cache[found].is_code;
 	rs_counted(t, RS_TRACE_C_CACHE_HITS);
 	return 1;
 }
@@ -103,7 +106,7 @@ static int writer_active(struct rs_tracer *t, int fd)
 }
 
 static void cache_add(struct rs_tracer *t, int fd, const struct rs_file_id *id, int64_t begun_ns,
-		      const struct rs_digest *digest)
+		      const struct rs_digest *digest, uint8_t is_code)
 {
 	uint32_t found;
 
@@ -116,22 +119,32 @@ static void cache_add(struct rs_tracer *t, int fd, const struct rs_file_id *id, 
 		entry->trusted =
 		    memcmp(&entry->digest, digest, sizeof(*digest)) == 0 && !writer_active(t, fd);
 		entry->digest = *digest;
+		entry->is_code = is_code;
 		return;
 	}
 	if (rs_grow((void **)&t->cache, t->cache_count, &t->cache_capacity, sizeof(*t->cache),
 		    CACHE_MAX) < 0)
 		return; /* a smaller cache is slower, not wrong */
-	t->cache[t->cache_count] = (struct rs_cached){.id = *id, .digest = *digest};
+	t->cache[t->cache_count] =
+	    (struct rs_cached){.id = *id, .digest = *digest, .is_code = is_code};
 	if (rs_index_add(&t->cache_index, id_hash(id), t->cache_count, cached_rehash, t) == 0)
 		t->cache_count++;
 }
 
+static uint8_t is_code(const uint8_t *bytes, size_t length)
+{
+	return (length >= 4 && memcmp(bytes, ELFMAG, SELFMAG) == 0) ||
+	       (length >= 2 && memcmp(bytes, "MZ", 2) == 0);
+}
+
 /* To the end, or to the size if there is one: the caller sees by the state if it grew meanwhile. */
-static int hash_once(struct rs_tracer *t, int fd, uint64_t size, struct rs_digest *ret_digest)
+static int hash_once(struct rs_tracer *t, int fd, uint64_t size, struct rs_digest *ret_digest,
+		     uint8_t *ret_is_code)
 {
 	struct rs_sha256 hash;
 	uint64_t offset = 0;
 
+	*ret_is_code = 0;
 	rs_sha256_init(&hash);
 	while (size == 0 || offset < size) {
 		ssize_t got = pread(fd, t->read_buffer, READ_BYTES, (off_t)offset);
@@ -142,6 +155,8 @@ static int hash_once(struct rs_tracer *t, int fd, uint64_t size, struct rs_diges
 			return -RS_TRACE_LOSS_READ;
 		if (got == 0)
 			break;
+		if (offset == 0)
+			*ret_is_code = is_code(t->read_buffer, (size_t)got);
 		rs_sha256_update(&hash, t->read_buffer, (size_t)got);
 		offset += (uint64_t)got;
 		t->counters[RS_TRACE_C_BYTES_HASHED] += (uint64_t)got;
@@ -161,17 +176,21 @@ static int64_t coarse_now_ns(void)
 int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest)
 {
 	struct statx st;
+	uint8_t code;
 	int result;
 
 	if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
 		return -RS_TRACE_LOSS_READ;
-	result = rs_hash_cached(t, &st, ret_digest) ? 0 : rs_hash_anew(t, fd, &st, ret_digest);
+	result = rs_hash_cached(t, &st, ret_digest, &code)
+		     ? 0
+		     : rs_hash_anew(t, fd, &st, ret_digest, &code);
 	if (result == 0)
 		*ret_st = st;
 	return result;
 }
 
-int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_digest *ret_digest)
+int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_digest *ret_digest,
+		 uint8_t *ret_is_code)
 {
 	uint64_t limit = t->config->limits.hashed_bytes_max;
 	struct rs_file_id before, after;
@@ -188,14 +207,14 @@ int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_dig
 		if (limit && t->counters[RS_TRACE_C_BYTES_HASHED] + st.stx_size > limit)
 			return -RS_TRACE_LOSS_BYTES_CAP;
 		rs_file_id_from(&st, &before);
-		result = hash_once(t, fd, st.stx_size, ret_digest);
+		result = hash_once(t, fd, st.stx_size, ret_digest, ret_is_code);
 		if (result < 0)
 			return result;
 		if (rs_statx(fd, "", AT_EMPTY_PATH, RS_STATX_MASK, &st) < 0)
 			return -RS_TRACE_LOSS_READ;
 		rs_file_id_from(&st, &after);
 		if (memcmp(&before, &after, sizeof(before)) == 0) {
-			cache_add(t, fd, &after, begun_ns, ret_digest);
+			cache_add(t, fd, &after, begun_ns, ret_digest, *ret_is_code);
 			*state = st;
 			return 0;
 		}

@@ -66,6 +66,7 @@ struct rs_cached {
 	struct rs_file_id id;
 	struct rs_digest digest;
 	uint8_t trusted; /* seen twice, and nobody was writing */
+	uint8_t is_code; /* see rs_hash_anew */
 };
 
 /* A path the action may leave behind. */
@@ -223,10 +224,13 @@ void rs_file_id_from(const struct statx *st, struct rs_file_id *ret_id);
 /* SHA-256 of the open regular file `fd`, from the cache if that is safe. `ret_st` is its state
  * when it was hashed. Returns 0 or the negative enum rs_trace_loss. */
 int rs_hash_file(struct rs_tracer *t, int fd, struct statx *ret_st, struct rs_digest *ret_digest);
-/* The same without the cache; `state` is the file's state just now, then that when hashed. */
-int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_digest *ret_digest);
+/* The same without the cache; `state` is the file's state just now, then that when hashed.
+ * `ret_is_code`: whether the content is machine code by its first bytes (ELF, PE). */
+int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_digest *ret_digest,
+		 uint8_t *ret_is_code);
 /* The digest of a file in this state, if the cache has it. */
-int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest);
+int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest,
+		   uint8_t *ret_is_code);
 int rs_filesystem_is_pseudo(int fd);
 
 /* trace_file.c */

@@ -19,6 +19,8 @@
 #include <unistd.h>
 
 #define FLAGS_UNKNOWN (-1)
+#define KIND_FILE     0
+#define KIND_CODE     3
 
 /* From the registers, which no other thread can change; else FLAGS_UNKNOWN. */
 static int flags_of(const struct rs_task *task)
@@ -115,18 +117,19 @@ static int is_pseudo(const struct opened *o)
 	return o->st.stx_dev_major == 0 && rs_filesystem_is_pseudo(o->fd);
 }
 
-static int hash_content(struct rs_tracer *t, struct opened *o, struct rs_digest *ret_digest)
+static int hash_content(struct rs_tracer *t, struct opened *o, struct rs_digest *ret_digest,
+			uint8_t *ret_is_code)
 {
 	int fd = o->fd, result;
 
-	if (rs_hash_cached(t, &o->st, ret_digest))
+	if (rs_hash_cached(t, &o->st, ret_digest, ret_is_code))
 		return 0;
 	if (!is_readable(o)) {
 		fd = rs_reopen(t, o->fd);
 		if (fd < 0)
 			return -(int)loss_of(-fd);
 	}
-	result = rs_hash_anew(t, fd, &o->st, ret_digest);
+	result = rs_hash_anew(t, fd, &o->st, ret_digest, ret_is_code);
 	if (fd != o->fd)
 		close(fd);
 	return result;
@@ -135,7 +138,8 @@ static int hash_content(struct rs_tracer *t, struct opened *o, struct rs_digest 
 static void take_material(struct rs_tracer *t, struct opened *o)
 {
 	struct rs_digest digest;
-	int result = hash_content(t, o, &digest);
+	uint8_t is_code;
+	int result = hash_content(t, o, &digest, &is_code);
 	uint32_t file;
 
 	if (result < 0) {
@@ -143,7 +147,8 @@ static void take_material(struct rs_tracer *t, struct opened *o)
 		return;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
-	file = rs_file_seen(t, o->path, &o->st, &digest, 0, rs_born_flag(t, &o->st));
+	file = rs_file_seen(t, o->path, &o->st, &digest, is_code ? KIND_CODE : KIND_FILE,
+			    rs_born_flag(t, &o->st));
 	rs_file_opened(t, o->process, file);
 }
 

@@ -115,8 +115,8 @@ def add_toolchain(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         action="append",
         default=[],
-        help="refuse a file that is executed from outside the sandbox and is, by content, in none "
-        "of these signed manifests (repeatable)",
+        help="refuse a file that is executed, or machine code that is opened, from outside the "
+        "sandbox and is, by content, in none of these signed manifests (repeatable)",
     )
     parser.add_argument(
         "--toolchain-key",
@@ -129,8 +129,8 @@ def add_toolchain(parser: argparse.ArgumentParser) -> None:
         "--toolchain-scope",
         choices=[scope.value for scope in ToolScope],
         default=ToolScope.EXECUTED.value,
-        help="executed files only, or all that were read outside the sandboxes, so that mapped "
-        "libraries are covered too (default: %(default)s)",
+        help="programs, scripts and libraries only, or all that was read outside the sandboxes "
+        "(default: %(default)s)",
     )
 
 

@@ -17,7 +17,7 @@ import select
 import time
 from typing import Any, Callable, Dict, Iterator
 
-from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record
+from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record, toolchain
 from rootseal.capture.ptrace import TracedByLauncher, mode_text
 from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
@@ -99,6 +99,8 @@ def run_action(
         tools = known_tools.load(announced.tools, connection.peer)
     if tools is not None and decision.backend in ("walk", "ima"):
         require_sight(Posture.WALKED)  # before the action has run in vain
+    if tools is not None:
+        toolchain.check_root(announced.root, tools)
     with contextlib.ExitStack() as stack:
         with connection.pulse(b"waiting for a free place"):
             stack.enter_context(backends.place())

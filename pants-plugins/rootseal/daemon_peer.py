@@ -230,7 +230,9 @@ def _parent_of(pid: int) -> int:
 
 
 def check_root(root: bytes, peer: Peer) -> None:
-    """The root is a directory, and the client's own where the daemon has more rights than it.
+    """The root is a directory by its real path, and the client's own where the daemon may do more.
+
+    The record names it: a path through a link would hide which files were inside.
 
     Raises:
         ConfigError: It is not; says what to give instead.
@@ -239,12 +241,15 @@ def check_root(root: bytes, peer: Peer) -> None:
     try:
         with as_user(peer):
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            real = os.path.realpath(root)
     except OSError as error:
         raise ConfigError(f"the root {name} cannot be used: {error.strerror}") from None
     try:
         owner = os.fstat(descriptor).st_uid
     finally:
         os.close(descriptor)
+    if real != root:
+        raise ConfigError(f"the root {name} is {os.fsdecode(real)} by its real path; give that")
     if peer.uid not in (0, os.getuid()) and owner != peer.uid:
         raise ConfigError(
             f"the root {name} belongs to uid {owner}, not to you (uid {peer.uid}); give a "

@@ -34,6 +34,7 @@ class LeafKind(enum.IntEnum):
     FILE = 0  # a regular file that was opened or left behind
     EXECUTABLE = 1  # a regular file that was executed (program or its loader)
     SYMLINK = 2  # digest and size are of the link's target text
+    CODE = 3  # a material of machine code (ELF, PE) that was opened: what can be mapped and run
 
 
 class DigestSource(enum.IntEnum):

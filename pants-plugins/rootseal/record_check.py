@@ -110,7 +110,7 @@ def action_root(predicate: ActionPredicate) -> bytes:
 
 
 def check_tools(verified: VerifiedRecord, tools: Optional[TrustedTools], *, about: str) -> None:
-    """Part of check 20: what was executed from outside the sandbox is in a trusted toolchain.
+    """Part of check 20: what was executed or mapped from outside is in a trusted toolchain.
 
     A capture that sees no execution cannot show that there was no other tool.
     """
@@ -124,7 +124,7 @@ def check_tools(verified: VerifiedRecord, tools: Optional[TrustedTools], *, abou
                 "reach a stronger one"
             )
         materials = leaf_table.decompress(verified.record.tables.materials)
-        require_tools(materials, tools, about="it")
+        require_tools(materials, action_root(verified.predicate), tools, about="it")
 
 
 def verify_action_envelope(

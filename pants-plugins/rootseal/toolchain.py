@@ -7,6 +7,7 @@ is known by its content and never by its path. docs/toolchains.md describes both
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import enum
 from typing import Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
@@ -21,6 +22,13 @@ from rootseal.statement import Subject
 TOOLCHAIN_TYPE = "https://rootseal.dev/toolchain/v1"
 FILE_COUNT_MAX = 1 << 18  # what a signed statement can hold (statement.STATEMENT_BYTES_MAX)
 DIRECTORY_COUNT_MAX = 4096
+TOOL_KINDS = (LeafKind.EXECUTABLE, LeafKind.CODE)
+# Where a system has its programs and libraries (Filesystem Hierarchy Standard): nobody's sandbox.
+SYSTEM_DIRECTORIES = tuple(
+    prefix + name
+    for prefix in (b"/", b"/usr/", b"/usr/local/")
+    for name in (b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32", b"libexec")
+)
 
 _SHAPE = schema.object_of(
     {
@@ -43,11 +51,14 @@ _SHAPE = schema.object_of(
 )
 
 
+_USED: Mapping[int, str] = {LeafKind.EXECUTABLE: "executed", LeafKind.CODE: "opened machine code"}
+
+
 class ToolScope(enum.Enum):
     """Which files outside the sandbox must be in a trusted manifest."""
 
-    EXECUTED = "executed"  # programs, scripts and loaders that were executed
-    ALL = "all"  # everything read, so libraries that were mapped too
+    EXECUTED = "executed"  # what was executed, and machine code that was opened: libraries
+    ALL = "all"  # everything read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +115,14 @@ class TrustedTools:
         scope: Which files must be among them.
         manifests: How messages name the manifests.
         listed: SHA-256 and manifest of each path; only to say what is wrong.
+        places: The paths of `listed`, sorted.
     """
 
     contents: FrozenSet[bytes]
     scope: ToolScope
     manifests: Tuple[str, ...]
     listed: Mapping[bytes, Tuple[bytes, str]] = dataclasses.field(repr=False)
+    places: Tuple[bytes, ...] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +132,7 @@ class UnknownTool:
     Attributes:
         path: Where it is.
         sha256: What it is.
-        used: `executed` or `read`.
+        used: What the action did: `executed`, `opened machine code` or `read`.
         manifests: Those that could have listed it.
         listed: SHA-256 and manifest that lists its path, if one does: it was modified.
     """
@@ -211,7 +224,8 @@ def trusted_tools(toolchains: Sequence[Tuple[str, Toolchain]], scope: ToolScope)
         file.path: (file.sha256, name) for name, item in reversed(toolchains) for file in item.files
     }
     contents = frozenset(file.sha256 for _, item in toolchains for file in item.files)
-    return TrustedTools(contents, scope, tuple(name for name, _ in toolchains), listed)
+    names = tuple(name for name, _ in toolchains)
+    return TrustedTools(contents, scope, names, listed, tuple(sorted(listed)))
 
 
 def find_unknown(materials: bytes, tools: TrustedTools) -> Optional[UnknownTool]:
@@ -224,29 +238,62 @@ def find_unknown(materials: bytes, tools: TrustedTools) -> Optional[UnknownTool]
     for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
         if not leaf.path.startswith(b"/") or leaf.kind == LeafKind.SYMLINK:
             continue  # inside the sandbox: an input of the action, not a tool
-        if tools.scope is ToolScope.EXECUTED and leaf.kind != LeafKind.EXECUTABLE:
+        if tools.scope is ToolScope.EXECUTED and leaf.kind not in TOOL_KINDS:
             continue
         if leaf.digest not in tools.contents:
-            used = "executed" if leaf.kind == LeafKind.EXECUTABLE else "read"
+            used = _USED.get(leaf.kind, "read")
             found = tools.listed.get(leaf.path)
             return UnknownTool(leaf.path, leaf.digest, used, tools.manifests, found)
     return None
 
 
-def require_tools(materials: bytes, tools: TrustedTools, *, about: str) -> None:
+def check_root(root: bytes, tools: TrustedTools) -> None:
+    """Refuse a root that holds tools: they would be inputs of the action, and nobody's to check.
+
+    Args:
+        root: Absolute path of the action's sandbox, without symbolic links.
+        tools: What may be used.
+
+    Raises:
+        ConfigError: It overlaps a directory of the system, or files of a manifest lie in it.
+    """
+    below = root.rstrip(b"/") + b"/"
+    for directory in SYSTEM_DIRECTORIES:
+        if directory.startswith(below) or below.startswith(directory + b"/"):
+            raise _no_root(root, f"the system's {directory.decode()}")
+    place = bisect.bisect_left(tools.places, below)
+    if place < len(tools.places) and tools.places[place].startswith(below):
+        path = tools.places[place]
+        raise _no_root(root, f"{canonical.path_text(path)}, which {tools.listed[path][1]} lists")
+
+
+def require_tools(materials: bytes, root: bytes, tools: TrustedTools, *, about: str) -> None:
     """Refuse an action that used a file from outside its sandbox that no manifest lists.
 
     Args:
         materials: The action's materials table, not compressed.
+        root: Its sandbox.
         tools: What may be used.
         about: How the message names the action.
 
     Raises:
-        PolicyError: Names the first such file by path and content.
+        PolicyError: Names the first such file by path and content, or says that its sandbox holds
+            tools.
     """
+    try:
+        check_root(root, tools)
+    except ConfigError as error:
+        raise PolicyError(f"{about} cannot be judged: {error}") from None
     unknown = find_unknown(materials, tools)
     if unknown is not None:
         raise PolicyError(f"{about} {unknown}", data=unknown.data)
+
+
+def _no_root(root: bytes, what: str) -> ConfigError:
+    return ConfigError(
+        f"the root {canonical.path_text(root)} overlaps {what}: files in the root are inputs of "
+        "the action, so no toolchain could be required of them. Give a root without tools (--root)"
+    )
 
 
 def _subject(directories: Sequence[bytes], root: bytes) -> Subject:

@@ -61,8 +61,9 @@ class RootsealSubsystem(Subsystem):
     )
     toolchains = StrListOption(
         help="Paths of signed toolchain manifests (`rootseal toolchain seal`). If any is given, an "
-        "action that executes a file from outside its sandbox that is in none of them, by "
-        "content, fails, naming the file; another manifest makes all actions run again.",
+        "action that executes a file, or loads a library, from outside its sandbox that is in "
+        "none of them, by content, fails, naming the file; another manifest makes all actions run "
+        "again.",
     )
     toolchain_keys = StrListOption(
         help="Paths of the public keys (PEM) that may have signed the manifests of `toolchains`.",
@@ -70,7 +71,7 @@ class RootsealSubsystem(Subsystem):
     toolchain_scope = StrOption(
         default="executed",
         help="Which files outside the sandboxes must be in the manifests of `toolchains`: "
-        "`executed`, or `all` that were read, so that mapped libraries are covered too.",
+        "`executed` (programs, scripts and libraries), or `all` that were read.",
     )
     hardening = EnumOption(
         default=Hardening.STANDARD,

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import List, Tuple
 
 import pytest
 from rootseal import digest, keys, toolchain, toolchain_files
+from rootseal.observation import LeafKind
 from running_daemon import RunningDaemon, one_line, rootseal
 
-pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
-BACKENDS = ["capture-mode=walk", "capture-mode=trace:ptrace"]  # the first with fanotify=on
-SHELL = Path("/bin/sh").resolve()
-LOADER = Path(next(Path("/lib64").glob("ld-linux*"))).resolve()
+NEEDS = ("root", "fanotify", "launcher", "core")
+HELD = ("capture-mode=walk", "fanotify=on")
+BACKENDS = [
+    pytest.param(HELD, id="fanotify"),
+    pytest.param(("capture-mode=trace:ptrace", "fanotify=off"), id="ptrace"),
+    pytest.param(("capture-mode=trace:ptrace", "fanotify=on"), id="fanotify+ptrace"),
+    pytest.param(
+        ("capture-mode=trace:ebpf", "fanotify=on"),
+        id="fanotify+ebpf",
+        marks=pytest.mark.requires(*NEEDS, "ebpf"),
+    ),
+]
+pytestmark = pytest.mark.requires(*NEEDS)
+PROGRAMS = tuple(Path(path).resolve() for path in ("/bin/sh", "/bin/bash", "/bin/true"))
 
 
 class Tools:
     """A folder of tools, and its signed manifest."""
 
     def __init__(self, folder: Path) -> None:
-        """Copies of the shell, the loader and of one more tool."""
+        """Copies of two shells, of one more tool, and of the loader and libraries of them all."""
         self.folder = folder / "tools"
         self.folder.mkdir()
-        for path in (SHELL, LOADER):
+        for path in {*PROGRAMS, *libraries()}:
             shutil.copy(path, self.folder)
         self.tool = Path(shutil.copy("/bin/true", self.folder / "tool"))
         self.manifest, self.key = folder / "a.toolchain", folder / "a.pub"
@@ -33,11 +46,9 @@ class Tools:
         self.manifest.write_bytes(toolchain.sign_toolchain(found, signer))
         self.key.write_text(signer.public_key.pem)
 
-    def options(self, backend: str) -> Tuple[str, ...]:
+    def options(self, backend: Tuple[str, ...]) -> Tuple[str, ...]:
         """The launcher's."""
-        found = [backend, f"toolchain={self.manifest}", f"toolchain-key={self.key}"]
-        if "walk" in backend:
-            found.append("fanotify=on")
+        found = [*backend, f"toolchain={self.manifest}", f"toolchain-key={self.key}"]
         return tuple(f"--option={option}" for option in found)
 
 
@@ -46,13 +57,35 @@ def tools(tmp_path: Path) -> Tools:
     return Tools(tmp_path)
 
 
+def libraries() -> List[Path]:
+    """What the programs map, the loader too, by their real paths."""
+    done = subprocess.run(["ldd", *PROGRAMS], capture_output=True, text=True, check=True)
+    found = re.findall(r"(/\S+) \(0x", done.stdout)
+    assert len(found) > len(PROGRAMS)
+    return [Path(path).resolve() for path in found]
+
+
+def library(path: Path, more: bytes = b"") -> Path:
+    """A copy of one of them; a loader does not mind what follows after its end."""
+    source = next(item for item in libraries() if item.name.startswith("libc."))
+    path.write_bytes(source.read_bytes() + more)
+    return path
+
+
+# How a known program comes to map {}: bash's `enable` looks for a builtin in it, in vain.
+WAYS = {
+    "preload": "LD_PRELOAD={} /bin/true",
+    "dlopen": "/bin/bash -c 'enable -f {} none' 2> error || true",
+}
+
+
 def shell(text: str) -> List[str]:
     return ["/bin/sh", "-c", text]
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=["fanotify", "ptrace"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_known_tools_pass_wherever_they_are(
-    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools, backend: str
+    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools, backend: Tuple[str, ...]
 ) -> None:
     elsewhere = shutil.copy(tools.tool, tmp_path / "elsewhere")
     shutil.copy("/bin/false", sandbox / "own")  # inside the sandbox: an input, not a tool
@@ -62,9 +95,9 @@ def test_known_tools_pass_wherever_they_are(
     assert os.fsencode(elsewhere) in done.materials()
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=["fanotify", "ptrace"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_unknown_tool_fails_the_action_and_nothing_is_signed(
-    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools, backend: str
+    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools, backend: Tuple[str, ...]
 ) -> None:
     unknown = shutil.copy("/bin/false", tmp_path / "unknown")
     before = daemon.counts()
@@ -86,7 +119,7 @@ def test_a_modified_tool_is_named_with_the_manifest_that_lists_it(
     genuine = digest.sha256(tools.tool.read_bytes()).hex()
     with tools.tool.open("ab") as stream:
         stream.write(b"patched")
-    done = daemon.run(sandbox, shell(f"{tools.tool}"), *tools.options(BACKENDS[0]))
+    done = daemon.run(sandbox, shell(f"{tools.tool}"), *tools.options(HELD))
     assert done.returncode == 125
     text = one_line(done.stderr)
     assert f"executed {tools.tool} (sha256" in text
@@ -94,20 +127,69 @@ def test_a_modified_tool_is_named_with_the_manifest_that_lists_it(
     assert not done.record.exists()
 
 
-def test_scope_all_fails_an_action_that_maps_an_unknown_library(
-    daemon: RunningDaemon, sandbox: Path, tools: Tools
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_unknown_library_of_a_known_program_fails_the_action(
+    daemon: RunningDaemon,
+    sandbox: Path,
+    tmp_path: Path,
+    tools: Tools,
+    backend: Tuple[str, ...],
+    way: str,
 ) -> None:
-    options = (*tools.options(BACKENDS[0]), "--option=toolchain-scope=all")
-    done = daemon.run(sandbox, ["/bin/sh", "-c", "true"], *options)
+    unknown = library(tmp_path / "unknown.so", b"patched")
+    done = daemon.run(sandbox, shell(WAYS[way].format(unknown)), *tools.options(backend))
+    assert done.returncode == 125
+    text = one_line(done.stderr)
+    content = digest.sha256(unknown.read_bytes()).hex()
+    assert f"the action opened machine code {unknown} (sha256 {content})" in text
+    assert f"in no trusted toolchain ({tools.manifest})" in text
+    assert not done.record.exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_libraries_pass_wherever_they_are_and_data_need_not_be_listed(
+    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools, backend: Tuple[str, ...]
+) -> None:
+    known = library(tmp_path / "elsewhere.so")
+    library(sandbox / "own.so", b"in the sandbox: an input, not a tool")
+    (tmp_path / "data").write_text("line\n")
+    script = [WAYS["preload"].format(path) for path in (known, sandbox / "own.so")]
+    script += [WAYS["dlopen"].format(known), f"read line < {tmp_path}/data"]
+    done = daemon.run(sandbox, shell("; ".join(script)), *tools.options(backend))
+    assert done.returncode == 0, done.stderr
+    kinds = {path: leaf.kind for path, leaf in done.materials().items()}
+    assert kinds[os.fsencode(known)] == kinds[b"own.so"] == LeafKind.CODE
+    assert kinds[os.fsencode(tmp_path / "data")] == LeafKind.FILE
+
+
+def test_scope_all_fails_an_action_that_reads_unknown_data(
+    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools
+) -> None:
+    (tmp_path / "data").write_text("line\n")
+    words = shell(f"read line < {tmp_path}/data")
+    assert daemon.run(sandbox, words, *tools.options(HELD)).returncode == 0
+    done = daemon.run(sandbox, words, *tools.options(HELD), "--option=toolchain-scope=all")
     assert done.returncode == 125
     assert "the action read /" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("root", ["/", "/usr", "tools"])
+def test_a_root_that_holds_tools_is_refused_before_the_action_runs(
+    daemon: RunningDaemon, tmp_path: Path, tools: Tools, root: str
+) -> None:
+    place = tmp_path / root
+    done = daemon.run(place, ["/bin/touch", str(tmp_path / "ran")], *tools.options(HELD))
+    assert done.returncode == 125
+    assert f"the root {place} overlaps" in one_line(done.stderr)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("mode", ["walk", "ima"])
 def test_a_capture_that_sees_no_execution_is_refused_before_the_action_runs(
     daemon: RunningDaemon, sandbox: Path, tools: Tools, mode: str
 ) -> None:
-    options = (f"--option=capture-mode={mode}", *tools.options("fanotify=off")[1:])
+    options = tools.options((f"capture-mode={mode}", "fanotify=off"))
     done = daemon.run(sandbox, ["/bin/touch", "ran"], *options)
     assert done.returncode == 125
     assert "does not see what is executed" in one_line(done.stderr)
@@ -118,7 +200,7 @@ def test_manifests_that_cannot_be_believed_are_refused_before_the_action_runs(
     daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools
 ) -> None:
     def refusal() -> str:
-        done = daemon.run(sandbox, ["/bin/touch", "ran"], *tools.options(BACKENDS[0]))
+        done = daemon.run(sandbox, ["/bin/touch", "ran"], *tools.options(HELD))
         assert done.returncode == 125
         assert not (sandbox / "ran").exists()
         return one_line(done.stderr)

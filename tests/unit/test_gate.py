@@ -44,7 +44,7 @@ def test_a_loss_is_refused_before_it_is_signed(name: str, option: str) -> None:
 
 
 def test_an_unknown_tool_is_refused_with_its_data_before_it_is_signed() -> None:
-    tools = TrustedTools(frozenset(), ToolScope.EXECUTED, ("a.toolchain",), {})
+    tools = TrustedTools(frozenset(), ToolScope.EXECUTED, ("a.toolchain",), {}, ())
     judge_tools(observation(), None)
     with pytest.raises(ToolchainError) as caught:
         judge_tools(observation(), tools)

@@ -133,7 +133,7 @@ def test_the_hand_made_table_is_good(verify: Verify) -> None:
         pytest.param(table(entry(b"a" * 4097)), id="path-too-long"),
         pytest.param(table(entry(b"a\x00b")), id="nul-in-path"),
         pytest.param(table(entry(b"a", mode=b"\x80\x20")), id="mode-beyond-07777"),
-        pytest.param(table(entry(b"a", kind=3)), id="unknown-kind"),
+        pytest.param(table(entry(b"a", kind=4)), id="unknown-kind"),
         pytest.param(table(entry(b"a", source=9)), id="unknown-source"),
         pytest.param(table(entry(b"a", size=b"\x81\x00")), id="uvarint-not-shortest"),
         pytest.param(table(entry(b"a", size=b"\xff" * 9 + b"\x02")), id="uvarint-beyond-64-bits"),
@@ -147,7 +147,7 @@ def test_tables_that_break_a_rule_are_refused(raw: bytes, verify: Verify) -> Non
 
 def test_the_largest_values_are_accepted(verify: Verify) -> None:
     raw = table(
-        entry(b"a" * 4096, size=b"\xff" * 9 + b"\x01", mode=b"\xff\x1f", kind=2, source=8),
+        entry(b"a" * 4096, size=b"\xff" * 9 + b"\x01", mode=b"\xff\x1f", kind=3, source=8),
         count=1,
     )
     (leaf,) = leaf_table.iter_leaves(raw, Domain.MATERIAL)
@@ -209,7 +209,7 @@ def test_neighbours_of_an_absent_path(leaves: List[Leaf], path: bytes) -> None:
         Leaf(b"a", bytes(32), -1, 0, 0, 0),
         Leaf(b"a", bytes(32), 2**64, 0, 0, 0),
         Leaf(b"a", bytes(32), 0, 0o10000, 0, 0),
-        Leaf(b"a", bytes(32), 0, 0, 3, 0),
+        Leaf(b"a", bytes(32), 0, 0, 4, 0),
         Leaf(b"a", bytes(32), 0, 0, 0, 9),
     ],
 )

@@ -141,30 +141,63 @@ def test_order_and_relative_paths_are_refused(tools: Path) -> None:
 # --- requiring one --------------------------------------------------------------------------
 
 
+ROOT = b"/tmp/sandbox"
+
+
 def materials(*extra: leaf_table.Leaf) -> bytes:
     base = (
         core_factory.leaf(b"src/a.c", b"int a;"),
         core_factory.leaf(b"tool/in/sandbox", b"generated", kind=1),
         core_factory.leaf(b"/opt/copy/of/cc", b"cc", kind=1),
-        core_factory.leaf(b"/lib/libc.so", b"unknown library"),
+        core_factory.leaf(b"/opt/copy/of/libc.so", b"libc", kind=3),
+        core_factory.leaf(b"sandbox/own.so", b"built", kind=3),
+        core_factory.leaf(b"/usr/include/stdio.h", b"data"),
     )
     return leaf_table.encode(Domain.MATERIAL, [*base, *extra]).raw
 
 
 def test_tools_are_known_by_content_not_by_path(tools: Path) -> None:
     allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
-    toolchain.require_tools(materials(), allowed, about="it")
+    toolchain.require_tools(materials(), ROOT, allowed, about="it")
     other = core_factory.leaf(os.fsencode(tools / "cc"), b"patched", kind=1)
     with pytest.raises(PolicyError) as caught:
-        toolchain.require_tools(materials(other), allowed, about="it")
+        toolchain.require_tools(materials(other), ROOT, allowed, about="it")
     assert f"it executed {canonical.path_text(other.path)}" in str(caught.value)
     assert caught.value.data["sha256"] == digest.sha256_hex(b"patched")
 
 
-def test_scope_all_covers_mapped_libraries(tools: Path) -> None:
+def test_an_unknown_library_is_named(tools: Path) -> None:
+    allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
+    other = core_factory.leaf(b"/opt/evil.so", b"evil", kind=3)
+    with pytest.raises(PolicyError, match=r"it opened machine code /opt/evil\.so") as caught:
+        toolchain.require_tools(materials(other), ROOT, allowed, about="it")
+    assert caught.value.data["used"] == "opened machine code"
+
+
+@pytest.mark.parametrize(
+    "root", ["/", "/usr", "/usr/bin", "/lib", "/usr/lib/gcc", "/usr/local/lib/x"]
+)
+def test_a_root_with_the_systems_tools_is_refused(tools: Path, root: str) -> None:
+    allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
+    with pytest.raises(ConfigError, match=f"the root {root} overlaps the system's /"):
+        toolchain.check_root(os.fsencode(root), allowed)
+    with pytest.raises(PolicyError, match="it cannot be judged: the root"):
+        toolchain.require_tools(materials(), os.fsencode(root), allowed, about="it")
+
+
+def test_a_root_with_files_of_a_manifest_is_refused(tools: Path) -> None:
+    allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
+    for root in (tools, tools.parent, tools / "lib"):
+        with pytest.raises(ConfigError, match=r"which a\.toolchain lists"):
+            toolchain.check_root(os.fsencode(root), allowed)
+    for beside in (tools / "li", tools.parent / "tool", "/usr/src/app", "/binary", "/opt"):
+        toolchain.check_root(os.fsencode(beside), allowed)
+
+
+def test_scope_all_covers_what_was_read(tools: Path) -> None:
     allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.ALL)
     with pytest.raises(PolicyError, match="it read "):
-        toolchain.require_tools(materials(), allowed, about="it")
+        toolchain.require_tools(materials(), ROOT, allowed, about="it")
 
 
 @pytest.fixture
