@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
 import mmap
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,10 +18,12 @@ from typing import Callable, Dict, Iterator, List, Tuple
 import pytest
 from fanotify_action import Action, Lab, Seen, build_fixture
 from rootseal import diagnostics
-from rootseal.observation import Mutation, MutationTime
+from rootseal.observation import MountMark, Mutation, MutationTime
 from running_daemon import RunningDaemon, rootseal, running_daemon, until
 
-pytestmark = pytest.mark.requires("root", "fanotify", "gcc", "core", "launcher")
+NEEDS = ("root", "fanotify", "gcc", "core", "launcher")
+pytestmark = pytest.mark.requires(*NEEDS)
+COMPARED_FILESYSTEMS = ("ext4", "xfs", "btrfs")
 
 BEFORE, AFTER = b"before", b"after!"
 LOST = {"mutatedAfterOpen": 1}
@@ -106,8 +111,10 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, action: Action) -> None:
+    """For a signal of the reader, which fails the test if it died."""
     while not path.exists():
+        assert action.process.poll() is None or path.exists(), "the reader died"
         time.sleep(0.002)
 
 
@@ -134,11 +141,11 @@ def changed_as_it_is(
 ) -> Tuple[Seen, bytes, int]:
     settle()
     action = lab.start(root, [sys.executable, "-c", READER, path, access])
-    wait_for(root / "opened.now")
+    wait_for(root / "opened.now", action)
     events = progress(action)["access_events"]
     first()
     (root / "opened").touch()
-    wait_for(root / "accessed.now")
+    wait_for(root / "accessed.now", action)
     events = progress(action)["access_events"] - events
     second()
     (root / "accessed").touch()
@@ -167,6 +174,69 @@ def test_a_change_between_open_and_access_is_caught_with_both_digests(
     assert diagnostics.losses(seen.counters) == LOST
 
 
+@contextlib.contextmanager
+def mounted(place: Path, filesystem: str) -> Iterator[Path]:
+    """A filesystem of its own, in an image beside it; skips where the kernel does not have it."""
+    if filesystem not in {line.split()[-1] for line in Path("/proc/filesystems").open()}:
+        pytest.skip(f"optional: this kernel has no {filesystem}")
+    where, words = place / "mounted", ["-t", filesystem]
+    where.mkdir()
+    if filesystem == "tmpfs":
+        words.append("none")
+    else:
+        if shutil.which(f"mkfs.{filesystem}") is None:
+            pytest.skip(f"optional: no mkfs.{filesystem} command")
+        with (place / "image").open("wb") as image:
+            image.truncate(512 << 20)  # sparse; xfs is at least 300 MiB
+        subprocess.run([f"mkfs.{filesystem}", "-q", str(place / "image")], check=True)
+        words += ["-o", "loop", str(place / "image")]
+    subprocess.run(["mount", *words, str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+COMPARED = [
+    pytest.param(name, marks=pytest.mark.requires(*NEEDS, "loop")) for name in COMPARED_FILESYSTEMS
+]
+
+
+@pytest.mark.parametrize("access", ["read", "mmap", "sendfile"])
+@pytest.mark.parametrize("filesystem", COMPARED)
+def test_accesses_are_compared_on_each_filesystem_that_tells_of_them(
+    lab: Lab, root: Path, tmp_path: Path, filesystem: str, access: str
+) -> None:
+    with mounted(tmp_path, filesystem) as place:
+        path = place / "shared"
+        seen, got, _ = changed(
+            lab, root, path, access, lambda: write(path, AFTER), lambda: write(path, BEFORE)
+        )
+    assert got == AFTER
+    found = Mutation(os.fsencode(path), sha256(BEFORE), sha256(AFTER), MutationTime.ACCESS)
+    assert seen.observation.mutations.found == (found,)
+    assert diagnostics.losses(seen.counters) == LOST
+    assert mark_of(seen, place).compared_at_access is True
+
+
+def test_on_tmpfs_it_is_told_that_accesses_are_not_compared(
+    lab: Lab, root: Path, tmp_path: Path
+) -> None:
+    """What stays changed is found at the end; what is changed back in between is not."""
+    with mounted(tmp_path, "tmpfs") as place:
+        path = place / "shared"
+        seen, got, events = changed(lab, root, path, "read", lambda: write(path, AFTER))
+    assert (got, events) == (AFTER, 0)
+    found = Mutation(os.fsencode(path), sha256(BEFORE), sha256(AFTER), MutationTime.END)
+    assert seen.observation.mutations.found == (found,)
+    assert mark_of(seen, place).compared_at_access is False
+
+
+def mark_of(seen: Seen, place: Path) -> MountMark:
+    (found,) = [m for m in seen.observation.mounts if m.mount_point == os.fsencode(place)]
+    return found
+
+
 def test_a_large_file_is_hashed_again_by_another_thread(
     lab: Lab, root: Path, outside: Path
 ) -> None:
@@ -174,10 +244,10 @@ def test_a_large_file_is_hashed_again_by_another_thread(
     path.write_bytes(before)
     settle()
     action = lab.start(root, [sys.executable, "-c", READER, path, "read"])
-    wait_for(root / "opened.now")
+    wait_for(root / "opened.now", action)
     path.open("ab").write(b"more")
     (root / "opened").touch()
-    wait_for(root / "accessed.now")
+    wait_for(root / "accessed.now", action)
     os.truncate(path, len(before))
     (root / "accessed").touch()
     seen = action.finish()
@@ -366,11 +436,11 @@ def test_a_file_whose_opens_are_passed_is_compared_too(lab: Lab, root: Path, out
         "while not os.path.exists('stop'): time.sleep(0.002)\n"
     )
     action = lab.start(root, [sys.executable, "-c", script])
-    wait_for(root / "opened")
+    wait_for(root / "opened", action)
     assert progress(action)["hash_once_marks"] > 6
     write(path, AFTER)
     (root / "go").touch()
-    wait_for(root / "read")
+    wait_for(root / "read", action)
     write(path, BEFORE)
     (root / "stop").touch()
     seen = action.finish()
@@ -396,11 +466,11 @@ def test_many_files_changed_by_others_while_they_are_read(
         "while not os.path.exists('stop'): time.sleep(0.002)\n"
     )
     action = lab.start(root, [sys.executable, "-c", script])
-    wait_for(root / "opened")
+    wait_for(root / "opened", action)
     for path in paths[::3]:
         write(path, AFTER)
     (root / "go").touch()
-    wait_for(root / "read")
+    wait_for(root / "read", action)
     for path in paths[::3]:
         write(path, BEFORE)
     (root / "stop").touch()
