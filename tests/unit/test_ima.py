@@ -17,7 +17,7 @@ from rootseal.capture import ima as backend
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError, VerificationError
 from rootseal.ima import Measurement
 from rootseal.leaf_table import Domain
-from rootseal.observation import DigestSource, Posture
+from rootseal.observation import DigestSource, LeafKind, Posture
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 BINARY = (DATA / "ima-6.12.bin").read_bytes()
@@ -174,6 +174,7 @@ def test_violation_is_extended_as_ones() -> None:
 def test_measured_files_get_their_source_and_violations_are_losses(tmp_path: Path) -> None:
     outside = tmp_path / "libc.so"
     outside.write_bytes(b"libc")
+    outside.chmod(0o755)
     base = core_factory.observation(posture=Posture.WALKED)
     entries = [
         made(name=b"/sandbox/1/src/a.c", digest=digest.sha256(b"int a;")),
@@ -189,6 +190,7 @@ def test_measured_files_get_their_source_and_violations_are_losses(tmp_path: Pat
     assert materials[b"src/a.c"].source == DigestSource.IMA
     assert materials[b"/usr/bin/cc"].source != DigestSource.IMA
     assert materials[bytes(outside)].digest == digest.sha256(b"libc")
+    assert materials[bytes(outside)].kind == LeafKind.FILE, "executed or not: it is not told"
     assert b"/gone/temporary" not in materials
     (product,) = leaf_table.iter_leaves(found.products.raw, Domain.PRODUCT)
     assert product.source != DigestSource.IMA, "another content was measured"

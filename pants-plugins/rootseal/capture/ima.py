@@ -232,7 +232,6 @@ def _outside(measured: Iterable[Tuple[bytes, bytes]]) -> List[Leaf]:
         except OSError:
             continue
         if stat.S_ISREG(status.st_mode):
-            mode = stat.S_IMODE(status.st_mode)
-            kind = LeafKind.EXECUTABLE if mode & 0o111 else LeafKind.FILE
-            leaves.append(Leaf(path, found, status.st_size, mode, kind, DigestSource.IMA))
+            mode = stat.S_IMODE(status.st_mode)  # whether it was executed, the list does not say
+            leaves.append(Leaf(path, found, status.st_size, mode, LeafKind.FILE, DigestSource.IMA))
     return leaves
