@@ -27,7 +27,7 @@ BACKENDS = [
     ),
 ]
 pytestmark = pytest.mark.requires(*NEEDS)
-PROGRAMS = tuple(Path(path).resolve() for path in ("/bin/sh", "/bin/bash", "/bin/true"))
+PROGRAMS = tuple(Path(path).resolve() for path in ("/bin/sh", "/bin/bash", "/bin/cp", "/bin/true"))
 
 
 class Tools:
@@ -155,6 +155,8 @@ def test_known_libraries_pass_wherever_they_are_and_data_need_not_be_listed(
     library(sandbox / "own.so", b"in the sandbox: an input, not a tool")
     (tmp_path / "data").write_text("line\n")
     script = [WAYS["preload"].format(path) for path in (known, sandbox / "own.so")]
+    made = tmp_path / "made.so"  # by the action itself
+    script += [f"cp own.so {made}", WAYS["preload"].format(made)]
     script += [WAYS["dlopen"].format(known), f"read line < {tmp_path}/data"]
     done = daemon.run(sandbox, shell("; ".join(script)), *tools.options(backend))
     assert done.returncode == 0, done.stderr
