@@ -32,6 +32,7 @@ LAYERS: Mapping[str, int] = {
             "merkle",
             "leaf_table",
             "leaf_path",
+            "outputs",
         ),
         1,
     ),

@@ -7,10 +7,8 @@ import os
 from pathlib import Path
 from typing import Dict, List, Mapping, Tuple
 
-from rootseal import canonical, fsverity, leaf_table
+from rootseal import canonical, fsverity, leaf_table, outputs
 from rootseal.errors import IncompleteError
-from rootseal.leaf_table import Domain
-from rootseal.observation import LeafKind
 from rootseal.record_check import VerifiedRecord
 
 
@@ -28,10 +26,12 @@ def seals_outputs(arguments: argparse.Namespace, options: Mapping[str, str]) -> 
 def make_outputs_writable(arguments: argparse.Namespace) -> None:
     """Replace what the last run sealed by copies: the command may write it in place."""
     output_files, directories = declared_outputs(arguments)
-    paths = [Path(path) for path in output_files]
-    paths += [item for path in directories for item in Path(path).rglob("*")]
+    top = Path(arguments.root or ".").resolve()
+    paths = [Path(os.path.realpath(path)) for path in output_files]  # as it was sealed
+    paths += [item for path in directories for item in Path(path).resolve().rglob("*")]
     for path in paths:
-        fsverity.unseal(path)
+        if top in path.parents:
+            fsverity.unseal(path)
 
 
 def artifacts_of(verified: VerifiedRecord, root: Path) -> List[Dict[str, object]]:
@@ -44,40 +44,19 @@ def artifacts_of(verified: VerifiedRecord, root: Path) -> List[Dict[str, object]
     Raises:
         IncompleteError: A declared output is not there.
     """
-    top, declared = Path(os.path.realpath(root)), _paths(verified)
     raw = leaf_table.decompress(verified.record.tables.products)
-    found, missing = _files_at(raw, {path: path for path in declared})
-    led, missing = _files_at(raw, {path: _resolved(top, path) for path in missing})
+    leaves, missing = outputs.delivered(raw, os.fsencode(root), _paths(verified))
     if verified.predicate.document["exitcode"] == 0:
         for path in missing:
-            _refuse_absent(top / os.fsdecode(path), canonical.path_text(path))
-    return list({**found, **led}.values())
-
-
-def _files_at(
-    raw: bytes, places: Mapping[bytes, bytes]
-) -> Tuple[Dict[bytes, Dict[str, object]], List[bytes]]:
-    """The regular files at or below the places of outputs, and the outputs without one."""
-    found: Dict[bytes, Dict[str, object]] = {}
-    missing = dict.fromkeys(places)
-    for leaf in leaf_table.iter_leaves(raw, Domain.PRODUCT):
-        if leaf.kind == LeafKind.SYMLINK:
-            continue
-        for path, place in places.items():
-            if place == b"." or leaf.path == place or leaf.path.startswith(place + b"/"):
-                missing.pop(path, None)
-                found[leaf.path] = {
-                    "name": canonical.path_text(leaf.path),
-                    "sha256": leaf.digest.hex(),
-                    "size": leaf.size,
-                }
-    return found, list(missing)
-
-
-def _resolved(top: Path, path: bytes) -> bytes:
-    """Where an output leads, relative to the root; itself where that is elsewhere."""
-    real = Path(os.path.realpath(top / os.fsdecode(path)))
-    return os.fsencode(real.relative_to(top)) if top in real.parents else path
+            _refuse_absent(root / os.fsdecode(path), canonical.path_text(path))
+    return [
+        {
+            "name": canonical.path_text(leaf.path),
+            "sha256": leaf.digest.hex(),
+            "size": leaf.size,
+        }
+        for leaf in leaves
+    ]
 
 
 def _refuse_absent(path: Path, name: str) -> None:
@@ -101,6 +80,6 @@ def _refuse_absent(path: Path, name: str) -> None:
 
 def _paths(verified: VerifiedRecord) -> Tuple[bytes, ...]:
     """Declared outputs of a record, relative to its root."""
-    outputs = verified.predicate.document["declaredOutputs"]
-    assert isinstance(outputs, dict)  # noqa: S101 - the reader of predicates has checked it
-    return tuple(canonical.path_bytes(text) for text in outputs["files"] + outputs["directories"])
+    declared = verified.predicate.document["declaredOutputs"]
+    assert isinstance(declared, dict)  # noqa: S101 - the reader of predicates has checked it
+    return tuple(canonical.path_bytes(text) for text in declared["files"] + declared["directories"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
@@ -194,7 +195,8 @@ def measure_again(path: str, name: str, root: VerifiedRoot) -> Optional[str]:
     sizes = {item.name: item.size for t in root.predicate.targets for item in t.artifacts}
     with checking(Check.ARTIFACTS, VerificationError):
         try:
-            sealed = fsverity.check_sealed(path, expected=bytes.fromhex(expected), size=sizes[name])
+            real = os.path.realpath(path)  # what was hashed; a link itself is not sealed
+            sealed = fsverity.check_sealed(real, expected=bytes.fromhex(expected), size=sizes[name])
         except CaptureError as error:
             raise VerificationError(str(error)) from None
     return "measured" if sealed else "copy"

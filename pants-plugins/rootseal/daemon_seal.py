@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Iterator, List, Sequence
+from typing import List, Sequence
 
-from rootseal import diagnostics, fsverity, leaf_table
+from rootseal import diagnostics, fsverity, outputs
 from rootseal.daemon_announce import Announcement
 from rootseal.daemon_peer import Peer, as_user
 from rootseal.errors import BackendUnavailable, CaptureError, ZeroDropsError
-from rootseal.leaf_table import Domain, Leaf
-from rootseal.observation import LeafKind, Observation
+from rootseal.leaf_table import Leaf
+from rootseal.observation import Observation
 
 FAILURES_SHOWN = 3
 
@@ -73,9 +73,9 @@ class SealFailed(CaptureError):
 
 def _places(announced: Announcement) -> List[bytes]:
     """The existing directories that outputs are in, or will be made in."""
-    outputs = (*announced.output_files, *announced.output_dirs)
-    places = {announced.root} if not outputs else set()
-    for path in outputs:
+    declared = (*announced.output_files, *announced.output_dirs)
+    places = {announced.root} if not declared else set()
+    for path in declared:
         place = os.path.join(announced.root, path)
         while not os.path.isdir(place) and place != announced.root:
             place = os.path.dirname(place)
@@ -83,16 +83,12 @@ def _places(announced: Announcement) -> List[bytes]:
     return sorted(places)
 
 
-def _outputs(observation: Observation, announced: Announcement) -> Iterator[Leaf]:
-    """The products to seal: regular files that were declared, themselves or by their directory."""
+def _outputs(observation: Observation, announced: Announcement) -> List[Leaf]:
+    """The products to seal: regular files that declared outputs are, hold or lead to."""
     if not announced.seals_outputs:
-        return
-    files = {os.path.normpath(path) for path in announced.output_files}
-    folders = tuple(os.path.normpath(path) + b"/" for path in announced.output_dirs)
-    for leaf in leaf_table.iter_leaves(observation.products.raw, Domain.PRODUCT):
-        below = leaf.path.startswith(folders) or b"./" in folders
-        if leaf.kind != LeafKind.SYMLINK and (leaf.path in files or below):
-            yield leaf
+        return []
+    declared = (*announced.output_files, *announced.output_dirs)
+    return outputs.delivered(observation.products.raw, announced.root, declared)[0]
 
 
 def _seal_one(path: bytes, leaf: Leaf) -> None:

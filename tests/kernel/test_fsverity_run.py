@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
-from rootseal import fsverity
+from rootseal import daemon_seal, digest, fsverity
+from rootseal.errors import CaptureError
+from rootseal.leaf_table import Leaf
 from running_daemon import RunningDaemon, one_line, rootseal
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
@@ -104,6 +108,64 @@ def test_an_output_that_cannot_be_sealed_fails_the_action_if_it_must_be(
     assert done.returncode == 0, done.stderr
     unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 0}
     assert cli.counters() == [unsealed, unsealed]
+
+
+def test_the_file_behind_a_link_and_those_of_a_new_directory_are_sealed(
+    daemon: RunningDaemon, verity: Path
+) -> None:
+    """Each run writes them in place: Rootseal made copies of what the last one sealed."""
+    cli = Cli(daemon, verity)
+    script = "echo built > real; mkdir -p new; echo more > new/more; test -L out || ln -s real out"
+    for _ in range(2):
+        done = cli.run(script, "--output", "new", "--fsverity", "on")
+        assert done.returncode == 0, done.stderr
+        sealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 2, "fsVeritySealFailures": 0}
+        assert cli.counters() == [sealed, sealed]
+        for name in ("real", "new/more"):
+            with (verity / name).open("rb") as stream:
+                assert fsverity.is_sealed(stream.fileno())
+    assert cli.artifact() == "measured"
+
+
+def test_content_of_another_digest_is_never_sealed_as_the_captured(verity: Path) -> None:
+    """Changed after the capture has hashed it and before the kernel refuses to: no record."""
+    captured = b"captured"
+    leaf = Leaf(b"out", digest.sha256(captured), len(captured), 0o644, 0, 0)
+    path = verity / "out"
+    path.write_bytes(b"changed!")
+    with pytest.raises(CaptureError, match="changed after the action had ended"):
+        daemon_seal._seal_one(os.fsencode(path), leaf)
+    path.unlink()
+    path.write_bytes(captured)
+    daemon_seal._seal_one(os.fsencode(path), leaf)
+    with pytest.raises(PermissionError):
+        path.open("r+b")
+
+
+def test_whoever_writes_an_output_meanwhile_gets_no_wrong_digest_recorded(
+    daemon: RunningDaemon, verity: Path
+) -> None:
+    """A run is refused, or its record has the digest of what is sealed."""
+    cli, path, over = Cli(daemon, verity), verity / "out", threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            with contextlib.suppress(FileNotFoundError, PermissionError), path.open("r+b") as file:
+                file.write(os.urandom(8))
+
+    for _ in range(2):
+        writer = threading.Thread(target=write)
+        writer.start()
+        done = cli.run("echo built > out", "--fsverity", "on")
+        over.set()
+        writer.join()
+        over.clear()
+        if done.returncode == 0:
+            assert cli.artifact() == "measured"
+        else:
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+            assert not cli.bundle.exists()
+        cli.bundle.unlink(missing_ok=True)
 
 
 def test_outputs_of_a_sandbox_are_not_sealed_but_its_filesystem_is_named(
