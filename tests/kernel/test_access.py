@@ -177,7 +177,8 @@ def test_a_change_between_open_and_access_is_caught_with_both_digests(
 @contextlib.contextmanager
 def mounted(place: Path, filesystem: str) -> Iterator[Path]:
     """A filesystem of its own, in an image beside it; skips where the kernel does not have it."""
-    if filesystem not in {line.split()[-1] for line in Path("/proc/filesystems").open()}:
+    known = Path("/proc/filesystems").read_text().split()
+    if filesystem not in known:
         pytest.skip(f"optional: this kernel has no {filesystem}")
     where, words = place / "mounted", ["-t", filesystem]
     where.mkdir()
