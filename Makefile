@@ -55,6 +55,9 @@ demo: build ## The main job on examples/: package, attest, verify, prove, refuse
 lab: build ## Boot other kernels under qemu and run the kernel tests there; writes docs/kernels.md.
 	@scripts/lab.sh $(LAB_OPTIONS)
 
+lab-pants: build ## Real Pants in the lab, on ext4 with fs-verity: about ten minutes.
+	@scripts/lab.sh --only 6.12-nobpf --filesystem ext4 --tests tests/integration/test_fsverity_pants.py
+
 ci: ## What .ci/run runs: lint, test, soak-quick, lab and demo.
 	@$(MAKE) lint
 	@$(MAKE) test
@@ -62,7 +65,7 @@ ci: ## What .ci/run runs: lint, test, soak-quick, lab and demo.
 	@$(MAKE) lab
 	@$(MAKE) demo
 
-nightly: ## What CI runs at night: fuzz for 300 s, soak, lab.
+nightly: ## What CI runs at night: fuzz for 300 s, soak, lab-pants, lab.
 	@.ci/nightly
 
 install-helper: build ## As root: install rootseal-scope, the one privileged binary (see SECURITY.md).
@@ -72,4 +75,4 @@ clean: ## Remove build outputs and both virtual environments.
 	@rm -rf build .venv .venv-pants pants-plugins/rootseal/bin pants-plugins/*.egg-info dist
 	@find pants-plugins -name '*.so' -delete
 
-.PHONY: help setup build test lint fmt asan fuzz bench soak soak-quick demo lab ci nightly install-helper clean
+.PHONY: help setup build test lint fmt asan fuzz bench soak soak-quick demo lab lab-pants ci nightly install-helper clean

@@ -27,6 +27,30 @@ IMA = kernel("ima_kernel")
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
 SEALING = kernel("fsverity_run")
 TOOLCHAINS = kernel("toolchain_action")
+# The whole files run on the host; each of their tests starts a daemon and several processes.
+TOOLCHAINS_HERE = tuple(
+    f"tests/kernel/test_toolchain_action.py::test_{name}"
+    for name in (
+        "an_unknown_tool_fails_the_action_and_nothing_is_signed[fanotify]",
+        "an_unknown_library_of_a_known_program_fails_the_action[preload-fanotify]",
+        "an_unknown_library_of_a_known_program_fails_the_action[dlopen-ptrace]",
+        "an_unknown_library_of_a_known_program_fails_the_action[dlopen-fanotify+ebpf]",
+        "known_libraries_pass_wherever_they_are_and_data_need_not_be_listed[ptrace]",
+        "known_libraries_pass_wherever_they_are_and_data_need_not_be_listed[fanotify+ebpf]",
+        "a_modified_tool_is_named_with_the_manifest_that_lists_it",
+        "a_root_that_holds_tools_is_refused_before_the_action_runs[/]",
+        "the_command_line_fails_the_command",
+    )
+)
+RUN = kernel("run_command")
+RUN_HERE = tuple(
+    f"tests/kernel/test_run_command.py::test_{name}"
+    for name in (
+        "an_output_that_is_a_link_is_the_file_that_it_leads_to[auto]",
+        "an_output_that_is_not_there_is_a_refusal",
+        "a_command_that_failed_is_not_taken_for_one_that_did_not",
+    )
+)
 MATERIALS, PRODUCTS = kernel("fanotify_materials"), kernel("fanotify_products")
 CAPTURE = MATERIALS + PRODUCTS
 EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net")
@@ -82,17 +106,17 @@ class Row:
         return f"{self.boot}/{self.filesystem}"
 
 
-BOOTS = (  # the longest first, so that two at a time end together
+BOOTS = (  # in the order that lets two at a time end together
     Boot("host", None, "", ()),
     Boot("6.12-nobpf", "6.12", "lsm=yama", ("fanotify", "btf", "no-bpf-lsm")),
     Boot("6.1-arm64", "6.1-arm64", "lsm=yama", ("fanotify", "btf", "no-bpf-lsm")),
-    Boot("6.1-bpf", "6.1", "lsm=bpf", ("fanotify", "btf", "bpf-lsm")),
     Boot(
         "6.12-bpf-ima",
         "6.12",
         "lsm=bpf,integrity ima_policy=tcb",
         ("fanotify", "btf", "bpf-lsm", "ima"),
     ),
+    Boot("6.1-bpf", "6.1", "lsm=bpf", ("fanotify", "btf", "bpf-lsm")),
     Boot("5.10", "5.10", "lsm=yama", ("fanotify", "no-bpf-lsm")),
 )
 
@@ -108,16 +132,19 @@ DISKS = {
 # ima_policy=tcb the emulated kernel hashes every file that root reads too, so that boot gets few.
 # The host's own kernel runs what the guests run; `make test` runs all of the group there.
 ROWS = (
-    Row("host", "own", FACTS + VERITY + IMA + TOOLCHAINS + CAPTURE + EBPF + LAUNCHER + TRACED),
-    Row("6.12-nobpf", "overlay", FACTS + TOOLCHAINS + PRODUCTS + EBPF),
+    Row(
+        "host", "own", FACTS + VERITY + IMA + RUN + TOOLCHAINS + CAPTURE + EBPF + LAUNCHER + TRACED
+    ),
+    Row("6.12-nobpf", "overlay", FACTS + TOOLCHAINS_HERE + PRODUCTS + EBPF),
     Row("6.12-nobpf", "ext4", HERE + VERITY + SEALING, ("fs-verity",), 1 << 30),
     Row("6.12-nobpf", "btrfs", HERE, ("fs-verity",)),
     Row("6.12-nobpf", "xfs", HERE, ("no-fs-verity",)),
-    Row("6.1-bpf", "ext4", FACTS + VERITY + CLOCK + EBPF, ("fs-verity",)),
+    Row("6.1-bpf", "ext4", FACTS + VERITY + CLOCK + RUN_HERE + EBPF, ("fs-verity",)),
     Row("6.1-bpf", "btrfs", HERE + VERITY, ("fs-verity",)),
     Row("6.1-bpf", "overlay", HERE),
     Row("6.1-bpf", "tmpfs", HERE, ("no-fs-verity",)),
     Row("6.1-bpf", "xfs", HERE, ("no-fs-verity",)),
+    # eBPF on 6.1 without bpf in lsm=: by tracepoints alone.
     Row("6.1-arm64", "ext4", HERE + MATERIALS + EBPF + LAUNCHER + TRACED, ("fs-verity",)),
     Row("6.12-bpf-ima", "ext4", HERE + IMA + EBPF[1:2], ("fs-verity",)),
     Row("6.12-bpf-ima", "overlay", HERE),
