@@ -153,6 +153,8 @@ int rs_scope_open(rs_engine *engine, int pid, const char *root, const rs_limits 
 		  rs_scope **ret_scope, rs_error *error);
 /* A duplicate of the scope's group: as long as it is open, waiting openers go on waiting. */
 int rs_scope_group(rs_scope *scope, int *ret_fd);
+/* Pid and start time (clock ticks) of the processes seen so far, the first `max`; how many. */
+size_t rs_scope_processes(rs_scope *scope, int *ret_pids, uint64_t *ret_starts, size_t max);
 void rs_scope_progress(rs_scope *scope, rs_counters *ret_counters);
 /* Encoded mounts; the caller frees with rs_free. */
 int rs_scope_mounts(rs_scope *scope, uint8_t **ret_bytes, size_t *ret_length);

@@ -265,6 +265,20 @@ int rs_scope_group(rs_scope *scope, int *ret_fd)
 	return 0;
 }
 
+size_t rs_scope_processes(rs_scope *scope, int *ret_pids, uint64_t *ret_starts, size_t max)
+{
+	size_t count;
+
+	pthread_mutex_lock(&scope->mutex);
+	count = scope->procs.count;
+	for (size_t i = 0; i < count && i < max; i++) {
+		ret_pids[i] = scope->procs.items[i].pid;
+		ret_starts[i] = scope->procs.items[i].start_time;
+	}
+	pthread_mutex_unlock(&scope->mutex);
+	return count;
+}
+
 void rs_scope_progress(rs_scope *scope, rs_counters *ret_counters)
 {
 	pthread_mutex_lock(&scope->mutex);

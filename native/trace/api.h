@@ -105,6 +105,8 @@ int rs_tracer_scope_open(rs_tracer *tracer, int pid, const rs_trace_limits *limi
 /* Drain what the scope's processes did (they are gone), read its counters, forget it. */
 int rs_tracer_scope_finish(rs_tracer *tracer, uint64_t scope, rs_trace_result **ret_result,
 			   rs_trace_error *error);
+/* The scope's processes that live now, at most `max` of them: how many, or -errno. */
+int rs_tracer_scope_members(rs_tracer *tracer, uint64_t scope, uint32_t *ret_pids, int max);
 void rs_tracer_scope_abort(rs_tracer *tracer, uint64_t scope);
 
 /* Owned by the result. Events lie back to back as bpf/event.h has them, without the opens. */

@@ -61,6 +61,11 @@ int rs_map_delete(int fd, const void *key)
 	return map_call(BPF_MAP_DELETE_ELEM, fd, key, NULL);
 }
 
+int rs_map_next(int fd, const void *key, void *ret_next)
+{
+	return map_call(BPF_MAP_GET_NEXT_KEY, fd, key, ret_next);
+}
+
 int rs_program_misses(int fd, uint64_t *ret_misses)
 {
 	struct bpf_prog_info info;

@@ -24,6 +24,7 @@
 
 #include "sysbpf.h"
 
+#define MEMBER_STEPS_MAX  (1 << 18)
 #define DRAIN_SECONDS_MAX 10
 
 void rs_trace_fail(rs_trace_error *error, const char *operation, int code, const char *detail)
@@ -417,4 +418,22 @@ void rs_tracer_scope_abort(rs_tracer *tracer, uint64_t id)
 	settle_writes(tracer, &scope->agg);
 	rs_agg_release(&scope->agg);
 	free(scope);
+}
+
+int rs_tracer_scope_members(rs_tracer *tracer, uint64_t id, uint32_t *ret_pids, int max)
+{
+	int map = tracer->maps[RS_MAP_MEMBERS], count = 0, code;
+	uint32_t key, next;
+
+	/* A key that is deleted meanwhile leads back to the first: so many steps, then it ends. */
+	code = rs_map_next(map, NULL, &next);
+	for (int steps = 0; !code && count < max && steps < MEMBER_STEPS_MAX; steps++) {
+		struct rs_member member = {};
+
+		key = next;
+		if (!rs_map_lookup(map, &key, &member) && member.scope == id)
+			ret_pids[count++] = key;
+		code = rs_map_next(map, &key, &next);
+	}
+	return code && code != -ENOENT ? code : count;
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from typing import Any, Dict, Iterable, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from rootseal import _core  # type: ignore[attr-defined]
 from rootseal.errors import EncodingError, NativeError
@@ -119,6 +119,16 @@ class Scope:
         if code:
             raise NativeError("group", -code, f"group: {os.strerror(-code)}")
         return int(descriptor[0])
+
+    def processes(self) -> List[Tuple[int, int]]:
+        """Pid and start time (clock ticks) of the processes seen so far; none after the end."""
+        with self._lock:
+            if self._handle is None:
+                return []
+            room = int(_lib.rs_scope_processes(self._handle, _ffi.NULL, _ffi.NULL, 0))
+            pids, starts = _ffi.new("int[]", room), _ffi.new("uint64_t[]", room)
+            count = min(room, int(_lib.rs_scope_processes(self._handle, pids, starts, room)))
+        return [(int(pids[i]), int(starts[i])) for i in range(count)]
 
     def progress(self) -> Dict[str, int]:
         """The counters so far; empty once the scope has ended."""

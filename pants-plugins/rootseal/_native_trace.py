@@ -27,6 +27,7 @@ LOSS_NAMES = (
 )
 OFFSETS_TEXT_MAX = 16384
 UNHASHED_MAX = 1000  # opens without a digest that are named; all are counted
+MEMBERS_MAX = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +324,19 @@ class Tracer:
         with self._lock:
             if self._handle is not None:
                 self._lib.rs_tracer_scope_abort(self._handle, scope)
+
+    def members(self, scope: int) -> Tuple[int, ...]:
+        """Process ids of a scope's processes that live, as far as `MEMBERS_MAX` goes.
+
+        Raises:
+            NativeError: The map of members cannot be read.
+        """
+        with self._lock:
+            pids = self._ffi.new("uint32_t[]", MEMBERS_MAX)
+            count = self._lib.rs_tracer_scope_members(self._live(), scope, pids, MEMBERS_MAX)
+        if count < 0:
+            raise NativeError("members", -count, f"members: {os.strerror(-count)}")
+        return tuple(int(pids[i]) for i in range(count))
 
     def close(self) -> None:
         """Detach everything; open scopes are forgotten. May be called twice."""

@@ -355,6 +355,7 @@ class Daemon:
             "recordMemory": self._backends.memory_status(),
             "actions": {"running": running, "queued": self._backends.queued},
             "groupsAwaited": self._backends.groups_awaited,
+            "orphansKilled": self._backends.orphans_killed,
             "activity": self._backends.activity(),
             "counts": self._counts.all(),
         }

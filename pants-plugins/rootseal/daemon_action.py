@@ -23,7 +23,7 @@ from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
 from rootseal.daemon_backends import Backends, open_ima
 from rootseal.daemon_connection import FRAME_SECONDS, Connection
-from rootseal.daemon_peer import Peer, as_user, check_child, check_root
+from rootseal.daemon_peer import Peer, as_user, check_child, check_root, opened_namespace
 from rootseal.daemon_seal import require_fsverity, seal_outputs
 from rootseal.daemon_tools import ToolCache, judge_tools, require_sight
 from rootseal.errors import (
@@ -106,12 +106,10 @@ def run_action(
             stack.enter_context(backends.place())
         connection.send(Frame(FrameType.PREPARED, ((Tag.MODE, _mode(announced, decision)),)))
         described = describe(announced, decision)  # while the launcher makes its child
-        scope = _open_scope(connection, announced, decision, backends)
-        stack.callback(scope.abort)
-        started_at = now_text()
         with contextlib.ExitStack() as running:
-            if decision.backend == "fanotify":
-                running.enter_context(backends.kept(scope, connection.peer.pid))
+            scope = _open_scope(connection, announced, decision, backends, running)
+            stack.callback(scope.abort)
+            started_at = now_text()
             connection.send(Frame(FrameType.ARMED))
             running.enter_context(backends.watched(scope, connection.peer.pid))
             exited = _wait_exited(connection, scope)
@@ -129,9 +127,16 @@ def run_action(
 
 
 def _open_scope(
-    connection: Connection, announced: Announcement, decision: Decision, backends: Backends
+    connection: Connection,
+    announced: Announcement,
+    decision: Decision,
+    backends: Backends,
+    running: contextlib.ExitStack,
 ) -> Scope:
-    """Wait for READY and open the scope for the process that sent it, which blocks until ARMED."""
+    """Wait for READY and open the scope for the process that sent it, which blocks until ARMED.
+
+    `running` is left when the action has ended.
+    """
     deadline = time.monotonic() + FRAME_SECONDS
     kind, sender = connection.receive_ready(deadline)
     if kind != FrameType.READY:
@@ -150,9 +155,15 @@ def _open_scope(
                 scope = backends.open_walk(announced)
             if decision.backend == "ima":
                 scope = open_ima(scope, announced)
-        if _has_ended(process):
+        try:
+            if private:
+                namespace = running.enter_context(opened_namespace(sender.pid))
+                running.enter_context(backends.kept(scope, connection.peer.pid, namespace))
+            if _has_ended(process):
+                raise CaptureError("the action's process ended before it was armed")
+        except BaseException:
             scope.abort()
-            raise CaptureError("the action's process ended before it was armed")
+            raise
     return scope
 
 

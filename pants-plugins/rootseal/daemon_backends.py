@@ -283,8 +283,15 @@ class Backends:
         return scope
 
     @contextlib.contextmanager
-    def kept(self, scope: Any, launcher: int) -> Iterator[None]:
+    def kept(self, scope: Any, launcher: int, namespace: int) -> Iterator[None]:
         """Keep the openers of a fanotify scope waiting even if this daemon dies meanwhile.
+
+        If the launcher is killed instead, what is left of the action dies.
+
+        Args:
+            scope: Of the action.
+            launcher: Its process id.
+            namespace: Descriptor of the action's mount namespace.
 
         Raises:
             CaptureError: That cannot be had: the action must not start.
@@ -293,13 +300,18 @@ class Backends:
             raise CaptureError("a fanotify scope without a keeper")
         group = scope.group()
         try:
-            with self._keeper.holding(group, launcher):
+            with self._keeper.holding(group, launcher, namespace, scope.known_processes):
                 os.close(group)
                 group = -1
                 yield
         finally:
             if group >= 0:
                 os.close(group)
+
+    @property
+    def orphans_killed(self) -> int:
+        """Processes of actions whose launcher was killed."""
+        return 0 if self._keeper is None else self._keeper.orphans_killed
 
     def open_ptrace(self, announced: Announcement) -> PtraceScope:
         """A scope for an action that its launcher traces."""

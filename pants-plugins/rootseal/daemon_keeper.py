@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
+import select
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterable, Iterator, Set, Tuple
 
 from rootseal import keeper
 from rootseal.errors import CaptureError
 
 FULL_SECONDS = 30  # that a keeper leaves its queue full
+END_SECONDS = 10.0  # for the killing of what a launcher left behind; then the keeper goes on
+LAUNCHER_SECONDS = 1.0  # from the end of its connection to that of a launcher that was killed
+Known = Callable[[], Iterable[Tuple[int, int]]]
 _SCRIPT = Path(keeper.__file__).resolve()
+_log = logging.getLogger("rootseal.daemon")
 
 
 class Keeper:
@@ -28,14 +35,21 @@ class Keeper:
         self._lock = threading.Lock()
         self._tokens = itertools.count(1)
         self._socket = _start()
+        self.orphans_killed = 0
+        """Processes that outlived their launcher."""
 
     @contextlib.contextmanager
-    def holding(self, group: int, launcher: int) -> Iterator[None]:
-        """Have a group held until the end of the block; until the launcher's end if that fails.
+    def holding(self, group: int, launcher: int, namespace: int, known: Known) -> Iterator[None]:
+        """Have a group held until the end of the block; until the action's end if that fails.
+
+        When it fails because the launcher was killed, what is left of the action is killed here,
+        while its capture still goes on; what that does not end within seconds is the keeper's.
 
         Args:
             group: Descriptor of the fanotify group.
             launcher: Process id of the action's launcher.
+            namespace: Descriptor of the action's mount namespace.
+            known: Gives processes of the action that may have left it, as `kill_round` has them.
 
         Raises:
             CaptureError: Nobody can hold it: the action must not start.
@@ -46,37 +60,58 @@ class Keeper:
         except OSError as error:
             raise CaptureError(f"the launcher {launcher} is gone: {error.strerror}") from None
         try:
-            self._hold(token, group, process)
+            self._hold(token, group, process, namespace)
+            try:
+                yield
+            except BaseException:
+                self._end_orphans(process, launcher, namespace, known)
+                self._tell(keeper.ORPHAN + token)
+                raise
         finally:
             os.close(process)
-        try:
-            yield
-        except BaseException:
-            self._tell(keeper.ORPHAN + token)
-            raise
         self._tell(keeper.RELEASE + token)
+
+    def _end_orphans(self, process: int, launcher: int, namespace: int, known: Known) -> None:
+        """A launcher that lives kills its action itself; one that was killed cannot."""
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(LAUNCHER_SECONDS * 1000):
+            return
+        found: Set[int] = set()
+        deadline = time.monotonic() + END_SECONDS
+        left = keeper.kill_round(namespace, known())
+        while left and time.monotonic() < deadline:
+            found |= left
+            time.sleep(keeper.ROUND_SECONDS)
+            left = keeper.kill_round(namespace, known())
+        if found:
+            with self._lock:
+                self.orphans_killed += len(found)
+            _log.warning("launcher %d was killed: so were %d of its action", launcher, len(found))
+        if left:
+            _log.warning("launcher %d left processes that do not end: %s", launcher, sorted(left))
 
     def _tell(self, message: bytes) -> None:
         with self._lock, contextlib.suppress(OSError):  # a dead keeper holds nothing
             self._socket.send(message)
 
-    def _hold(self, token: bytes, group: int, process: int) -> None:
+    def _hold(self, token: bytes, *descriptors: int) -> None:
         with self._lock:
             try:
-                self._ask(token, group, process)
+                self._ask(token, descriptors)
             except OSError:
                 self._socket.close()  # it was killed: the actions it watched over run on
                 self._socket = _start()
                 try:
-                    self._ask(token, group, process)
+                    self._ask(token, descriptors)
                 except OSError as error:
                     raise CaptureError(
                         f"the keeper of the capture does not answer ({error}); restart the daemon"
                     ) from None
 
-    def _ask(self, token: bytes, group: int, process: int) -> None:
+    def _ask(self, token: bytes, descriptors: Tuple[int, ...]) -> None:
         """Send it. That is enough: the message in the keeper's queue keeps the group open."""
-        socket.send_fds(self._socket, [keeper.HOLD + token], [group, process])
+        socket.send_fds(self._socket, [keeper.HOLD + token], list(descriptors))
 
     def close(self) -> None:
         """Let it end, once the actions that it still watches over have ended."""

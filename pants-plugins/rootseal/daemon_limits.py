@@ -18,8 +18,9 @@ from rootseal.errors import ConfigError
 from rootseal.executable import rootseal_command
 
 # An action from its place in the line to its end: group, root of the namespace, its own root,
-# mountinfo, a spill file; a copy of the group and a pidfd on their way to the keeper.
-ACTION_DESCRIPTORS = 7
+# mountinfo, the namespace itself, a spill file, a pidfd of the launcher; a copy of the group on its
+# way to the keeper. When the launcher was killed: two more, of the group's share.
+ACTION_DESCRIPTORS = 8
 # While it is armed or finished, beside the events of one read: its process, /proc/self/fd, the file
 # being hashed, and the directories of a walk, one for each level.
 WORK_DESCRIPTORS = 12

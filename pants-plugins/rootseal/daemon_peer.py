@@ -190,6 +190,25 @@ def mount_namespace(pid: int) -> Tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+@contextlib.contextmanager
+def opened_namespace(pid: int) -> Iterator[int]:
+    """A descriptor of a process's mount namespace: as long as it is open, no other is that one.
+
+    Raises:
+        CaptureError: The process is gone, or may not be looked at.
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CaptureError(
+            f"the action's process {pid} cannot be examined: {error.strerror}"
+        ) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @functools.lru_cache(maxsize=1)  # the daemon stays where it is
 def _own_namespace() -> Tuple[int, int]:
     return mount_namespace(os.getpid())

@@ -242,35 +242,128 @@ def test_a_launcher_that_is_killed_leaves_nothing(
         again.verified()
 
 
-def test_a_helper_that_is_killed_starts_nothing(tmp_path: Path, unprivileged_user: Any) -> None:
+@contextlib.contextmanager
+def place_of_user(user: Any) -> Iterator[Path]:
+    """A directory with a sandbox of this user's in it, and a helper that works."""
     place = Path("/var/tmp") / f"rootseal-helper-{os.getpid()}"
     (place / "sandbox").mkdir(parents=True, mode=0o755)
     place.chmod(0o755)
-    os.chown(place / "sandbox", unprivileged_user.uid, unprivileged_user.gid)
+    os.chown(place / "sandbox", user.uid, user.gid)
     helper = place / "rootseal-scope"
     binary = Path(__file__).resolve().parents[2] / "pants-plugins/rootseal/bin/rootseal-scope"
     shutil.copy(binary, helper)
     helper.chmod(0o755)
     subprocess.run(["setcap", "cap_sys_admin+ep", str(helper)], check=True)
     try:
-        with running_daemon(place, "--allow-uid", str(unprivileged_user.uid)) as daemon:
-            (place / "run").chmod(0o755)
-            words = [*strace("unshare", 1), "-f", "-u", unprivileged_user.name]
-
-            def as_user(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-                return subprocess.Popen([*words, *argv], **options)
-
-            using = (HELD, f"--helper={helper}")
-            killed = daemon.run(place / "sandbox", ["mkdir", "ran"], *using, popen=as_user)
-            assert killed.returncode != 0
-            assert not (place / "sandbox" / "ran").exists()
-            nothing_is_left(place / "sandbox", killed)
-            words[:] = ["strace", "-o", "/dev/null", "-u", unprivileged_user.name]
-            fine = daemon.run(place / "sandbox", ["mkdir", "ran"], *using, popen=as_user)
-            assert (fine.returncode, fine.stderr) == (0, "")
-            fine.verified()
+        yield place
     finally:
         shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def daemon_for(place: Path, user: Any) -> Iterator[RunningDaemon]:
+    """A daemon of root's that serves this user."""
+    with running_daemon(place, "--allow-uid", str(user.uid)) as daemon:
+        (place / "run").chmod(0o755)
+        yield daemon
+
+
+def test_a_helper_that_is_killed_starts_nothing(unprivileged_user: Any) -> None:
+    with (
+        place_of_user(unprivileged_user) as place,
+        daemon_for(place, unprivileged_user) as daemon,
+    ):
+        words = [*strace("unshare", 1), "-f", "-u", unprivileged_user.name]
+
+        def as_user(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+            return subprocess.Popen([*words, *argv], **options)
+
+        using = (HELD, f"--helper={place / 'rootseal-scope'}")
+        killed = daemon.run(place / "sandbox", ["mkdir", "ran"], *using, popen=as_user)
+        assert killed.returncode != 0
+        assert not (place / "sandbox" / "ran").exists()
+        nothing_is_left(place / "sandbox", killed)
+        words[:] = ["strace", "-o", "/dev/null", "-u", unprivileged_user.name]
+        fine = daemon.run(place / "sandbox", ["mkdir", "ran"], *using, popen=as_user)
+        assert (fine.returncode, fine.stderr) == (0, "")
+        fine.verified()
+
+
+def test_what_a_killed_launcher_left_behind_the_helper_is_killed(unprivileged_user: Any) -> None:
+    with (
+        place_of_user(unprivileged_user) as place,
+        daemon_for(place, unprivileged_user) as daemon,
+    ):
+
+        def as_user(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+            who = ["setpriv", f"--reuid={unprivileged_user.uid}", "--clear-groups"]
+            return subprocess.Popen([*who, *argv], **options)
+
+        script = "setsid sleep 9999 > /dev/null 2>&1 < /dev/null & echo $! > pids; kill -9 $PPID"
+        using = (HELD, f"--helper={place / 'rootseal-scope'}")
+        done = daemon.run(place / "sandbox", ["sh", "-c", script], *using, popen=as_user)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        pid = int((place / "sandbox" / "pids").read_text())
+        until(lambda: not is_alive(pid), f"{pid} has ended")
+        until(lambda: daemon.status()["orphansKilled"] >= 1, "it is counted")
+        nothing_is_left(place / "sandbox", done)
+
+
+# In the same namespace, in a session of its own; and in another namespace, where no mark is.
+LEAVES_TWO = """
+setsid sleep 9999 > /dev/null 2>&1 < /dev/null & echo $! > pids
+unshare -m setsid sleep 9999 > /dev/null 2>&1 < /dev/null & echo $! >> pids
+until grep -q sleep /proc/$!/comm; do :; done
+kill -KILL $PPID
+exec sleep 9999
+"""
+WAYS = {
+    "fanotify": (HELD, "--option=capture-mode=walk"),
+    "fanotify and ebpf": ("--option=capture-mode=trace:ebpf",),
+    "ptrace": (TRACED,),
+    "fanotify and ptrace": (HELD, TRACED),
+}
+
+
+EBPF = pytest.param("fanotify and ebpf", marks=pytest.mark.requires("ebpf"))
+
+
+@pytest.mark.parametrize("way", [EBPF, *(way for way in WAYS if "ebpf" not in way)])
+def test_what_a_killed_launcher_left_behind_is_killed(
+    tmp_path: Path, sandbox: Path, way: str
+) -> None:
+    """The launcher cannot do it any more: the daemon does, or the kernel where it was a tracer."""
+    with running_daemon(tmp_path) as daemon:
+        bystander = daemon.start(
+            sandbox, ["/bin/sh", "-c", "echo ready; read line"], HELD, record=sandbox / "second"
+        )
+        bystander.stdout.readline()
+        done = daemon.run(sandbox, ["/bin/sh", "-c", LEAVES_TWO], *WAYS[way])
+        assert done.returncode == -signal.SIGKILL
+        pids = [int(pid) for pid in (sandbox / "pids").read_text().split()]
+        until(lambda: not any(map(is_alive, pids)), f"nobody is left of {pids}")
+        nothing_is_left(sandbox, done)
+        until(lambda: daemon.status()["actions"]["running"] == 1, "its scope is dropped")
+        if "ptrace" not in way:
+            assert daemon.status()["orphansKilled"] >= 2
+        assert (daemon.counts()["aborted"], daemon.counts()["recorded"]) == (1, 0)
+        fine = daemon.end(bystander, sandbox / "second", b"go\n")
+        assert fine.returncode == 0  # of another action: nobody touched it
+        fine.verified()
+
+
+def test_walk_signs_nothing_of_what_a_killed_launcher_left_behind(
+    tmp_path: Path, sandbox: Path
+) -> None:
+    """Nothing tells a descendant there from the user's other processes: it runs on, accepted."""
+    with running_daemon(tmp_path) as daemon:
+        script = "setsid sleep 9999 > /dev/null 2>&1 < /dev/null & echo $! > pids; kill -9 $PPID"
+        done = daemon.run(sandbox, ["/bin/sh", "-c", script], WALKED)
+        assert done.returncode == -signal.SIGKILL
+        until(lambda: daemon.status()["actions"]["running"] == 0, "its scope is dropped")
+        nothing_is_left(sandbox, done)
+        assert (daemon.counts()["aborted"], daemon.counts()["recorded"]) == (1, 0)
+        os.kill(int((sandbox / "pids").read_text()), signal.SIGKILL)
 
 
 # --- full disks -----------------------------------------------------------------------------

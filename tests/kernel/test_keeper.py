@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any, List
 
 import pytest
-from running_daemon import RunningDaemon, is_alive, one_line, running_daemon, until
+from rootseal.keeper import kill_round
+from running_daemon import (
+    GIVE_UP_SECONDS,
+    RunningDaemon,
+    is_alive,
+    one_line,
+    running_daemon,
+    until,
+)
 
 HELD = "--option=fanotify=on"
 OPENAT = {"x86_64": "257", "aarch64": "56"}[os.uname().machine]
@@ -140,6 +149,59 @@ def test_a_daemon_and_a_launcher_that_are_killed_leave_no_action_and_no_keeper(
         until(lambda: not is_alive(action), "the action is dead")
         until(lambda: not is_alive(keeper), "the keeper has ended")
     assert not (sandbox / "went-on").exists()
+
+
+FORKS_A_READER = """
+import os, sys
+if os.fork() == 0:
+    os.setsid()
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+    open("secret").read()
+    os.mkdir("went-on")
+os.wait()
+"""
+
+
+def test_a_daemon_and_a_launcher_that_are_killed_leave_no_descendant(
+    tmp_path: Path, sandbox: Path
+) -> None:
+    """The action's own process dies with its launcher; who descends from it dies by the keeper."""
+    with running_daemon(tmp_path) as daemon:
+        process = daemon.start(sandbox, ["/usr/bin/python3", "-c", FORKS_A_READER], HELD)
+        descendant = int(process.stdout.readline())
+        keeper = keeper_of(daemon)
+        stop(daemon.process.pid)
+        command(process)
+        until(lambda: is_opening(descendant), "the descendant waits in open")
+        daemon.kill()
+        process.kill()
+        process.communicate()
+        until(lambda: not is_alive(descendant), "the descendant is dead")
+        until(lambda: not is_alive(keeper), "the keeper has ended")
+    assert not (sandbox / "went-on").exists()
+
+
+def test_only_what_is_in_the_namespace_or_surely_known_is_killed() -> None:
+    """Not for a process id that has come to mean another process, nor for having looked in."""
+    inside = subprocess.Popen(["unshare", "-m", "sleep", "9999"])
+    outside = subprocess.Popen(["sleep", "9999"])
+    own = Path("/proc/self/ns/mnt").stat().st_ino
+    until(lambda: Path(f"/proc/{inside.pid}/ns/mnt").stat().st_ino != own, "it is in its namespace")
+    namespace = os.open(f"/proc/{inside.pid}/ns/mnt", os.O_RDONLY)
+    try:
+        assert kill_round(namespace, [(outside.pid, 1)]) == {inside.pid}
+        assert inside.wait(GIVE_UP_SECONDS) == -signal.SIGKILL
+        assert outside.poll() is None
+        start = int(Path(f"/proc/{outside.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        assert kill_round(namespace, [(outside.pid, 1), (outside.pid, start)]) == set()
+        assert kill_round(namespace, [(outside.pid, 0)]) == {outside.pid}
+        assert outside.wait(GIVE_UP_SECONDS) == -signal.SIGKILL
+    finally:
+        os.close(namespace)
+        for process in (inside, outside):
+            process.kill()
+            process.wait()
 
 
 def test_a_stopped_daemon_lets_no_open_go_on_before_the_launcher_has_killed(

@@ -177,6 +177,10 @@ class EbpfScope:
             unhashed={text: found[name] for name, text in _UNHASHED.items()},
         )
 
+    def members(self) -> Tuple[int, ...]:
+        """Process ids of those that live; none after the end."""
+        return () if self._number is None else self._tracer.native.members(self._number)
+
     def abort(self) -> None:
         """Drop the scope and all it saw. May be called at any time."""
         number, self._number = self._number, None

@@ -198,6 +198,14 @@ class FanotifyScope:
         """A duplicate of the group's descriptor; while it is open, waiting openers wait."""
         return self._scope.group()
 
+    def known_processes(self) -> Sequence[Tuple[int, int]]:
+        """Pid and start time of the processes that have opened something here.
+
+        Without those that began before the action: somebody looked at /proc/PID/root.
+        """
+        seen = self._scope.processes()
+        return [(pid, start) for pid, start in seen if start >= seen[0][1] > 0]
+
     def progress(self) -> Mapping[str, int]:
         """Counters of the C core so far (`events`, `bytes_hashed`, ...); empty after the end."""
         return self._scope.progress()

@@ -47,6 +47,10 @@ class PtraceBeside:
         """A duplicate of the group; its openers wait while it is open."""
         return self._content.group()
 
+    def known_processes(self) -> Sequence[Tuple[int, int]]:
+        """As fanotify says; whom the launcher traces dies with it (PTRACE_O_EXITKILL)."""
+        return self._content.known_processes()
+
     def progress(self) -> Mapping[str, int]:
         """As fanotify says."""
         return self._content.progress()

@@ -30,6 +30,10 @@ class TracedScope:
         """A duplicate of the group; its openers wait while it is open."""
         return self._content.group()
 
+    def known_processes(self) -> Sequence[Tuple[int, int]]:
+        """All that live, as the trace says: no process of the action is unknown to it."""
+        return [(pid, 0) for pid in self._trace.members()] + list(self._content.known_processes())
+
     def progress(self) -> Mapping[str, int]:
         """As fanotify says."""
         return self._content.progress()
