@@ -24,6 +24,7 @@ from running_daemon import (
     GIVE_UP_SECONDS,
     Done,
     RunningDaemon,
+    answers,
     command,
     is_alive,
     one_line,
@@ -437,7 +438,7 @@ def test_a_daemon_whose_state_directory_fills_up_goes_on(
     process = subprocess.Popen(command("daemon", "run", *place, *log), stderr=subprocess.PIPE)
     daemon = RunningDaemon(process, tmp_path / "d.sock", full, full / "log")
     try:
-        until(lambda: daemon.socket.exists(), "it listens")
+        until(lambda: daemon.socket.exists() and answers(daemon), "it has its key, and answers")
         with contextlib.suppress(OSError), (full / "ballast").open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
