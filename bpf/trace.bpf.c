@@ -192,6 +192,13 @@ int BPF_PROG(trace_call, struct pt_regs *saved, long result)
 	regs.a[4] = saved->regs[4];
 	regs.a[5] = saved->regs[5];
 #endif
+#if defined(__TARGET_ARCH_x86)
+	if (rs_was_trapped(result, saved->orig_ax))
+		return 0;
+#else
+	if (rs_was_trapped(result, saved->orig_x0))
+		return 0;
+#endif
 	rs_dispatch(&regs);
 	return 0;
 }

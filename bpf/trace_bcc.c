@@ -99,10 +99,12 @@ int trace_exit(struct bpf_raw_tracepoint_args *context)
 
 #if defined(__x86_64__)
 #define RS_NUMBER    orig_ax
+#define RS_PUT_BACK  orig_ax
 #define RS_ARGUMENTS di, si, dx, r10, r8, r9
 #define RS_COMPAT    bx, cx, dx, si, di, bp
 #else
 #define RS_NUMBER    syscallno
+#define RS_PUT_BACK  orig_x0
 #define RS_ARGUMENTS orig_x0, regs[1], regs[2], regs[3], regs[4], regs[5]
 #endif
 
@@ -173,11 +175,15 @@ static __always_inline int rs_on_write_socket(struct rs_regs *regs)
 	int name(struct bpf_raw_tracepoint_args *context)                                          \
 	{                                                                                          \
 		struct rs_regs regs = {};                                                          \
+		void *saved = (void *)context->args[0];                                            \
+		u64 put_back = 0;                                                                  \
                                                                                                    \
-		if (!rs_fill(&regs, (void *)context->args[0]) || regs.id < (first) ||              \
-		    regs.id > (last))                                                              \
+		if (!rs_fill(&regs, saved) || regs.id < (first) || regs.id > (last))               \
 			return 0;                                                                  \
 		regs.result = (s64)context->args[1];                                               \
+		RS_SAVED(&put_back, RS_PUT_BACK);                                                  \
+		if (rs_was_trapped(regs.result, put_back))                                         \
+			return 0;                                                                  \
 		handler(&regs);                                                                    \
 		return 0;                                                                          \
 	}

@@ -4,7 +4,8 @@
  */
 #pragma once
 
-#define RS_TEXTS 3 /* texts of one call */
+#define RS_SIGSYS_BIT (1ULL << 30) /* signal 31 */
+#define RS_TEXTS      3		   /* texts of one call */
 
 /* What goes with a call: descriptors of its source and target, and its texts (0: an empty one). */
 struct rs_call_parts {
@@ -153,6 +154,21 @@ RS_FN int rs_on_call(struct rs_regs *regs)
 	event->cut = scratch->cut;
 	rs_emit_tail(scratch, regs->scope, RS_LOSS_CALL);
 	return 0;
+}
+
+/*
+ * A seccomp filter of the action's own has trapped the call (SECCOMP_RET_TRAP), so it did not run:
+ * what looks like its result is a register that the kernel has put back, and SIGSYS is on its way.
+ */
+static __always_inline int rs_was_trapped(s64 result, u64 put_back)
+{
+	u64 pending = 0;
+
+	if ((u64)result != put_back)
+		return 0;
+	if (RS_GET(task_pending, (void *)bpf_get_current_task(), &pending))
+		return 0;
+	return (pending & RS_SIGSYS_BIT) != 0;
 }
 
 static __always_inline int rs_dispatch(struct rs_regs *regs)
