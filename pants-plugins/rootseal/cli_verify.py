@@ -13,7 +13,13 @@ from rootseal.bundle import BundleReader
 from rootseal.checks import Check, checking
 from rootseal.cli_output import add_json, emit, printable, progress
 from rootseal.cli_toolchain import add_toolchain, tools_from
-from rootseal.errors import CaptureError, ConfigError, VerificationError
+from rootseal.errors import (
+    CaptureError,
+    ConfigError,
+    KeyFormatError,
+    SignatureError,
+    VerificationError,
+)
 from rootseal.policy import POLICY_BYTES_MAX, Policy, parse_policy, posture_from_text
 from rootseal.rego import check_rego
 from rootseal.verify import (
@@ -97,8 +103,17 @@ def trust_from(
 ) -> Tuple[Tuple[keys.PublicKey, ...], Optional[Tuple[keys.PublicKey, ...]]]:
     """The signing keys and the capture keys that the options name."""
     captures = arguments.capture_key
-    trusted = keys.load_public_keys(arguments.key)
-    return trusted, None if captures is None else keys.load_public_keys(captures)
+    trusted = _public_keys(arguments.key, Check.ROOT_SIGNATURE)
+    return trusted, None if captures is None else _public_keys(captures, Check.RECORD_SIGNATURE)
+
+
+def _public_keys(paths: Sequence[str], check: Check) -> Tuple[keys.PublicKey, ...]:
+    """A file that is no public key has signed nothing: the check that needs it refuses."""
+    with checking(check, SignatureError):
+        try:
+            return keys.load_public_keys(paths)
+        except KeyFormatError as error:
+            raise SignatureError(str(error)) from None
 
 
 def read_root(arguments: argparse.Namespace, bundle: BundleReader) -> VerifiedRoot:

@@ -17,6 +17,10 @@ class ConfigError(Error):
     """The caller asked for something that contradicts itself or does not exist."""
 
 
+class KeyFormatError(ConfigError):
+    """A file that was read is not a key of a supported kind; verification refuses by it."""
+
+
 class EncodingError(Error):
     """Bytes that are not what their format says (or data that its format cannot hold)."""
 

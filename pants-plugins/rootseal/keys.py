@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from rootseal import digest
-from rootseal.errors import ConfigError, SignatureError
+from rootseal.errors import ConfigError, KeyFormatError, SignatureError
 
 ALGORITHMS = ("ed25519", "ecdsa-p256")
 KEY_FILE_BYTES_MAX = 64 * 1024
@@ -132,19 +132,19 @@ def parse_public_key(pem: bytes, *, where: str = "public key") -> PublicKey:
     """Read a public key from PEM.
 
     Raises:
-        ConfigError: Not exactly one PEM public key of a supported kind; says what it is instead.
+        KeyFormatError: Not exactly one PEM public key of a supported kind; says what it is instead.
     """
     label = _one_pem_block(pem, where)
     if "PRIVATE KEY" in label:
-        raise ConfigError(
+        raise KeyFormatError(
             f"{where} holds a private key; give the public one (`rootseal keygen` wrote it: .pub)"
         )
     if label != "PUBLIC KEY":
-        raise ConfigError(f"{where} holds a PEM {label}; a PEM PUBLIC KEY is needed")
+        raise KeyFormatError(f"{where} holds a PEM {label}; a PEM PUBLIC KEY is needed")
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{where} is not a readable PEM public key: {error}") from None
+        raise KeyFormatError(f"{where} is not a readable PEM public key: {error}") from None
     return PublicKey(_spki(_supported_public(key, where)))
 
 
@@ -152,23 +152,23 @@ def parse_private_key(pem: bytes, *, where: str = "private key") -> KeyFileSigne
     """Read an unencrypted private key from PEM.
 
     Raises:
-        ConfigError: Not exactly one PEM private key of a supported kind; says what it is instead.
+        KeyFormatError: Not exactly one PEM private key of a supported kind; says what it is.
     """
     label = _one_pem_block(pem, where)
     if "PRIVATE KEY" not in label:
-        raise ConfigError(f"{where} holds a PEM {label}; a private key is needed to sign")
+        raise KeyFormatError(f"{where} holds a PEM {label}; a private key is needed to sign")
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
-        raise ConfigError(
+        raise KeyFormatError(
             f"{where} is encrypted; decrypt it (`openssl pkey -in KEY -out KEY2`) or use a key URI"
         ) from None
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{where} is not a readable PEM private key: {error}") from None
+        raise KeyFormatError(f"{where} is not a readable PEM private key: {error}") from None
     if isinstance(key, (ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey)):
         _supported_public(key.public_key(), where)
         return KeyFileSigner(key)
-    raise ConfigError(f"{where} is of another kind; use {' or '.join(ALGORITHMS)}")
+    raise KeyFormatError(f"{where} is of another kind; use {' or '.join(ALGORITHMS)}")
 
 
 def load_public_key(path: Union[str, Path]) -> PublicKey:
@@ -369,14 +369,14 @@ def _read_file(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}") from None
     if len(data) > KEY_FILE_BYTES_MAX:
-        raise ConfigError(f"{path} is too large to be a key file")
+        raise KeyFormatError(f"{path} is too large to be a key file")
     return data
 
 
 def _one_pem_block(pem: bytes, where: str) -> str:
     match = _PEM.fullmatch(pem.strip() + b"\n")
     if match is None:
-        raise ConfigError(f"{where} is not a PEM key file (one -----BEGIN … KEY----- block)")
+        raise KeyFormatError(f"{where} is not a PEM key file (one -----BEGIN … KEY----- block)")
     return match.group(1).decode("ascii")
 
 
@@ -385,7 +385,7 @@ def _supported_public(key: object, where: str) -> PublicKeyTypes:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return key
-    raise ConfigError(f"{where} is of another kind; use {' or '.join(ALGORITHMS)}")
+    raise KeyFormatError(f"{where} is of another kind; use {' or '.join(ALGORITHMS)}")
 
 
 def _spki(key: PublicKeyTypes) -> bytes:

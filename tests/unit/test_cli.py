@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -30,6 +31,13 @@ from rootseal.errors import (
 from rootseal.observation import Mutation, Mutations, MutationTime
 
 CAPTURE = keys.generate("ed25519")
+RSA = """-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDOmjr0auFo+LqqsXzEkSnZDhhk
+X5lpYlFU3iDIvtu2KU2ZC/N/c5pGYaqwgat6EQzzg8w1Vs2ZifY4RIts022mM9bU
+ebX/18MVaTyXhxoCD7Oy6RbH8PnPvWpJmuzhEoND6gZMqU9GHGuvdLp+Vqxj83Pd
+P+BLpes0NjRnv3gH9wIDAQAB
+-----END PUBLIC KEY-----
+"""
 
 
 class Build:
@@ -104,9 +112,19 @@ def test_verify_in_json(build: Build, run: Any) -> None:
     ("arguments", "code", "words"),
     [
         (["--key", "other.pub"], 1, "refused: check 3 (root-signature)"),
-        (["--key", "sign.key"], 2, "holds a private key"),
         (["--key", "none.pub"], 2, "cannot read the key"),
-        (["--key", "app.bin"], 2, "not a PEM key file"),
+        (["--key", "records"], 2, "is not a regular file"),
+        (["--key", "app.bin"], 1, "refused: check 3 (root-signature): {app.bin} is not a PEM key"),
+        (["--key", "sign.key"], 1, "check 3 (root-signature): {sign.key} holds a private key"),
+        (["--key", "rsa.pub"], 1, "check 3 (root-signature): {rsa.pub} is of another kind"),
+        (["--key", "cut.pub"], 1, "check 3 (root-signature): {cut.pub} is not a readable PEM"),
+        (["--key", "long.pub"], 1, "check 3 (root-signature): {long.pub} is too large"),
+        (["--key", "sign.pub", "--key", "app.bin"], 1, "check 3 (root-signature): {app.bin} is"),
+        (
+            ["--key", "sign.pub", "--capture-key", "app.bin"],
+            1,
+            "check 10 (record-signature): {app.bin} is not a PEM key",
+        ),
         ([], 2, "--key"),
         (["--key", "sign.pub", "--artifact", "manifest.json"], 1, "check 5 (artifacts)"),
         (["--key", "sign.pub", "--artifact", "none"], 2, "cannot read the artifact"),
@@ -124,11 +142,15 @@ def test_verify_refuses_in_one_line(
 ) -> None:
     (build.path / "sealed.toml").write_text('required_posture = "sealed"\n')
     (build.path / "odd.toml").write_text('colour = "blue"\n')
+    (build.path / "rsa.pub").write_text(RSA)
+    (build.path / "cut.pub").write_text(RSA.replace(RSA.splitlines()[2] + "\n", ""))
+    (build.path / "long.pub").write_text(RSA * 1000)
     full = [build.of(item) if (build.path / item).exists() else item for item in arguments]
     found, out, err = run("verify", build.of("b.rootseal"), *full)
     assert (found, out) == (code, "")
     assert err.startswith("rootseal: ")
-    assert words in err
+    assert code == 2 or len(err.splitlines()) == 1
+    assert re.sub(r"{(.*)}", lambda name: build.of(name[1]), words) in err
 
 
 def test_a_refusal_in_json_has_the_check(build: Build, run: Any) -> None:
