@@ -202,7 +202,7 @@ class PantsRepo:
         text = (self.dist / "rootseal" / "manifest.json").read_text("utf-8")
         return Manifest(json.loads(text))
 
-    def verify(self) -> None:
+    def verify(self, *options: str) -> None:
         """Verify the bundle with every artifact; fails the test if it is refused."""
         artifacts = [
             word
@@ -215,7 +215,7 @@ class PantsRepo:
         if not key.exists():
             shutil.copy(self.signing_key(), key)
         bundle = self.dist / "rootseal" / "build.rootseal"
-        self.command("verify", str(bundle), "--key", str(key), *artifacts).succeeded()
+        self.command("verify", str(bundle), "--key", str(key), *artifacts, *options).succeeded()
 
     def signing_key(self) -> Path:
         """The public key of the user's signing key."""

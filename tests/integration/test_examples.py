@@ -11,6 +11,7 @@ from typing import Iterator
 import pytest
 from pants_repo import REPO, PantsRepo, find_executables
 
+POLICY = REPO / "examples" / "policy"
 PEXES = ("invoice.pex", "report.pex")
 
 
@@ -40,7 +41,8 @@ def test_everything_is_attested_and_pex_files_are_those_of_plain_pants(
     captured.start_daemon("state")
     try:
         captured.run("package", "::").succeeded()
-        captured.verify()
+        captured.verify("--policy", str(POLICY / "recommended.toml"))
+        captured.verify("--rego", str(POLICY / "recommended.rego"))
         targets = {item["address"]: item for item in captured.manifest().document["targets"]}
         names = {item["name"] for target in targets.values() for item in target["artifacts"]}
         assert {*PEXES, "tools.tar.gz"} < names
