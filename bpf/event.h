@@ -103,6 +103,8 @@ enum rs_call {
 	RS_CALL_FTRUNCATE = 45,
 	RS_CALL_MKNOD = 46,
 	RS_CALL_MKNODAT = 47,
+	RS_CALL_TRUNCATE64 = 48, /* 32-bit x86 only, as the next: a length of two words */
+	RS_CALL_FTRUNCATE64 = 49,
 	/* The rest: recorded with their arguments. */
 	RS_CALL_MEMFD_CREATE = 50,
 	RS_CALL_PTRACE = 51,
@@ -134,6 +136,10 @@ enum rs_call {
 	RS_CALL_FOREIGN_ABI = 77,   /* a call of an ABI that the tables do not cover (x32) */
 	RS_CALL_FSCONFIG = 78,
 	RS_CALL_FILE_OPEN = 79, /* any open that a security module is asked about */
+	RS_CALL_OPEN_TREE_ATTR = 80,
+	RS_CALL_MEMFD_SECRET = 81,
+	RS_CALL_UMOUNT = 82,   /* 32-bit x86 only: without flags */
+	RS_CALL_OLD_MMAP = 83, /* 32-bit x86 only: arguments in memory */
 };
 
 /* Every event begins with this. */

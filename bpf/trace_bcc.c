@@ -116,7 +116,7 @@ int trace_exit(struct bpf_raw_tracepoint_args *context)
 #define RS_SAVED_LIST(to, list) RS_SAVED_ALL(to, list)
 
 /* Call and arguments from the saved registers; 0 if the call is not of interest. */
-static __always_inline int rs_fill(struct rs_regs *regs, void *saved)
+static __always_inline int rs_fill(struct rs_regs *regs, void *saved, s64 result)
 {
 	struct rs_call_ids *ids;
 	struct rs_member *member;
@@ -140,6 +140,7 @@ static __always_inline int rs_fill(struct rs_regs *regs, void *saved)
 	if (!member)
 		return 0;
 	regs->scope = member->scope;
+	regs->result = result;
 	regs->id = ids->native;
 #if defined(__x86_64__)
 	{
@@ -153,6 +154,7 @@ static __always_inline int rs_fill(struct rs_regs *regs, void *saved)
 		RS_SAVED_LIST(regs->a, RS_COMPAT);
 		for (int i = 0; i < 6; i++)
 			regs->a[i] = (u32)regs->a[i];
+		rs_compat_call(regs);
 		return 1;
 	}
 #endif
@@ -178,9 +180,9 @@ static __always_inline int rs_on_write_socket(struct rs_regs *regs)
 		void *saved = (void *)context->args[0];                                            \
 		u64 put_back = 0;                                                                  \
                                                                                                    \
-		if (!rs_fill(&regs, saved) || regs.id < (first) || regs.id > (last))               \
+		if (!rs_fill(&regs, saved, (s64)context->args[1]) || regs.id < (first) ||          \
+		    regs.id > (last))                                                              \
 			return 0;                                                                  \
-		regs.result = (s64)context->args[1];                                               \
 		RS_SAVED(&put_back, RS_PUT_BACK);                                                  \
 		if (rs_was_trapped(regs.result, put_back))                                         \
 			return 0;                                                                  \
@@ -196,4 +198,4 @@ RS_CALL_PROGRAM(trace_connect, RS_CALL_CONNECT, RS_CALL_BIND, rs_on_connect)
 RS_CALL_PROGRAM(trace_fileop, RS_CALL_RENAME, RS_CALL_MKNODAT, rs_on_fileop)
 RS_CALL_PROGRAM(trace_handle, RS_CALL_OPEN_BY_HANDLE_AT, RS_CALL_OPEN_BY_HANDLE_AT, rs_on_call)
 RS_CALL_PROGRAM(trace_copy, RS_CALL_SENDFILE, RS_CALL_SPLICE, rs_on_call)
-RS_CALL_PROGRAM(trace_call, RS_CALL_MEMFD_CREATE, RS_CALL_FSCONFIG, rs_on_call)
+RS_CALL_PROGRAM(trace_call, RS_CALL_MEMFD_CREATE, RS_CALL_MEMFD_SECRET, rs_on_call)

@@ -68,6 +68,7 @@ RS_FN int rs_call_parts(struct rs_regs *regs, struct rs_call_parts *parts)
 		parts->text[2] = regs->a[2];
 		return 1;
 	case RS_CALL_OPEN_TREE:
+	case RS_CALL_OPEN_TREE_ATTR:
 	case RS_CALL_FSPICK:
 	case RS_CALL_MOUNT_SETATTR:
 		parts->texts = 1;
@@ -173,8 +174,8 @@ static __always_inline int rs_was_trapped(s64 result, u64 put_back)
 
 static __always_inline int rs_dispatch(struct rs_regs *regs)
 {
-	if (regs->id == RS_CALL_SOCKETCALL)
-		rs_socketcall(regs);
+	if (regs->compat)
+		rs_compat_call(regs);
 	if (regs->id == RS_CALL_NONE)
 		return 0;
 	if (regs->id <= RS_CALL_OPEN_BY_HANDLE_AT) {

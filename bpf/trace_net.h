@@ -183,7 +183,7 @@ RS_FN int rs_on_send(struct rs_regs *regs)
 	return rs_first_bytes(regs, data, what);
 }
 
-/* 32-bit x86 multiplexes the socket calls. */
+/* 32-bit x86 multiplexes the socket calls (linux/net.h). */
 RS_FN void rs_socketcall(struct rs_regs *regs)
 {
 	u32 words[6] = {};
@@ -206,10 +206,41 @@ RS_FN void rs_socketcall(struct rs_regs *regs)
 		regs->id = RS_CALL_BIND;
 	else if (which == 3)
 		regs->id = RS_CALL_CONNECT;
-	else if (which == 11)
+	else if (which == 9 || which == 11) /* send, sendto */
 		regs->id = RS_CALL_SENDTO;
 	else if (which == 16)
 		regs->id = RS_CALL_SENDMSG;
+	else if (which == 20)
+		regs->id = RS_CALL_SENDMMSG;
+	if (which == 9) /* has four arguments: no address */
+		words[4] = words[5] = 0;
 	for (int i = 0; i < 6; i++)
 		regs->a[i] = words[i];
+}
+
+/* A 32-bit x86 call that a 64-bit program makes otherwise becomes that one. */
+RS_FN void rs_compat_call(struct rs_regs *regs)
+{
+	u32 words[4] = {};
+
+	if (!regs)
+		return;
+	if (regs->id == RS_CALL_SOCKETCALL) {
+		rs_socketcall(regs);
+	} else if (regs->id == RS_CALL_TRUNCATE64 || regs->id == RS_CALL_FTRUNCATE64) {
+		regs->id = regs->id == RS_CALL_TRUNCATE64 ? RS_CALL_TRUNCATE : RS_CALL_FTRUNCATE;
+		regs->a[1] |= regs->a[2] << 32;
+	} else if (regs->id == RS_CALL_UMOUNT) {
+		regs->id = RS_CALL_UMOUNT2;
+		regs->a[1] = 0;
+	} else if (regs->id == RS_CALL_OLD_MMAP) {
+		regs->id = RS_CALL_MMAP;
+		if (RS_READ_USER(words, sizeof(words), (void *)regs->a[0])) {
+			if (regs->result != -RS_EFAULT)
+				rs_count(regs->scope, RS_LOSS_UNREADABLE);
+			regs->id = RS_CALL_NONE;
+		}
+		regs->a[2] = words[2];
+		regs->a[3] = words[3];
+	}
 }

@@ -79,6 +79,10 @@ def wrote(path: str, size: int) -> Expected:
     return some("writes", path=path, bytes=size)
 
 
+def truncated(path: str, size: int) -> Expected:
+    return some("truncations", path=path, bytes=size)
+
+
 def burst_text(number: int) -> str:
     return f"burst file number {number} with about fifty bytes in it\n"
 
@@ -290,6 +294,9 @@ TABLE: Mapping[str, Wanted] = {
         unlike=(MOUNTED,),
     ),
     "open_tree": Wanted(calls=some("open_tree", path="d"), code=None, unlike=(MOUNTED,)),
+    "open_tree_attr": Wanted(
+        calls=some("open_tree_attr", path="d"), code=None, unlike=(MOUNTED,), since=(6, 15)
+    ),
     "fspick": Wanted(calls=some("fspick", path="/"), code=None, unlike=(LEFT,)),
     "mount_setattr": Wanted(
         calls=some("mount_setattr", path="d"), code=None, unlike=(LEFT,), since=(5, 12)
@@ -327,7 +334,29 @@ TABLE: Mapping[str, Wanted] = {
     ),
     "process_vm_writev": Wanted(calls=some("process_vm_writev")),
     "burst": Wanted(materials={f"burst/{i}": burst_text(i) for i in range(BURST)}),
-    "int80_open": like(READS, code=None),
+    "memfd_secret": Wanted(calls=some("memfd_secret"), since=(5, 14)),
+    "int80_open": READS,
+    "int80_umount": Wanted(calls=some("umount2", target="d", flags=0)),
+    "int80_mmap": Wanted(calls=some("mmap", writable="no", anonymous="yes")),
+    "int80_truncate64": Wanted(
+        products={"in": "in"},
+        ops=(*truncated("in", 2**32 + 3), *truncated("in", 2)),
+    ),
+    "int80_ftruncate64": Wanted(
+        products={"out": "\0\0\0"},
+        ops=(*truncated("out", 2**32 + 3), *truncated("out", 3)),
+    ),
+    "int80_bind": Wanted(network=some("binds", family="AF_INET", address="127.0.0.1", result=0)),
+    "int80_connect": Wanted(
+        network=(
+            *some("sockets", family="AF_INET", type="SOCK_STREAM"),
+            *some("connections", address="127.0.0.1", port=1, result=-111),
+        )
+    ),
+    "int80_send_dns": Wanted(network=DNS),
+    "int80_sendto_dns": Wanted(network=DNS),
+    "int80_sendmsg_dns": Wanted(network=DNS),
+    "int80_sendmmsg_dns": Wanted(network=DNS),
 }
 X32 = "x32_open"  # a row of its own in docs/backends.md: most kernels have no x32
 

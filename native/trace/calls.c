@@ -22,6 +22,12 @@ struct call_number {
 #ifndef __NR_fchmodat2
 #define __NR_fchmodat2 452
 #endif
+#ifndef __NR_memfd_secret
+#define __NR_memfd_secret 447
+#endif
+#ifndef __NR_open_tree_attr
+#define __NR_open_tree_attr 467
+#endif
 
 #define CALL(name, id)                                                                             \
 	{                                                                                          \
@@ -73,10 +79,12 @@ static const struct call_number native_calls[] = {
     CALL(truncate, TRUNCATE),
     CALL(ftruncate, FTRUNCATE),
     CALL(memfd_create, MEMFD_CREATE),
+    CALL(memfd_secret, MEMFD_SECRET),
     CALL(ptrace, PTRACE),
     CALL(mount, MOUNT),
     CALL(umount2, UMOUNT2),
     CALL(open_tree, OPEN_TREE),
+    CALL(open_tree_attr, OPEN_TREE_ATTR),
     CALL(move_mount, MOVE_MOUNT),
     CALL(fsopen, FSOPEN),
     CALL(fsconfig, FSCONFIG),
@@ -110,6 +118,7 @@ static const struct call_number compat_calls[] = {
     {14, RS_CALL_MKNOD},
     {15, RS_CALL_CHMOD},
     {21, RS_CALL_MOUNT},
+    {22, RS_CALL_UMOUNT},
     {26, RS_CALL_PTRACE},
     {38, RS_CALL_RENAME},
     {40, RS_CALL_RMDIR},
@@ -118,6 +127,7 @@ static const struct call_number compat_calls[] = {
     {63, RS_CALL_DUP2},
     {66, RS_CALL_SETSID},
     {83, RS_CALL_SYMLINK},
+    {90, RS_CALL_OLD_MMAP},
     {92, RS_CALL_TRUNCATE},
     {93, RS_CALL_FTRUNCATE},
     {94, RS_CALL_FCHMOD},
@@ -130,8 +140,8 @@ static const struct call_number compat_calls[] = {
     {181, RS_CALL_PWRITE64},
     {187, RS_CALL_SENDFILE},
     {192, RS_CALL_MMAP},
-    {193, RS_CALL_TRUNCATE},
-    {194, RS_CALL_FTRUNCATE},
+    {193, RS_CALL_TRUNCATE64},
+    {194, RS_CALL_FTRUNCATE64},
     {217, RS_CALL_PIVOT_ROOT},
     {239, RS_CALL_SENDFILE},
     {295, RS_CALL_OPENAT},
@@ -170,7 +180,9 @@ static const struct call_number compat_calls[] = {
     {435, RS_CALL_CLONE3},
     {437, RS_CALL_OPENAT2},
     {442, RS_CALL_MOUNT_SETATTR},
+    {447, RS_CALL_MEMFD_SECRET},
     {452, RS_CALL_FCHMODAT2},
+    {467, RS_CALL_OPEN_TREE_ATTR},
 };
 #endif
 

@@ -14,7 +14,12 @@ from rootseal.capture import trace_names
 Details = Tuple[Tuple[str, Union[int, str]], ...]
 
 # Names that one architecture has for the call of another.
-_SAME = {"mmap2": "mmap", "sendfile64": "sendfile", "pkey_mprotect": "mprotect"}
+_SAME = {
+    "mmap2": "mmap",
+    "sendfile64": "sendfile",
+    "pkey_mprotect": "mprotect",
+    "umount": "umount2",
+}
 
 # For each call: which argument has which name, and the names of its texts.
 _NUMBERS: Mapping[str, Mapping[str, int]] = {
@@ -39,7 +44,6 @@ TEXTS: Mapping[str, Tuple[str, ...]] = {
     "prctl": ("name",),
     "mount": ("source", "target", "type"),
     "umount2": ("target",),
-    "umount": ("target",),
     "chroot": ("path",),
     "fsopen": ("type",),
     "uselib": ("path",),

@@ -76,6 +76,8 @@ CALLS: Mapping[int, str] = {
     77: "foreign_abi",
     78: "fsconfig",
     79: "file_open",
+    80: "open_tree_attr",
+    81: "memfd_secret",
 }
 
 PRCTL: Mapping[int, str] = {
