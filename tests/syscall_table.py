@@ -313,6 +313,7 @@ TABLE: Mapping[str, Wanted] = {
     "mprotect": Wanted(calls=some("mprotect", writable="no")),
     "mmap_exec": Wanted(calls=some("mmap", writable="no", anonymous="yes")),
     "prctl_name": Wanted(calls=some("prctl", option="PR_SET_NAME", name="renamed")),
+    "prctl_repeated": Wanted(calls=some("prctl", name="again", count=4)),
     "prctl_dumpable": Wanted(
         materials={"in": IN}, calls=some("prctl", option="PR_SET_DUMPABLE", value=0)
     ),
@@ -455,7 +456,7 @@ def check_deeds(seen: Seen, row: Wanted) -> None:
     for name, fields in row.calls:
         events = [event for p in seen.processes for event in p["syscallEvents"]]
         same = [
-            {**event["details"], "verdict": event["verdict"]}
+            {**event["details"], "verdict": event["verdict"], "count": event["count"]}
             for event in events
             if event["syscall"] == name
         ]

@@ -11,6 +11,7 @@
 #include "agg.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -286,6 +287,47 @@ static void keep_once(struct rs_agg *agg, const struct rs_call_event *event, siz
 		entry->offset = offset;
 }
 
+/* From its arguments on an event says the same again and again; before them is when and who. */
+#define SAME_FROM offsetof(struct rs_call_event, args)
+
+/* The same arguments, texts and result. The kept event has 0 in `repeats` when it is compared. */
+static int same_call(const struct rs_agg *agg, const struct rs_agg_seen *entry,
+		     const struct rs_call_event *event, size_t length)
+{
+	const struct rs_call_event *kept = (const void *)(agg->events + entry->offset);
+	struct rs_call_event head;
+
+	if (entry->offset == NOT_KEPT || kept->head.size != ((length + 7) & ~(size_t)7))
+		return 0;
+	memcpy(&head, kept, sizeof(head));
+	head.repeats = event->repeats;
+	return !memcmp((const uint8_t *)&head + SAME_FROM, (const uint8_t *)event + SAME_FROM,
+		       sizeof(head) - SAME_FROM) &&
+	       !memcmp(kept + 1, event + 1, length - sizeof(head));
+}
+
+/* Keep a call, unless one that is equal in all was kept: a loop costs one event. */
+static void keep_if_new(struct rs_agg *agg, const struct rs_call_event *event, size_t length)
+{
+	struct rs_agg_seen key = {.tgid = event->head.tgid, .call = event->call}, *entry;
+	const uint8_t *bytes = (const uint8_t *)event;
+	size_t offset = agg->event_bytes;
+
+	for (size_t at = SAME_FROM; at < length; at++)
+		key.word[at & 3] = key.word[at & 3] * 0x100000001b3ULL + bytes[at];
+	if (repeated(agg, &key, &entry)) {
+		if (same_call(agg, entry, event, length))
+			((struct rs_call_event *)(agg->events + entry->offset))->repeats++;
+		else
+			keep(agg, event, length);
+		return;
+	}
+	if (keep(agg, event, length))
+		offset = NOT_KEPT;
+	if (entry)
+		entry->offset = offset;
+}
+
 static void add_call(struct rs_agg *agg, const struct rs_call_event *event, size_t length)
 {
 	struct rs_agg_seen key = {.tgid = event->head.tgid, .call = event->call};
@@ -306,7 +348,7 @@ static void add_call(struct rs_agg *agg, const struct rs_call_event *event, size
 	case RS_CALL_FOREIGN_ABI:
 		break;
 	default:
-		keep(agg, event, length);
+		keep_if_new(agg, event, length);
 		return;
 	}
 	key.word[0] = event->file[0].ino;

@@ -154,7 +154,8 @@ class SyscallEvent:
 
     Attributes:
         syscall: Its name; `io_uring_openat` for an open that a ring asked for.
-        result: What it returned (negative errno on failure); None if nobody waited for it.
+        result: What it returned (negative errno on failure); None if nobody waited for it, or if
+            it is an address (`mmap`).
         details: Named arguments: numbers, flags as text, or paths; sorted by name.
         time_ns: When; the first time where equal calls are one event.
         count: How many equal calls this event stands for.

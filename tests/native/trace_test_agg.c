@@ -167,6 +167,35 @@ static void test_equal_calls_are_one(void)
 	rs_trace_result_free(result);
 }
 
+/* Calls without a rule of their own: one only where arguments, texts and result are the same. */
+static void test_a_loop_of_calls_is_one(void)
+{
+	_Alignas(8) uint8_t bytes[RS_HEAD_BYTES + 4] = {0};
+	struct rs_call_event *call = (void *)bytes;
+	size_t kept = (sizeof(bytes) + 7) & ~(size_t)7;
+
+	begin(wide);
+	call->head = (struct rs_event){.type = RS_EVENT_CALL, .size = sizeof(bytes), .tgid = 7};
+	call->call = RS_CALL_PRCTL;
+	call->text_len = 4;
+	memcpy(bytes + RS_HEAD_BYTES, "one", 4);
+	for (int i = 0; i < 5; i++) {
+		call->head.time_ns++;
+		call->head.tid++;
+		feed(bytes);
+	}
+	CHECK(result->agg.event_bytes == kept);
+	CHECK(((struct rs_call_event *)result->agg.events)->repeats == 4);
+	memcpy(bytes + RS_HEAD_BYTES, "two", 4);
+	feed(bytes);
+	call->result = -1;
+	feed(bytes);
+	call->head.tgid = 8;
+	feed(bytes);
+	CHECK(result->agg.event_bytes == 4 * kept && result->agg.counters.repeats == 4);
+	rs_trace_result_free(result);
+}
+
 int main(void)
 {
 	test_each_reason_of_the_ledger();
@@ -174,5 +203,6 @@ int main(void)
 	test_tables_grow();
 	test_events_that_lie_are_malformed();
 	test_equal_calls_are_one();
+	test_a_loop_of_calls_is_one();
 	return 0;
 }

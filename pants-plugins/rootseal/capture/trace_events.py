@@ -12,7 +12,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from rootseal import canonical, digest
 from rootseal.capture import trace_names
-from rootseal.capture.call_details import FILE_CALLS, call_details
+from rootseal.capture.call_details import FILE_CALLS, Details, call_details
 from rootseal.capture.network_log import NetworkLog
 from rootseal.capture.paths import relative_as_given
 from rootseal.observation import ProcessRecord
@@ -49,6 +49,8 @@ TAIL = 256  # RS_HEAD_BYTES
 _CONN_DNS = 2
 _MODE_KINDS = {0o140000: b"socket", 0o010000: b"pipe"}
 _CUT_AREA = 4 | 8
+_NO_RESULT = ("io_uring_open", "mmap")  # of mmap only the address, which differs from run to run
+_CallKey = Tuple[str, Details, bool]
 
 
 def kernel_path(walk: bytes, name: bytes) -> bytes:
@@ -97,7 +99,14 @@ class _Process:
     perms: List[PermChange] = dataclasses.field(default_factory=list)
     links: List[Link] = dataclasses.field(default_factory=list)
     truncations: List[Truncation] = dataclasses.field(default_factory=list)
-    calls: List[SyscallEvent] = dataclasses.field(default_factory=list)
+    calls: Dict[_CallKey, SyscallEvent] = dataclasses.field(default_factory=dict)
+
+    def call(self, event: SyscallEvent) -> None:
+        """Keep a call; equal ones are one with a count, whatever they returned if all succeeded."""
+        key = (event.syscall, event.details, event.result is not None and event.result < 0)
+        same = self.calls.get(key)
+        count = event.count + (same.count if same else 0)
+        self.calls[key] = dataclasses.replace(same or event, count=count)
 
     def record(
         self, specbypassisvuln: Optional[bool], environments: Dict[bytes, Environ]
@@ -129,7 +138,7 @@ class _Process:
                     tuple(self.links),
                     tuple(self.truncations),
                 ),
-                syscall_events=tuple(self.calls),
+                syscall_events=tuple(self.calls.values()),
             ),
         )
 
@@ -258,7 +267,7 @@ class Reader:
         process.cut |= bool(cut)
         if name.startswith("mknod"):
             details = (("mode", value & 0o177777), ("path", canonical.path_text(first)))
-            process.calls.append(SyscallEvent("mknod", 0, details, time_ns))
+            process.call(SyscallEvent("mknod", 0, details, time_ns))
         elif name.startswith("rename"):
             process.renames.append(Rename(first, second, time_ns))
         elif name.startswith("symlink"):
@@ -300,8 +309,8 @@ class Reader:
         if name in FILE_CALLS:
             texts = self._files(event, walk0, walk1)
         details = call_details(name, event.fields[:6], texts)
-        result = None if name == "io_uring_open" else event.fields[6]
-        process.calls.append(SyscallEvent(name, result, details, event.time_ns, 1 + repeats))
+        result = None if name in _NO_RESULT else event.fields[6]
+        process.call(SyscallEvent(name, result, details, event.time_ns, 1 + repeats))
 
     def _files(self, event: _Event, walk0: int, walk1: int) -> List[bytes]:
         """Paths of the files of a call; of what has none its kind."""
