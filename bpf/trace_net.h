@@ -17,17 +17,81 @@ RS_FN u64 rs_user_word(u64 address, u32 index, u32 compat)
 	return wide;
 }
 
-/* The first bytes of a connection, and every DNS query. */
-RS_FN int rs_first_bytes(struct rs_regs *regs, u64 address, u32 kind)
+#define RS_PIECES_MAX	4 /* of a vector; a name lies in the first */
+#define RS_MSG_FASTOPEN 0x20000000
+
+/* What a call has sent: one piece, or those of an array of struct iovec. */
+struct rs_sent {
+	u64 data;
+	u64 vector; /* 0: none */
+	u64 pieces;
+	u64 bytes; /* at most, of all pieces */
+};
+
+/* Append a piece, as far as there is room. */
+RS_GLOBAL int rs_payload_piece(struct rs_scratch *scratch, u64 address, u64 len)
 {
-	struct rs_scratch *scratch = rs_scratch_get(RS_PROGRAM_CALL, regs->scope, RS_LOSS_NETWORK);
-	struct rs_payload_event *event;
-	u64 len = RS_PAYLOAD_BYTES;
+	u32 tail;
 
 	if (!scratch)
 		return 0;
-	if (regs->result >= 0 && regs->result < RS_PAYLOAD_BYTES)
-		len = (u64)regs->result;
+	tail = scratch->tail;
+	if (!len || tail >= RS_PAYLOAD_BYTES)
+		return 0;
+	if (len > RS_PAYLOAD_BYTES - tail)
+		len = RS_PAYLOAD_BYTES - tail;
+	RS_OPAQUE(tail);
+	RS_OPAQUE(len);
+	if (len > RS_PAYLOAD_BYTES)
+		return 0;
+	if (RS_READ_USER(&scratch->data[RS_HEAD_BYTES + (tail & (RS_PAYLOAD_BYTES - 1))], len,
+			 (void *)address))
+		scratch->cut |= RS_CUT_NAME;
+	else
+		scratch->tail = tail + (u32)len;
+	return 0;
+}
+
+RS_FN void rs_payload(struct rs_regs *regs, struct rs_scratch *scratch, struct rs_sent *sent)
+{
+	u64 left, len;
+
+	if (!regs || !scratch || !sent)
+		return;
+	left = sent->bytes;
+	if (!sent->vector) {
+		rs_payload_piece(scratch, sent->data, left);
+		return;
+	}
+	for (u32 i = 0; i < RS_PIECES_MAX; i++) {
+		if (i >= sent->pieces)
+			break;
+		len = rs_user_word(sent->vector, 2 * i + 1, regs->compat);
+		if (len > left)
+			len = left;
+		left -= len;
+		rs_payload_piece(scratch, rs_user_word(sent->vector, 2 * i, regs->compat), len);
+	}
+}
+
+/* The first bytes of a connection, and every DNS query. */
+RS_FN int rs_first_bytes(struct rs_regs *regs, struct rs_sent *sent, u32 kind)
+{
+	struct rs_scratch *scratch;
+	struct rs_payload_event *event;
+	u64 len;
+
+	if (!regs || !sent)
+		return 0;
+	scratch = rs_scratch_get(RS_PROGRAM_CALL, regs->scope, RS_LOSS_NETWORK);
+	if (!scratch)
+		return 0;
+	rs_payload(regs, scratch, sent);
+	if (scratch->cut) {
+		rs_count(regs->scope, RS_LOSS_UNREADABLE);
+		return 0;
+	}
+	len = scratch->tail;
 	RS_OPAQUE(len);
 	if (len > RS_PAYLOAD_BYTES)
 		len = RS_PAYLOAD_BYTES;
@@ -37,10 +101,6 @@ RS_FN int rs_first_bytes(struct rs_regs *regs, u64 address, u32 kind)
 	event->fd = (s32)regs->a[0];
 	event->kind = kind;
 	event->len = (u32)len;
-	if (RS_READ_USER(&scratch->data[RS_HEAD_BYTES], len, (void *)address)) {
-		rs_count(regs->scope, RS_LOSS_UNREADABLE);
-		return 0;
-	}
 	if (RS_OUTPUT(scratch->data, RS_HEAD_BYTES + len))
 		rs_count(regs->scope, RS_LOSS_NETWORK);
 	return 0;
@@ -138,31 +198,38 @@ RS_FN int rs_on_socket(struct rs_regs *regs)
 RS_FN int rs_on_send(struct rs_regs *regs)
 {
 	struct rs_conn_key key = {};
-	u64 data = 0, name = 0, vector;
-	u32 *kind, name_len = 0, what = 0;
+	struct rs_sent sent = {};
+	u64 name = 0, flags = 0;
+	u32 *kind, name_len = 0, what = 0, seen;
 
 	if (!regs)
 		return 0;
+	sent.bytes = (u64)regs->result;
 	switch (regs->id) {
 	case RS_CALL_WRITE:
-		data = regs->a[1];
+		sent.data = regs->a[1];
 		break;
 	case RS_CALL_WRITEV:
-		data = rs_user_word(regs->a[1], 0, regs->compat);
+		sent.vector = regs->a[1];
+		sent.pieces = regs->a[2];
 		break;
 	case RS_CALL_SENDTO:
-		data = regs->a[1];
+		sent.data = regs->a[1];
+		flags = regs->a[3];
 		name = regs->a[4];
 		name_len = (u32)regs->a[5];
 		break;
 	case RS_CALL_SENDMSG:
-	case RS_CALL_SENDMMSG:
+	case RS_CALL_SENDMMSG: /* the first message */
 		name = rs_user_word(regs->a[1], 0, regs->compat);
 		name_len = (u32)rs_user_word(regs->a[1], 1, regs->compat);
-		vector = rs_user_word(regs->a[1], 2, regs->compat);
-		data = rs_user_word(vector, 0, regs->compat);
-		if (regs->id == RS_CALL_SENDMMSG) /* the result counts messages */
-			regs->result = (s64)rs_user_word(vector, 1, regs->compat);
+		sent.vector = rs_user_word(regs->a[1], 2, regs->compat);
+		sent.pieces = rs_user_word(regs->a[1], 3, regs->compat);
+		flags = regs->a[2];
+		if (regs->id == RS_CALL_SENDMMSG) { /* the result counts messages */
+			sent.bytes = RS_PAYLOAD_BYTES;
+			flags = regs->a[3];
+		}
 		break;
 	default:
 		return 0;
@@ -173,14 +240,17 @@ RS_FN int rs_on_send(struct rs_regs *regs)
 	if (kind)
 		what = *kind;
 	if (name && name_len) {
-		if (((u32)rs_address(regs, name, name_len) & 0xffff) == 53)
+		seen = (u32)rs_address(regs, name, name_len);
+		if ((seen & 0xffff) == 53)
 			what = RS_CONN_DNS;
+		else if (seen >> 16 == 1 && (flags & RS_MSG_FASTOPEN))
+			what = RS_CONN_STREAM; /* it connected by this */
 	}
-	if (!what || !data)
+	if (!what)
 		return 0;
 	if (what == RS_CONN_STREAM)
 		RS_DELETE(rs_conns, &key);
-	return rs_first_bytes(regs, data, what);
+	return rs_first_bytes(regs, &sent, what);
 }
 
 /* 32-bit x86 multiplexes the socket calls (linux/net.h). */

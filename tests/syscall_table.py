@@ -83,6 +83,10 @@ def truncated(path: str, size: int) -> Expected:
     return some("truncations", path=path, bytes=size)
 
 
+def asked(digit: int) -> Expected:
+    return some("dnsLookups", server="127.0.0.1", name=f"{digit}xample.org")
+
+
 def burst_text(number: int) -> str:
     return f"burst file number {number} with about fifty bytes in it\n"
 
@@ -245,12 +249,21 @@ TABLE: Mapping[str, Wanted] = {
     "bind": Wanted(network=some("binds", family="AF_INET6", address="::1", result=0)),
     "sendto_dns": Wanted(network=DNS),
     "send_dns": Wanted(network=DNS),
+    "send_dns_often": Wanted(
+        network=tuple(question for digit in range(10) for question in asked(digit))
+    ),
+    "sendto_dns_sockets": Wanted(
+        network=tuple(question for digit in range(3) for question in asked(digit))
+    ),
+    "sendmsg_dns_pieces": Wanted(network=DNS),
     "sendmmsg_dns": Wanted(network=DNS),
     "sendmsg_dns": Wanted(network=DNS),
     "tls_write": Wanted(network=TLS),
     "tls_writev": Wanted(network=TLS),
     "tls_send": Wanted(network=TLS),
     "tls_sendmsg": Wanted(network=TLS),
+    "tls_pieces": Wanted(network=TLS),
+    "tls_fastopen": Wanted(network=TLS),
     "tls_thread": Wanted(network=TLS),
     "plain_send": Wanted(network=some("connections", address="127.0.0.1", hostname="")),
     "dup2_socket": Wanted(calls=some("dup2", to=0)),

@@ -83,7 +83,6 @@ struct rs_candidate {
 struct rs_watch {
 	int fd;
 	uint8_t kind; /* enum rs_trace_payload */
-	uint8_t left; /* sends that are still looked at */
 };
 #define RS_WATCHES_MAX 8
 

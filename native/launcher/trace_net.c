@@ -220,9 +220,12 @@ void rs_net_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 	}
 }
 
-/* Where the first bytes of a send are, and its peer's name. */
+#define PIECES_MAX 4u /* of a vector; a name lies in the first */
+
+/* What was sent (one piece, or an array of struct iovec), and its peer's name. */
 struct sent {
-	uint64_t data, length, name, name_length;
+	uint64_t data, vector, pieces, bytes;
+	uint64_t name, name_length, flags;
 };
 
 static uint64_t word_at(const struct rs_task *task, uint64_t address, unsigned int index)
@@ -238,24 +241,61 @@ static uint64_t word_at(const struct rs_task *task, uint64_t address, unsigned i
 static struct sent sent_by(const struct rs_task *task, int64_t result)
 {
 	const uint64_t *a = task->args;
-	struct sent sent = {a[1], (uint64_t)result, 0, 0};
-	uint64_t vector = a[1];
+	struct sent sent = {.bytes = (uint64_t)result};
 
-	if (task->call == RS_CALL_write)
-		return sent;
-	if (task->call == RS_CALL_sendto) {
-		sent.name = a[4];
-		sent.name_length = (uint32_t)a[5];
-		return sent;
-	}
-	if (task->call != RS_CALL_writev) { /* struct msghdr, of the first message if many */
+	switch (task->call) {
+	case RS_CALL_writev:
+		sent.vector = a[1];
+		sent.pieces = a[2];
+		break;
+	case RS_CALL_sendmsg:
+	case RS_CALL_sendmmsg: /* struct msghdr, of the first message if many */
 		sent.name = word_at(task, a[1], 0);
 		sent.name_length = (uint32_t)word_at(task, a[1], 1);
-		vector = word_at(task, a[1], 2);
+		sent.vector = word_at(task, a[1], 2);
+		sent.pieces = word_at(task, a[1], 3);
+		sent.flags = a[2];
+		if (task->call == RS_CALL_sendmmsg) { /* the result counts messages */
+			sent.bytes = RS_TRACE_PAYLOAD_MAX;
+			sent.flags = a[3];
+		}
+		break;
+	case RS_CALL_sendto:
+		sent.name = a[4];
+		sent.name_length = (uint32_t)a[5];
+		sent.flags = a[3];
+		/* fall through */
+	default:
+		sent.data = a[1];
 	}
-	sent.data = word_at(task, vector, 0);
-	sent.length = word_at(task, vector, 1);
 	return sent;
+}
+
+/* Append a piece of what was sent, as far as there is room. */
+static void take_piece(const struct rs_task *task, struct net *net, uint64_t address, uint64_t size)
+{
+	size_t room = sizeof(net->data) - net->payload_length;
+	size_t wanted = size < room ? (size_t)size : room;
+
+	/* Changed by another thread: only the name is lost. */
+	if (rs_read_memory(task->tid, address, net->data + net->payload_length, wanted) ==
+	    (ssize_t)wanted)
+		net->payload_length += wanted;
+}
+
+static void take_payload(const struct rs_task *task, struct net *net, const struct sent *sent)
+{
+	uint64_t left = sent->bytes;
+
+	if (sent->vector == 0)
+		return take_piece(task, net, sent->data, left);
+	for (unsigned int i = 0; i < PIECES_MAX && i < sent->pieces; i++) {
+		uint64_t size = word_at(task, sent->vector, 2 * i + 1);
+
+		size = size < left ? size : left;
+		left -= size;
+		take_piece(task, net, word_at(task, sent->vector, 2 * i), size);
+	}
 }
 
 static uint8_t call_of_send(enum rs_call call)
@@ -274,6 +314,17 @@ static uint8_t call_of_send(enum rs_call call)
 	}
 }
 
+/* What the bytes are that went through a socket, from the call that sent them. */
+static uint8_t payload_of(struct rs_process *process, const struct net *net, int named,
+			  uint64_t flags)
+{
+	if (named && is_dns(net))
+		return RS_TRACE_PAYLOAD_DNS;
+	if (named && is_internet(net) && flags & MSG_FASTOPEN) /* it connected by this */
+		return RS_TRACE_PAYLOAD_STREAM;
+	return rs_watch_take(process, net->fd);
+}
+
 void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 {
 	struct rs_process *process = rs_process_of(t, task);
@@ -284,8 +335,7 @@ void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 	net.fd = (int)task->args[0];
 	named = take_address(t, task, &net, sent.name, sent.name_length);
 	if (result > 0)
-		net.payload = named && is_dns(&net) ? (uint8_t)RS_TRACE_PAYLOAD_DNS
-						    : rs_watch_take(process, net.fd);
+		net.payload = payload_of(process, &net, named, sent.flags);
 	if (net.payload == RS_TRACE_PAYLOAD_NONE) {
 		if (named && !known_peer(t, process->number, &net)) {
 			(void)ask_socket(process, &net);
@@ -295,10 +345,6 @@ void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 	}
 	if (ask_socket(process, &net) == -ENOTSOCK)
 		return; /* another thread has exchanged the descriptor for a file's */
-	net.payload_length =
-	    sent.length < RS_TRACE_PAYLOAD_MAX ? (size_t)sent.length : RS_TRACE_PAYLOAD_MAX;
-	if (rs_read_memory(task->tid, sent.data, net.data, net.payload_length) !=
-	    (ssize_t)net.payload_length)
-		net.payload_length = 0; /* changed by another thread: only the name is lost */
+	take_payload(task, &net, &sent);
 	send_net(t, process->number, &net);
 }

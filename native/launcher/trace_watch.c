@@ -4,7 +4,8 @@
  *
  * No filter can tell a write to a socket from one to a file, and stopping every write would cost
  * more than all the rest. So after a connect every call of that process stops, for as long as a
- * socket of it is watched: from connect to the first send, a handful of calls. A thread of it that
+ * socket of it is watched: from connect to the first send, a handful of calls, and of port 53 until
+ * it is closed. A thread of it that
  * runs meanwhile joins at its next stop; it is not interrupted for that.
  *
  * Owns: rs_process.watches. Must not: go on for ever (a server may speak first).
@@ -17,8 +18,8 @@
 
 #include <string.h>
 
-#define WATCH_STOPS_MAX 4096u /* calls after the last connect; then only names are at stake */
-#define DNS_SENDS	4     /* A and AAAA, each once more */
+/* Calls after the last connect, or question; then only names are at stake. */
+#define WATCH_STOPS_MAX 4096u
 
 static void drop(struct rs_process *process, unsigned int index)
 {
@@ -43,8 +44,7 @@ void rs_watch_add(struct rs_process *process, int fd, uint8_t kind)
 		drop(process, (unsigned int)(old - process->watches));
 	else if (process->watch_count == RS_WATCHES_MAX)
 		drop(process, 0); /* the oldest */
-	process->watches[process->watch_count++] = (struct rs_watch){
-	    .fd = fd, .kind = kind, .left = kind == RS_TRACE_PAYLOAD_DNS ? DNS_SENDS : 1};
+	process->watches[process->watch_count++] = (struct rs_watch){.fd = fd, .kind = kind};
 	process->watch_stops = 0;
 }
 
@@ -78,7 +78,9 @@ uint8_t rs_watch_take(struct rs_process *process, int fd)
 	if (!watch)
 		return RS_TRACE_PAYLOAD_NONE;
 	kind = watch->kind;
-	if (--watch->left == 0)
+	if (kind == RS_TRACE_PAYLOAD_DNS) /* the next question follows */
+		process->watch_stops = 0;
+	else
 		drop(process, (unsigned int)(watch - process->watches));
 	return kind;
 }

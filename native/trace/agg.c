@@ -21,6 +21,7 @@
 #define NOT_KEPT      UINT64_MAX
 #define O_PATH_FLAG   010000000
 #define O_ACCESS_MASK 3
+#define PORT_DNS      53
 
 static uint64_t mix(uint64_t value)
 {
@@ -366,6 +367,8 @@ static void add_address(struct rs_agg *agg, const struct rs_address_event *event
 	if (event->call == RS_CALL_SENDTO || event->call == RS_CALL_SENDMSG ||
 	    event->call == RS_CALL_SENDMMSG) {
 		memcpy(key.word, event->address, sizeof(key.word));
+		if (event->address[2] == 0 && event->address[3] == PORT_DNS)
+			key.call |= ((uint32_t)event->fd + 1) << 8; /* whose questions follow */
 		if (repeated(agg, &key, &entry))
 			return;
 	}

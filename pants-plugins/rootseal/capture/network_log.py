@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from typing import List, Optional, Tuple
+from typing import List, Optional, Set, Tuple
 
 from rootseal import canonical
 from rootseal.capture import trace_names, trace_payload
@@ -22,6 +22,7 @@ class NetworkLog:
         self._connections: List[Connection] = []
         self._binds: List[Bind] = []
         self._lookups: List[DnsLookup] = []
+        self._peers: Set[Tuple[str, str, str, int, int]] = set()
 
     def socket(self, family: int, kind: int, protocol: int) -> None:
         """A socket was made; equal ones are one."""
@@ -35,6 +36,10 @@ class NetworkLog:
         if call == "bind":
             self._binds.append(Bind(family, address, port, fd, result, time_ns))
             return
+        peer = (call, family, address, port, fd)
+        if call != "connect" and peer in self._peers:
+            return  # a datagram more to the same peer
+        self._peers.add(peer)
         self._connections.append(Connection(call, family, address, port, fd, result, time_ns))
         if port == DNS_PORT:
             self._lookups.append(DnsLookup(call, address, "", time_ns))
