@@ -107,6 +107,7 @@ MOUNTED = Unlike(FANOTIFIED, GUARDED, {"losses": ("namespaceEscapes", "unmarkedM
 NO_CLONE3 = Unlike(
     FANOTIFIED, "clone3 fails with ENOSYS, so that C libraries use clone", {"code": 77}
 )
+UNFOLLOWED = "CLONE_UNTRACED is refused (EPERM): nobody could follow the child"
 NO_RINGS = Unlike(
     TRACERS,
     "io_uring_setup is refused (deniedIoUringCalls), so that programs use ordinary calls",
@@ -180,6 +181,21 @@ TABLE: Mapping[str, Wanted] = {
     "fork": like(READS, processes=2),
     "vfork_exec": like(READS, processes=2),
     "clone3": like(READS, processes=2, unlike=(NO_CLONE3,)),
+    "clone_untraced": like(
+        READS,
+        processes=2,
+        unlike=(
+            Unlike(TRACERS, UNFOLLOWED, {"code": 77, "calls": some("clone", verdict="denied")}),
+        ),
+    ),
+    "clone3_untraced": like(
+        READS,
+        processes=2,
+        unlike=(
+            NO_CLONE3,
+            Unlike((PTRACE,), UNFOLLOWED, {"code": 77, "calls": some("clone3", verdict="denied")}),
+        ),
+    ),
     "double_fork": like(READS, processes=3, calls=some("setsid")),
     "thread": READS,
     "thread_exec": READS,
@@ -372,6 +388,7 @@ TABLE: Mapping[str, Wanted] = {
     "int80_sendmsg_dns": Wanted(network=DNS),
     "int80_sendmmsg_dns": Wanted(network=DNS),
 }
+RACE = "clone3_race"  # a test of its own: tests/native/test_ptrace_programs.py
 X32 = "x32_open"  # a row of its own in docs/backends.md: most kernels have no x32
 
 

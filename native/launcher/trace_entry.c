@@ -22,14 +22,21 @@
 	 CLONE_NEWPID | CLONE_NEWNET | NEWTIME_FLAG)
 #define LISTENER_FLAG (1u << 3) /* SECCOMP_FILTER_FLAG_NEW_LISTENER */
 
-/* Noted if it makes a namespace; the first argument becomes those flags. */
-static void note_clone3(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t verdict)
+static uint64_t flags_of_clone(const struct rs_task *task)
 {
 	uint64_t flags = 0; /* struct clone_args begins with them */
 
+	if (task->call != RS_CALL_clone3)
+		return task->args[0];
 	if (rs_read_memory(task->tid, task->args[0], &flags, sizeof(flags)) < 0)
-		flags = 0; /* the call fails with EFAULT too */
-	task->args[0] = flags & NAMESPACES;
+		return 0; /* the call fails with EFAULT too */
+	return flags;
+}
+
+/* Noted if it makes a namespace; the first argument becomes those flags. */
+static void note_clone3(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t verdict)
+{
+	task->args[0] = flags_of_clone(task) & NAMESPACES;
 	if (task->args[0] != 0)
 		rs_note(t, task, result, verdict);
 }
@@ -38,6 +45,7 @@ static void note_clone3(struct rs_tracer *t, struct rs_task *task, int64_t resul
 static int deny(struct rs_tracer *t, struct rs_task *task)
 {
 	int64_t result = 0;
+	uint64_t clone_flags;
 	uint8_t flags = RS_TRACE_SYSCALL_DENIED;
 
 	if (t->config->guards && rs_guard_call(t, task, &result)) {
@@ -60,6 +68,15 @@ static int deny(struct rs_tracer *t, struct rs_task *task)
 		if (task->args[0] != 1 || !(task->args[1] & LISTENER_FLAG))
 			return 0;
 		result = -EINVAL;
+		break;
+	case RS_CALL_clone:
+	case RS_CALL_clone3:
+		/* Nobody would follow its child, which could still execute programs. */
+		clone_flags = flags_of_clone(task);
+		if (!(clone_flags & CLONE_UNTRACED))
+			return 0;
+		task->args[0] = clone_flags & NAMESPACES & ~(uint64_t)NEWTIME_FLAG;
+		result = -EPERM;
 		break;
 	case RS_CALL_prctl:
 		/* An undumpable process hides its files from its tracer as well. */
@@ -85,7 +102,7 @@ static int note_at_entry(struct rs_tracer *t, struct rs_task *task)
 	switch (task->call) {
 	case RS_CALL_clone3:
 		note_clone3(t, task, RS_TRACE_RESULT_UNKNOWN, 0);
-		return 1;
+		return 0; /* its end tells whether the child is followed */
 	case RS_CALL_clone:
 		task->args[0] &= NAMESPACES & ~(uint64_t)NEWTIME_FLAG; /* CSIGNAL bits there */
 		break;

@@ -168,7 +168,7 @@ static void add_condition(struct program *p, enum when when)
 		break;
 	case CLONE_SET:
 		load(p, argument(0, 0));
-		add(p, BPF_JMP | BPF_JSET | BPF_K, 1, 0, NAMESPACE_FLAGS);
+		add(p, BPF_JMP | BPF_JSET | BPF_K, 1, 0, NAMESPACE_FLAGS | CLONE_UNTRACED);
 		give(p, SECCOMP_RET_ALLOW);
 		break;
 	case PRCTL_SET:

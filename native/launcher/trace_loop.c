@@ -130,6 +130,12 @@ static void entered_namespace(struct rs_tracer *t, struct rs_task *task, int64_t
 static void on_exit_of_call(struct rs_tracer *t, struct rs_task *task, int64_t result)
 {
 	switch (task->call) {
+	case RS_CALL_OTHER: /* a clone3 whose child is followed: on_new_task */
+		return;
+	case RS_CALL_clone3: /* its flags were changed after they were looked at */
+		if (result > 0)
+			rs_lost(t, RS_TRACE_LOSS_TRACER, rs_process_of(t, task)->number, "clone3");
+		return;
 	case RS_CALL_open:
 	case RS_CALL_creat:
 	case RS_CALL_openat:

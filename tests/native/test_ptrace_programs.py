@@ -120,6 +120,13 @@ def test_x32_call_ends_the_action(root: Path) -> None:
     assert b"Exec format error" in done.stderr
 
 
+def test_child_that_nobody_follows_is_counted(root: Path) -> None:
+    """CLONE_UNTRACED appears in the memory of clone3's caller after it was looked at."""
+    found = traced(root, str(root.parent / "syscalls"), "clone3_race", ".")
+    assert found.code == 0, found.stderr
+    assert found.losses["tracerDetaches"] >= 1
+
+
 def test_chain_of_scripts(root: Path) -> None:
     """Script → script → program: every one of them is a material with its digest."""
     for name, text in (("one", f"#!{root}/two\n"), ("two", "#!/bin/sh\ncat in\n")):
