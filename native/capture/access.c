@@ -218,8 +218,8 @@ bool rs_access_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		     const struct rs_stat *stat)
 {
 	enum rs_digest_outcome outcome;
-	uint8_t digest[RS_SHA256_BYTES];
 	struct rs_stat now = *stat;
+	struct rs_content content;
 	struct known known;
 	bool trusted;
 
@@ -232,19 +232,19 @@ bool rs_access_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		guard(scope, event->fd, stat, known.number);
 		return false;
 	}
-	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, digest,
+	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, &content,
 				  &trusted);
 	if (outcome == RS_DIGEST_LONG) {
 		if (rs_engine_hand_off(worker->engine, scope, event))
 			return true;
-		outcome = rs_digest_of_fd(worker, scope, event->fd, &now, true, digest, &trusted);
+		outcome = rs_digest_of_fd(worker, scope, event->fd, &now, true, &content, &trusted);
 	}
-	if (outcome == RS_DIGEST_OK && !memcmp(digest, known.digest, RS_SHA256_BYTES)) {
+	if (outcome == RS_DIGEST_OK && !memcmp(content.digest, known.digest, RS_SHA256_BYTES)) {
 		guard(scope, event->fd, &now, known.number);
 		return false;
 	}
 	if (outcome != RS_DIGEST_LEFT_OUT) /* that was counted where it was given up */
-		add_change(scope, known.number, outcome == RS_DIGEST_OK ? digest : NULL);
+		add_change(scope, known.number, outcome == RS_DIGEST_OK ? content.digest : NULL);
 	let_go(scope, event->fd);
 	return false;
 }

@@ -292,7 +292,7 @@ enum rs_digest_outcome {
  */
 enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope *scope, int fd,
 				       struct rs_stat *stat, bool may_be_long,
-				       uint8_t *ret_digest32, bool *ret_trusted);
+				       struct rs_content *ret_content, bool *ret_trusted);
 
 #define RS_COUNT(scope, field) __atomic_fetch_add(&(scope)->counters.field, 1, __ATOMIC_RELAXED)
 
@@ -308,7 +308,7 @@ struct rs_seen {
 	int pid;
 	uint32_t turn; /* of once.c, when the opener was held */
 	bool exec;
-	bool code; /* rs_is_code */
+	bool code; /* struct rs_content */
 	bool unstable;
 	bool trusted; /* an equal state later proves an equal content */
 	bool unlinked;

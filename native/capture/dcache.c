@@ -36,6 +36,8 @@
 #define CACHE_LINE_BYTES 64
 #define CLOCK_STEP_NS	 20000000 /* HZ=100 ticks are 10 ms; twice that */
 
+#define ENTRY_CODE (1ULL << 63) /* in its size, which is that of an off_t: content.code */
+
 struct entry {
 	uint64_t dev, ino, size;
 	int64_t ctime_ns, mtime_ns, btime_ns; /* ctime_ns 0: free */
@@ -116,12 +118,13 @@ void rs_dcache_expect(const struct rs_dcache *cache, const struct rs_stat *stat)
 
 static bool entry_is(const struct entry *entry, const struct rs_stat *stat)
 {
-	return entry->ino == stat->ino && entry->dev == stat->dev && entry->size == stat->size &&
-	       entry->ctime_ns == stat->ctime_ns && entry->mtime_ns == stat->mtime_ns &&
-	       entry->btime_ns == stat->btime_ns;
+	return entry->ino == stat->ino && entry->dev == stat->dev &&
+	       (entry->size & ~ENTRY_CODE) == stat->size && entry->ctime_ns == stat->ctime_ns &&
+	       entry->mtime_ns == stat->mtime_ns && entry->btime_ns == stat->btime_ns;
 }
 
-bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat, uint8_t *ret_digest32)
+bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat,
+		      struct rs_content *ret_content)
 {
 	uint64_t set = set_of(cache, stat);
 	struct entry *way = &cache->entries[set * WAYS];
@@ -132,14 +135,16 @@ bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat, uint8
 	for (i = 0; i < WAYS && !found; i++) {
 		if (!entry_is(&way[i], stat))
 			continue;
-		memcpy(ret_digest32, way[i].digest, RS_SHA256_BYTES);
+		memcpy(ret_content->digest, way[i].digest, RS_SHA256_BYTES);
+		ret_content->code = way[i].size & ENTRY_CODE;
 		found = stat->ctime_ns != 0;
 	}
 	pthread_mutex_unlock(&cache->locks[set % STRIPES]);
 	return found;
 }
 
-void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat, const uint8_t *digest32)
+void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat,
+		      const struct rs_content *content)
 {
 	uint64_t set = set_of(cache, stat), stripe = set % STRIPES;
 	struct entry *way = &cache->entries[set * WAYS], *free_way = NULL, *same = NULL;
@@ -163,12 +168,12 @@ void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat, const
 	*same = (struct entry){
 	    .dev = stat->dev,
 	    .ino = stat->ino,
-	    .size = stat->size,
+	    .size = stat->size | (content->code ? ENTRY_CODE : 0),
 	    .ctime_ns = stat->ctime_ns,
 	    .mtime_ns = stat->mtime_ns,
 	    .btime_ns = stat->btime_ns,
 	};
-	memcpy(same->digest, digest32, RS_SHA256_BYTES);
+	memcpy(same->digest, content->digest, RS_SHA256_BYTES);
 	atomic_fetch_add_explicit(&cache->learned, 1, memory_order_relaxed);
 	pthread_mutex_unlock(&cache->locks[stripe]);
 }

@@ -14,9 +14,11 @@ uint64_t rs_dcache_count(struct rs_dcache *cache);
 uint64_t rs_dcache_learned(struct rs_dcache *cache); /* entries made since it was opened */
 /* A lookup of this inode follows soon: its entries come out of memory while a path is asked for. */
 void rs_dcache_expect(const struct rs_dcache *cache, const struct rs_stat *stat);
-/* True with *ret_digest32 written if the file is in exactly the state that was hashed. */
-bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat, uint8_t *ret_digest32);
-void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat, const uint8_t *digest32);
+/* True with *ret_content written if the file is in exactly the state that was hashed. */
+bool rs_dcache_lookup(struct rs_dcache *cache, const struct rs_stat *stat,
+		      struct rs_content *ret_content);
+void rs_dcache_insert(struct rs_dcache *cache, const struct rs_stat *stat,
+		      const struct rs_content *content);
 
 /*
  * All entries as they are in memory, RS_DCACHE_ENTRY_BYTES each, for a later daemon of this boot.

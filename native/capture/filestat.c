@@ -92,13 +92,18 @@ int64_t rs_latest_ns(void)
 	return atomic_load(&latest_ns);
 }
 
+static bool is_code(const void *bytes, ssize_t length)
+{
+	return (length >= SELFMAG && !memcmp(bytes, ELFMAG, SELFMAG)) ||
+	       (length >= 2 && !memcmp(bytes, "MZ", 2));
+}
+
 bool rs_is_code(int fd)
 {
 	char first[SELFMAG];
 	ssize_t got = pread(fd, first, sizeof(first), 0);
 
-	return got < 0 || (got == SELFMAG && !memcmp(first, ELFMAG, SELFMAG)) ||
-	       (got >= 2 && !memcmp(first, "MZ", 2));
+	return got < 0 || is_code(first, got);
 }
 
 int rs_hasher_open(struct rs_hasher *hasher)
@@ -141,6 +146,7 @@ static int hash_once(struct rs_hasher *hasher, int fd, const struct rs_stat *sta
 	uint64_t offset = 0;
 	ssize_t got;
 
+	result->content.code = false;
 	if (rs_sha_start(&hasher->sha))
 		return -EIO;
 	for (;;) {
@@ -152,6 +158,8 @@ static int hash_once(struct rs_hasher *hasher, int fd, const struct rs_stat *sta
 		}
 		if (got == 0)
 			break;
+		if (offset == 0)
+			result->content.code = is_code(hasher->buffer, got);
 		if (rs_sha_update(&hasher->sha, hasher->buffer, (size_t)got))
 			return -EIO;
 		offset += (uint64_t)got;
@@ -166,7 +174,7 @@ static int hash_once(struct rs_hasher *hasher, int fd, const struct rs_stat *sta
 			result->partial_reads++;
 	}
 	result->bytes_read += offset;
-	if (rs_sha_finish(&hasher->sha, result->digest))
+	if (rs_sha_finish(&hasher->sha, result->content.digest))
 		return -EIO;
 	/* Some filesystems (FUSE) never tell a size: then the end of the reading is the end. */
 	return offset == stat->size || (stat->size == 0 && !has_size_now(fd)) ? 0 : 1;

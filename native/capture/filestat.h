@@ -55,8 +55,13 @@ struct rs_hasher {
 int rs_hasher_open(struct rs_hasher *hasher);
 void rs_hasher_close(struct rs_hasher *hasher);
 
-struct rs_hash_result {
+struct rs_content {
 	uint8_t digest[RS_SHA256_BYTES];
+	bool code; /* machine code by its first bytes: ELF, PE */
+};
+
+struct rs_hash_result {
+	struct rs_content content;
 	uint64_t bytes_read;	/* over all attempts */
 	uint32_t partial_reads; /* reads shorter than asked for before the end */
 	bool unstable; /* still changing at the last attempt; the digest is of what was read */

@@ -159,7 +159,7 @@ static int hash_shown(struct rs_worker *worker, struct rs_scope *scope, int fd,
 
 enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope *scope, int fd,
 				       struct rs_stat *stat, bool may_be_long,
-				       uint8_t *ret_digest32, bool *ret_trusted)
+				       struct rs_content *ret_content, bool *ret_trusted)
 {
 	struct rs_dcache *cache = rs_engine_cache(worker->engine);
 	bool reliable = reliable_times(scope, stat), settled, quiet;
@@ -167,7 +167,7 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	struct rs_stat before = *stat;
 
 	*ret_trusted = reliable;
-	if (reliable && rs_dcache_lookup(cache, stat, ret_digest32)) {
+	if (reliable && rs_dcache_lookup(cache, stat, ret_content)) {
 		RS_COUNT(scope, digest_cache_hits);
 		return RS_DIGEST_OK;
 	}
@@ -189,13 +189,13 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	}
 	if (result.partial_reads)
 		RS_COUNT(scope, partial_read_fallbacks);
-	memcpy(ret_digest32, result.digest, RS_SHA256_BYTES);
+	*ret_content = result.content;
 	/* Settled, a later writer shows in ctime (dcache.c); else only its open file does. */
 	quiet = quiet && !result.unstable && rs_same_state(&before, stat) &&
 		(settled || rs_no_writer(fd));
 	*ret_trusted = quiet && (settled || rs_engine_multigrain(worker->engine));
 	if (quiet && settled)
-		rs_dcache_insert(cache, stat, result.digest);
+		rs_dcache_insert(cache, stat, &result.content);
 	return result.unstable ? RS_DIGEST_UNSTABLE : RS_DIGEST_OK;
 }
 
@@ -271,7 +271,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 	    .pid = event->pid,
 	    .exec = !!(event->mask & FAN_OPEN_EXEC_PERM),
 	};
-	uint8_t digest[RS_SHA256_BYTES];
+	struct rs_content content = {0};
 	enum rs_digest_outcome outcome;
 	int length;
 
@@ -290,22 +290,23 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 		seen.identity = rs_identity_of_fd(worker, event->fd, stat);
 	if (is_intermediate(scope, &seen))
 		return HANDLED;
-	seen.code = rs_is_code(event->fd);
-	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, digest)) {
+	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, content.digest)) {
 		seen.source = RS_SOURCE_FSVERITY;
-		seen.digest = digest;
+		seen.code = rs_is_code(event->fd);
+		seen.digest = content.digest;
 		return record_open(worker, scope, event, &seen);
 	}
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, !worker->may_hand_off,
-				  digest, &seen.trusted);
+				  &content, &seen.trusted);
 	if (outcome == RS_DIGEST_LONG) {
 		if (rs_engine_hand_off(worker->engine, scope, event))
 			return HANDED_OVER;
-		outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, true, digest,
+		outcome = rs_digest_of_fd(worker, scope, event->fd, &seen.stat, true, &content,
 					  &seen.trusted);
 	}
 	seen.unstable = outcome == RS_DIGEST_UNSTABLE;
-	seen.digest = outcome == RS_DIGEST_LEFT_OUT ? NULL : digest;
+	seen.digest = outcome == RS_DIGEST_LEFT_OUT ? NULL : content.digest;
+	seen.code = content.code;
 	return record_open(worker, scope, event, &seen);
 }
 
@@ -314,8 +315,8 @@ static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 {
 	struct file_handle *handle = (struct file_handle *)worker->handle;
 	struct rs_closed closed = {.stat = *stat};
-	uint8_t digest[RS_SHA256_BYTES];
 	enum rs_digest_outcome outcome;
+	struct rs_content content;
 	int length, mount_id, closes;
 	struct rs_stat now = *stat;
 	bool trusted, unlinked, worth;
@@ -342,10 +343,10 @@ static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	 */
 	if (closes < 0 || !worth || stat->nlink == 0 || served_by_others(scope, stat))
 		return;
-	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, digest,
+	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, &content,
 				  &trusted);
 	if (outcome == RS_DIGEST_OK)
-		rs_record_close_digest(scope, &now, closes, digest, trusted);
+		rs_record_close_digest(scope, &now, closes, content.digest, trusted);
 }
 
 void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event)

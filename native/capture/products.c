@@ -89,6 +89,7 @@ static int hash_named(struct rs_worker *worker, struct rs_scope *scope, int dir_
 		      uint64_t *ret_identity)
 {
 	enum rs_digest_outcome outcome;
+	struct rs_content content;
 	struct rs_stat opened;
 	bool trusted;
 	int fd;
@@ -101,7 +102,9 @@ static int hash_named(struct rs_worker *worker, struct rs_scope *scope, int dir_
 			close(fd);
 		return -ESTALE;
 	}
-	outcome = rs_digest_of_fd(worker, scope, fd, &opened, true, ret_digest32, &trusted);
+	outcome = rs_digest_of_fd(worker, scope, fd, &opened, true, &content, &trusted);
+	if (outcome != RS_DIGEST_LEFT_OUT)
+		memcpy(ret_digest32, content.digest, RS_SHA256_BYTES);
 	*ret_identity = rs_identity_of_fd(worker, fd, &opened);
 	close(fd);
 	*stat = opened;

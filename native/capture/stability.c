@@ -67,7 +67,7 @@ static void check_content(struct rs_worker *worker, struct rs_scope *scope,
 			  const struct rs_material *material, const struct rs_stat *now,
 			  struct rs_mutations *out)
 {
-	uint8_t digest[RS_SHA256_BYTES];
+	struct rs_content content;
 	enum rs_digest_outcome outcome = RS_DIGEST_LEFT_OUT;
 	struct rs_stat opened;
 	bool trusted;
@@ -78,17 +78,17 @@ static void check_content(struct rs_worker *worker, struct rs_scope *scope,
 	if (fd < 0 || rs_stat_fd(fd, &opened) || !rs_same_inode(&opened, now))
 		RS_COUNT(scope, fallback_hash_failures);
 	else
-		outcome = rs_digest_of_fd(worker, scope, fd, &opened, true, digest, &trusted);
+		outcome = rs_digest_of_fd(worker, scope, fd, &opened, true, &content, &trusted);
 	if (fd >= 0)
 		close(fd);
 	if (outcome == RS_DIGEST_LEFT_OUT)
 		add(scope, out, material, RS_MUTATION_END, NULL);
-	else if (!memcmp(digest, material->digest, RS_SHA256_BYTES))
+	else if (!memcmp(content.digest, material->digest, RS_SHA256_BYTES))
 		scope->counters.unstable_files += names_unsure(material, now);
 	else if (outcome == RS_DIGEST_UNSTABLE)
 		add(scope, out, material, RS_MUTATION_END, NULL);
-	else if (!is_told(scope, material, digest))
-		add(scope, out, material, RS_MUTATION_END, digest);
+	else if (!is_told(scope, material, content.digest))
+		add(scope, out, material, RS_MUTATION_END, content.digest);
 }
 
 /* Changed in place since it was read, and not by this action? A replaced file is another file. */

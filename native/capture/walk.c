@@ -400,12 +400,14 @@ static int declared_file(struct walk *walk, const char *item)
 		    .source = RS_SOURCE_WALK,
 		    .mode = stat.mode & 07777,
 		};
+		struct rs_content content;
 		bool trusted;
 
-		if (rs_digest_of_fd(walk->worker, walk->scope, fd, &stat, true, leaf.digest,
+		if (rs_digest_of_fd(walk->worker, walk->scope, fd, &stat, true, &content,
 				    &trusted) != RS_DIGEST_LEFT_OUT) {
 			struct rs_left left = {&stat, leaf.path, leaf.path_length, false};
 
+			memcpy(leaf.digest, content.digest, RS_SHA256_BYTES);
 			leaf.size = stat.size;
 			rs_judge_product(walk->scope, &left,
 					 rs_identity_of_fd(walk->worker, fd, &stat), &leaf, &stat);

@@ -247,22 +247,23 @@ static bool fresh_digest(struct rs_sha *sha, int fd, uint8_t *ret_digest32)
 
 static void look_up(struct rs_worker *worker, struct rs_sha *sha, struct family *family, int fd)
 {
-	uint8_t given[RS_SHA256_BYTES], fresh[RS_SHA256_BYTES];
+	uint8_t fresh[RS_SHA256_BYTES];
+	struct rs_content given;
 	uint64_t before = atomic_load(&family->sequence);
 	enum rs_digest_outcome outcome;
 	struct rs_stat stat;
 	bool trusted, hit;
 
 	CHECK(!rs_stat_fd(fd, &stat));
-	hit = rs_dcache_lookup(rs_engine_cache(engine), &stat, given);
-	outcome = rs_digest_of_fd(worker, &scope, fd, &stat, true, given, &trusted);
+	hit = rs_dcache_lookup(rs_engine_cache(engine), &stat, &given);
+	outcome = rs_digest_of_fd(worker, &scope, fd, &stat, true, &given, &trusted);
 	atomic_fetch_add(&looked_up, 1);
 	CHECK(fresh_digest(sha, fd, fresh));
 	if (before % 2 || atomic_load(&family->sequence) != before)
 		return; /* somebody wrote: nothing to compare with */
 	CHECK(outcome == RS_DIGEST_OK);
 	atomic_fetch_add(&hits, hit);
-	if (memcmp(given, fresh, sizeof(fresh)))
+	if (memcmp(given.digest, fresh, sizeof(fresh)))
 		atomic_fetch_add(&wrong, 1);
 	if (atomic_fetch_add(&compared, 1) + 1 >= wanted)
 		atomic_store(&stop, true);

@@ -26,7 +26,7 @@ from typing import Iterable, List, Optional, Protocol, Sequence, Set, Tuple
 from rootseal._native import CACHE_ENTRY_BYTES
 
 _HEAD = struct.Struct("<8s16sQIQ")
-_MAGIC = b"RSDC\x01\0\0\0"
+_MAGIC = b"RSDC\x02\0\0\0"
 _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 _MOUNTS = pathlib.Path("/proc/self/mountinfo")
 FILESYSTEMS = ("ext4", "xfs", "btrfs")  # the only ones that dcache.c keeps
