@@ -125,7 +125,7 @@ def from_the_future(path: Path) -> None:
 
 def another_version(path: Path) -> None:
     data = path.read_bytes()
-    path.write_bytes(seal_again(data[:4] + b"\x02" + data[5:]))
+    path.write_bytes(seal_again(data[:4] + b"\x09" + data[5:]))
 
 
 def a_count_too_many(path: Path) -> None:

@@ -45,6 +45,30 @@ def fill(directory: Path, count: int, size: int = 600) -> None:
         (directory / str(number)).write_bytes(b"%d:" % number + bytes(size))
 
 
+CODE = {
+    "library": (b"\x7fELF" + bytes(5000), LeafKind.CODE),
+    "pe": (b"MZ\x90", LeafKind.CODE),
+    "nearly": (b"\x7fEL", LeafKind.FILE),
+    "text": (b"M", LeafKind.FILE),
+    "empty": (b"", LeafKind.FILE),
+    "large": (b"\x7fELF" + bytes(3 << 20), LeafKind.CODE),
+    "data": (b"no code \x7fELF", LeafKind.FILE),
+}
+
+
+def test_machine_code_is_known_by_its_content_also_from_the_cache(
+    lab: Lab, root: Path, outside: Path
+) -> None:
+    for name, (content, _) in CODE.items():
+        (outside / name).write_bytes(content)
+    time.sleep(0.05)  # so old that the cache may take them
+    for _ in range(2):
+        seen = lab.do(root, "read", *(outside / name for name in CODE))
+        kinds = {name: seen.material(os.fsencode(outside / name))[0].kind for name in CODE}
+        assert kinds == {name: kind for name, (_, kind) in CODE.items()}
+    assert seen.counters["digestCacheHits"] >= len(CODE)
+
+
 def test_a_file_read_inside_and_outside_the_root(lab: Lab, root: Path, outside: Path) -> None:
     (root / "input.txt").write_bytes(b"inside")
     (outside / "header.h").write_bytes(b"outside")
