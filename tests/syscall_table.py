@@ -388,7 +388,7 @@ TABLE: Mapping[str, Wanted] = {
     "int80_sendmsg_dns": Wanted(network=DNS),
     "int80_sendmmsg_dns": Wanted(network=DNS),
 }
-RACE = "clone3_race"  # a test of its own: tests/native/test_ptrace_programs.py
+RACES = ("clone3_race", "exit_in_open")  # tests/native/test_ptrace_programs.py
 X32 = "x32_open"  # a row of its own in docs/backends.md: most kernels have no x32
 
 

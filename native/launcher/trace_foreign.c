@@ -3,8 +3,8 @@
  * Was a file that the action wrote also written by somebody else? write(2) and close(2) run
  * unwatched here, so inotify tells: each file description that is open for writing makes one
  * IN_CLOSE_WRITE when it ends, whoever has it. The tracer knows how many the action opened; more
- * ends than that are somebody else's. Equal events in a row may be told as one, so opens are asked
- * for too: they stand between.
+ * ends than that are somebody else's, but for one per open whose task ended within it. Equal events
+ * in a row may be told as one, so opens are asked for too: they stand between.
  *
  * Owns: tracer.foreign (its inotify descriptor and counts). Must not: report what the action may
  * have done itself. Where inotify cannot be had (its limits, an unreadable file) nothing is told.
@@ -91,6 +91,24 @@ void rs_foreign_opened(struct rs_tracer *t, int fd)
 		ends->opened++;
 }
 
+/* Killed in an open, as by another thread's exit_group: it makes an end, but no stop told of it. */
+void rs_foreign_task_ended(struct rs_tracer *t, const struct rs_task *task)
+{
+	if (!task->awaiting_exit)
+		return;
+	switch (task->call) {
+	case RS_CALL_open:
+	case RS_CALL_creat:
+	case RS_CALL_openat:
+	case RS_CALL_openat2:
+	case RS_CALL_open_by_handle_at:
+		t->foreign.cut_short++;
+		return;
+	default:
+		return;
+	}
+}
+
 int rs_foreign_written(struct rs_tracer *t, int fd)
 {
 	int wd;
@@ -100,7 +118,7 @@ int rs_foreign_written(struct rs_tracer *t, int fd)
 	wd = watch(t, fd); /* the watch that the file has, or a new one that counts nothing */
 	read_events(t);
 	return wd >= 0 && (uint32_t)wd < t->foreign.count && t->foreign.ends[wd].opened &&
-	       t->foreign.ends[wd].ended > t->foreign.ends[wd].opened;
+	       t->foreign.ends[wd].ended > t->foreign.ends[wd].opened + t->foreign.cut_short;
 }
 
 int rs_foreign_keeps_inodes(int fd)

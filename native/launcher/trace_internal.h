@@ -170,6 +170,7 @@ struct rs_tracer {
 	struct rs_foreign {
 		int fd; /* of inotify, plus 1; 0: not asked for yet, -1: there is none */
 		struct rs_ends *ends; /* by watch */
+		uint32_t cut_short;   /* opens whose task ended before it was told their result */
 		uint32_t count, capacity;
 	} foreign;
 
@@ -306,6 +307,8 @@ void rs_products_finish(struct rs_tracer *t);
 void rs_foreign_opened(struct rs_tracer *t, int fd); /* by the action, for writing */
 /* At the end: did somebody else write the file, too? */
 int rs_foreign_written(struct rs_tracer *t, int fd);
+/* A task has ended: was it within an open that may have succeeded? */
+void rs_foreign_task_ended(struct rs_tracer *t, const struct rs_task *task);
 /* Whether an inode has its number for good on this filesystem. */
 int rs_foreign_keeps_inodes(int fd);
 void rs_foreign_free(struct rs_tracer *t);

@@ -256,6 +256,7 @@ void rs_task_ended(struct rs_tracer *t, pid_t tid, int wait_status)
 
 	if (!task)
 		return;
+	rs_foreign_task_ended(t, task);
 	process = rs_process_of(t, task);
 	if (process->pid == tid && process->number != RS_TRACE_NONE)
 		send_exit(t, process->number, wait_status);

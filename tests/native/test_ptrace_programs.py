@@ -127,6 +127,14 @@ def test_child_that_nobody_follows_is_counted(root: Path) -> None:
     assert found.losses["tracerDetaches"] >= 1
 
 
+def test_threads_killed_in_an_open_make_no_product_foreign(root: Path) -> None:
+    """The kernel ends what they opened, and nobody told the tracer that they had."""
+    found = traced(root, str(root.parent / "syscalls"), "exit_in_open", ".")
+    assert found.code == 0, found.stderr
+    assert set(found.products()) == {b"made0", b"made1", b"made2"}
+    assert found.observation.counters["foreignProducts"] == 0
+
+
 def test_chain_of_scripts(root: Path) -> None:
     """Script → script → program: every one of them is a material with its digest."""
     for name, text in (("one", f"#!{root}/two\n"), ("two", "#!/bin/sh\ncat in\n")):
