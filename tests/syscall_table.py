@@ -144,6 +144,22 @@ TABLE: Mapping[str, Wanted] = {
             Unlike(TRACERS, "bytes: the file's size at the end", {"ops": wrote("in", len(IN))}),
         ),
     ),
+    "open_wronly": Wanted(
+        products={"in": "made\n"},
+        ops=wrote("in", 5),
+        unlike=(
+            Unlike(
+                FANOTIFIED,
+                "what was there is a material: its event has no flags",
+                {"materials": OPEN},
+            ),
+            Unlike(
+                (EBPF,),
+                "told as opened; the ledger has it as writeOnly",
+                {"materials": OPEN},
+            ),
+        ),
+    ),
     "open_append_read": Wanted(products=MADE, ops=WROTE),  # an intermediate is no material
     "open_by_handle_at": Wanted(materials={"in": IN}, calls=some("open_by_handle_at"), code=None),
     "o_path": Wanted(
@@ -250,6 +266,7 @@ TABLE: Mapping[str, Wanted] = {
     "ftruncate": Wanted(products={"out": "\0\0\0"}, ops=some("truncations", path="out", bytes=3)),
     "chmod": Wanted(products=MADE, ops=some("permChanges", path="out", mode=0o755, setExec=True)),
     "fchmod": Wanted(products={"out": ""}, ops=some("permChanges", path="out", mode=0o755)),
+    "fchmod_directory": Wanted(ops=some("permChanges", path="d", mode=0o700, setExec=True)),
     "fchmodat": Wanted(products=D_MADE, ops=some("permChanges", path="d/out", mode=0o755)),
     "fchmodat2": Wanted(
         products=D_MADE, ops=some("permChanges", path="d/out", mode=0o750), since=(6, 6)

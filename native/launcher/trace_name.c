@@ -132,8 +132,8 @@ static void by_fd(const struct named *n, enum rs_trace_op op, uint32_t mode, uin
 	struct statx st;
 
 	snprintf(link, sizeof(link), "/proc/%d/fd/%d", n->task->tid, (int)n->task->args[0]);
-	if (rs_statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0 || !S_ISREG(st.stx_mode) ||
-	    rs_link_text(link, path, &st) < 0)
+	if (rs_statx(AT_FDCWD, link, 0, RS_STATX_MASK, &st) < 0 ||
+	    !(S_ISREG(st.stx_mode) || S_ISDIR(st.stx_mode)) || rs_link_text(link, path, &st) < 0)
 		return; /* closed by another thread, or no file with a name */
 	rs_file_op(n->t, n->process, op, path, "", mode, bytes);
 	if (op == RS_TRACE_OP_CHMOD)
