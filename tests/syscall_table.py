@@ -11,7 +11,7 @@ import errno
 from typing import Any, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from rootseal.observation import LeafKind, ProcessRecord
-from rootseal.predicate_trace import trace_document
+from rootseal.predicate_trace import Environments, trace_document
 
 FANOTIFY, PTRACE, EBPF = "fanotify", "ptrace", "ebpf"
 BOTH, BESIDE = "fanotify+ebpf", "fanotify+ptrace"
@@ -450,7 +450,7 @@ class Seen:
 def document_of(process: ProcessRecord) -> Dict[str, Any]:
     """A process of a backend as the predicate has it, as far as the table looks."""
     assert process.trace is not None
-    return {"comm": process.comm.decode(), **trace_document(process.trace)}
+    return {"comm": process.comm.decode(), **trace_document(process.trace, Environments())}
 
 
 def check(seen: Seen, row: Wanted, program: str, sha256: Any) -> None:
