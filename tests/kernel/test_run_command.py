@@ -156,6 +156,7 @@ def test_an_output_that_is_a_link_is_the_file_that_it_leads_to(cli: Cli, mode: s
     assert subjects(cli) == ["real.1"]
     for name in ("lnk", "real.1"):
         assert cli.verify("--artifact", str(cli.sandbox / name)).returncode == 0
+    (cli.sandbox / "real.1").unlink()  # where it could be sealed, nobody can write it
     (cli.sandbox / "real.1").write_text("other")
     assert cli.verify("--artifact", str(cli.sandbox / "lnk")).returncode == 1
 
