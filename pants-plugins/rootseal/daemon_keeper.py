@@ -64,8 +64,10 @@ class Keeper:
             try:
                 yield
             except BaseException:
-                self._end_orphans(process, launcher, namespace, known)
-                self._tell(keeper.ORPHAN + token)
+                try:
+                    self._end_orphans(process, launcher, namespace, known)
+                finally:  # whatever is left then, the keeper ends
+                    self._tell(keeper.ORPHAN + token)
                 raise
         finally:
             os.close(process)

@@ -70,7 +70,11 @@ class _Keeper:
                     self._poll.unregister(server)
                     for token in list(self._held):
                         self._orphan(token)
-            for launcher, held in list(self._ending.items()):
+            self._end_some()
+
+    def _end_some(self) -> None:
+        for launcher, held in list(self._ending.items()):
+            with contextlib.suppress(OSError):  # no descriptor is free: it is tried again
                 if not kill_round(held.namespace):
                     _close(self._ending.pop(launcher))
 
@@ -145,15 +149,15 @@ def _stat_of(pid: int) -> _Stat:
             words = os.read(descriptor, _STAT_BYTES).rpartition(b")")[2].split()
         finally:
             os.close(descriptor)
-    except OSError:
+        return _Stat(words[0].decode(), int(words[1]), int(words[19]))
+    except (FileNotFoundError, ProcessLookupError):
         return _GONE
-    return _Stat(words[0].decode(), int(words[1]), int(words[19]))
 
 
 def _is_in(pid: int, namespace: os.stat_result) -> bool:
     try:
         return os.path.samestat(Path(f"/proc/{pid}/ns/mnt").stat(), namespace)
-    except OSError:  # it has ended, or is a zombie
+    except OSError:  # it has ended, is a zombie, or a kernel thread
         return False
 
 

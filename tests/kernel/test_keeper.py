@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -174,11 +175,37 @@ def test_a_daemon_and_a_launcher_that_are_killed_leave_no_descendant(
         stop(daemon.process.pid)
         command(process)
         until(lambda: is_opening(descendant), "the descendant waits in open")
+        stop(process.pid)  # or it would kill them itself
         daemon.kill()
         process.kill()
         process.communicate()
         until(lambda: not is_alive(descendant), "the descendant is dead")
         until(lambda: not is_alive(keeper), "the keeper has ended")
+    assert not (sandbox / "went-on").exists()
+
+
+def test_a_keeper_without_descriptors_goes_on_holding(tmp_path: Path, sandbox: Path) -> None:
+    """It cannot look who is left: so nobody goes on, and when it can it ends them."""
+    with running_daemon(tmp_path) as daemon:
+        process = daemon.start(sandbox, ["/usr/bin/python3", "-c", FORKS_A_READER], HELD)
+        descendant = int(process.stdout.readline())
+        keeper = keeper_of(daemon)
+        stop(daemon.process.pid)
+        command(process)
+        until(lambda: is_opening(descendant), "the descendant waits in open")
+        before = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (3, before[1]))  # poll needs some
+        stop(process.pid)  # or it would kill them itself
+        daemon.kill()
+        process.kill()
+        process.wait(GIVE_UP_SECONDS)
+        for _ in range(100):
+            assert is_opening(descendant) and is_alive(keeper)
+            os.sched_yield()
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, before)
+        until(lambda: not is_alive(descendant), "the descendant is dead")
+        until(lambda: not is_alive(keeper), "the keeper has ended")
+        process.communicate()
     assert not (sandbox / "went-on").exists()
 
 
