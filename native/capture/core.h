@@ -58,6 +58,7 @@ struct rs_material {
 	bool young;	   /* born after the scope began: perhaps made by the action itself */
 	uint64_t identity; /* of a young one */
 	bool unstable;	   /* hashed while it changed */
+	bool unsure;	   /* an equal state at the end does not prove an equal content */
 	bool was_unlinked; /* no name any more when it was opened */
 	bool ignored;	   /* later opens by its reader may have made no event: see once.c */
 	uint8_t source;
@@ -312,6 +313,7 @@ struct rs_seen {
 	bool unstable;
 	bool trusted; /* an equal state later proves an equal content */
 	bool unlinked;
+	bool unsure; /* a change after the hash may leave an equal state */
 	uint8_t source;
 };
 /*

@@ -8,7 +8,8 @@
  *   1. a read lease could be taken before the content was read: the kernel grants it only while no
  *      file of that inode is open for writing, and a writable shared mapping keeps its file open;
  *   2. the state (size, ctime, mtime) was equal before and after it was read;
- *   3. the ctime was older, when reading began, than the coarsest step of the filesystem clock;
+ *   3. the ctime was older, when reading began, than the coarsest step of the filesystem clock,
+ *      which is seconds where the times are whole seconds;
  *   4. the filesystem is ext4, xfs or btrfs.
  * A writer that was there before reading fails 1. A writer that came while we read has opened the
  * file after 1; whatever it stores first (write, truncate, or the first store into a page of a new
@@ -253,5 +254,7 @@ bool rs_no_writer(int fd)
 
 bool rs_settled(const struct rs_stat *stat, int64_t now_coarse_ns)
 {
-	return stat->ctime_ns < now_coarse_ns - CLOCK_STEP_NS;
+	int64_t coarse_ns = rs_has_coarse_times(stat) ? RS_COARSE_TIMES_NS : 0;
+
+	return stat->ctime_ns < now_coarse_ns - CLOCK_STEP_NS - coarse_ns;
 }

@@ -41,6 +41,17 @@ static inline bool rs_same_state(const struct rs_stat *a, const struct rs_stat *
 /* Whether the content is machine code by its first bytes (ELF, PE), or they cannot be read. */
 bool rs_is_code(int fd);
 
+/*
+ * Whole seconds: a filesystem without finer times (ext4 with inodes of 128 bytes, FAT, where it is
+ * two of them) gives all changes of so long a time one and the same.
+ */
+#define RS_COARSE_TIMES_NS 2000000000LL
+
+static inline bool rs_has_coarse_times(const struct rs_stat *stat)
+{
+	return stat->ctime_ns % 1000000000 == 0;
+}
+
 int64_t rs_coarse_now_ns(void); /* the tick that file timestamps are taken from */
 int64_t rs_now_ns(void);
 /* The latest time that it told in this process: never goes back, as the clock may. */

@@ -134,6 +134,22 @@ static bool served_by_others(const struct rs_scope *scope, const struct rs_stat 
 	return !mount || mount->remote;
 }
 
+/* On these filesystems: has the next change another ctime, because this one was looked at? */
+static bool tells_changes_apart(struct rs_worker *worker, const struct rs_stat *stat)
+{
+	return rs_engine_multigrain(worker->engine) && !rs_has_coarse_times(stat);
+}
+
+/* Could a change after `before_ns`, which is before the hash, leave the state as it is? */
+static bool may_hide_change(struct rs_worker *worker, const struct rs_scope *scope,
+			    const struct rs_stat *stat, int64_t before_ns)
+{
+	int64_t coarse_ns = rs_has_coarse_times(stat) ? RS_COARSE_TIMES_NS : 0;
+
+	return stat->ctime_ns + coarse_ns >= before_ns &&
+	       !(reliable_times(scope, stat) && tells_changes_apart(worker, stat));
+}
+
 static bool over_hash_cap(struct rs_scope *scope, const struct rs_stat *stat)
 {
 	uint64_t hashed = atomic_load_explicit(&scope->bytes_hashed, memory_order_relaxed);
@@ -193,7 +209,7 @@ enum rs_digest_outcome rs_digest_of_fd(struct rs_worker *worker, struct rs_scope
 	/* Settled, a later writer shows in ctime (dcache.c); else only its open file does. */
 	quiet = quiet && !result.unstable && rs_same_state(&before, stat) &&
 		(settled || rs_no_writer(fd));
-	*ret_trusted = quiet && (settled || rs_engine_multigrain(worker->engine));
+	*ret_trusted = quiet && (settled || tells_changes_apart(worker, stat));
 	if (quiet && settled)
 		rs_dcache_insert(cache, stat, &result.content);
 	return result.unstable ? RS_DIGEST_UNSTABLE : RS_DIGEST_OK;
@@ -271,6 +287,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 	    .pid = event->pid,
 	    .exec = !!(event->mask & FAN_OPEN_EXEC_PERM),
 	};
+	const int64_t before_ns = rs_coarse_now_ns();
 	struct rs_content content = {0};
 	enum rs_digest_outcome outcome;
 	int length;
@@ -305,6 +322,7 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 					  &seen.trusted);
 	}
 	seen.unstable = outcome == RS_DIGEST_UNSTABLE;
+	seen.unsure = may_hide_change(worker, scope, &seen.stat, before_ns);
 	seen.digest = outcome == RS_DIGEST_LEFT_OUT ? NULL : content.digest;
 	seen.code = content.code;
 	return record_open(worker, scope, event, &seen);

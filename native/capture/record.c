@@ -127,6 +127,7 @@ static uint32_t material_add(struct rs_scope *scope, const struct rs_seen *seen,
 	    .identity = seen->identity,
 	    .was_unlinked = seen->unlinked,
 	    .kind = seen->code ? RS_KIND_CODE : RS_KIND_FILE,
+	    .unsure = seen->unsure,
 	    .source = seen->source,
 	};
 	memcpy(material->digest, seen->digest, RS_SHA256_BYTES);

@@ -59,7 +59,8 @@ static bool is_told(const struct rs_scope *scope, const struct rs_material *mate
 static bool names_unsure(const struct rs_material *material, const struct rs_stat *now)
 {
 	/* Touching sets the modification time, which renaming and linking leave as it is. */
-	return material->ignored && (now->nlink != 1 || now->mtime_ns == material->stat.mtime_ns);
+	return material->ignored && !rs_same_state(now, &material->stat) &&
+	       (now->nlink != 1 || now->mtime_ns == material->stat.mtime_ns);
 }
 
 /* Hash what the path leads to now, and compare. */
@@ -105,8 +106,9 @@ void rs_stability_check(struct rs_worker *worker, struct rs_scope *scope,
 			RS_COUNT(scope, unstable_files);
 		return;
 	}
-	if (!rs_same_inode(&now, &material->stat) || rs_same_state(&now, &material->stat) ||
-	    now.btime_ns != material->stat.btime_ns)
+	if (!rs_same_inode(&now, &material->stat) || now.btime_ns != material->stat.btime_ns)
+		return;
+	if (rs_same_state(&now, &material->stat) && !material->unsure)
 		return;
 	if (!rs_is_product(scope, &now))
 		check_content(worker, scope, material, &now, out);

@@ -8,8 +8,8 @@
  * When is a cached digest safe? The key holds the change time, which every write(2), truncate and
  * attribute change moves. Three holes remain, each closed: (1) the clock of the change time is
  * coarse, so a write in the same tick leaves it alone: an entry is made only when the change time
- * was at least CACHE_AGE_NS old before hashing began; (2) stores through a shared mapping move the
- * times only when a page becomes dirty: files that the action has opened for writing are never
+ * was at least rs_time_step_ns old before hashing began; (2) stores through a shared mapping move
+ * the times only when a page becomes dirty: files that the action has opened for writing are never
  * cached, and an entry is believed only from the second hash on, if a read lease could be taken
  * then, which the kernel refuses while anybody has the file open for writing (only the owner of a
  * file may take one; the action cannot write files of others); (3) the file may change while it is
@@ -31,7 +31,6 @@
 
 #define READ_BYTES    (256u << 10)
 #define CACHE_MAX     (1u << 18)
-#define CACHE_AGE_NS  20000000
 #define ATTEMPTS_MAX  4
 #define NS_PER_SECOND 1000000000
 #define SELINUX_FS    0xf97cff8c
@@ -110,7 +109,8 @@ static void cache_add(struct rs_tracer *t, int fd, const struct rs_file_id *id, 
 {
 	uint32_t found;
 
-	if (id->ctime_ns > begun_ns - CACHE_AGE_NS || rs_inode_written(t, id->device, id->inode))
+	if (id->ctime_ns > begun_ns - rs_time_step_ns(id->ctime_ns) ||
+	    rs_inode_written(t, id->device, id->inode))
 		return;
 	found = rs_index_find(&t->cache_index, id_hash(id), cached_equal, t, id);
 	if (found != UINT32_MAX) {

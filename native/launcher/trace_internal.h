@@ -46,6 +46,15 @@ struct rs_file_id {
 	int64_t mtime_ns, ctime_ns;
 };
 
+/*
+ * How long after a change the next one may bear the same time: a tick; where times are whole
+ * seconds (ext4 with inodes of 128 bytes, FAT) up to two of them.
+ */
+static inline int64_t rs_time_step_ns(int64_t ctime_ns)
+{
+	return ctime_ns % 1000000000 ? 20000000 : 2020000000;
+}
+
 struct rs_digest {
 	uint8_t bytes[RS_SHA256_BYTES];
 };

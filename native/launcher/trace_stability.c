@@ -18,8 +18,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TICK_NS 20000000 /* the clock of the change time is coarse */
-
 /*
  * Since it was hashed? Another change time says so, whatever the clock, which may have been set
  * back meanwhile; the same one only where a change in the same tick would have another.
@@ -33,7 +31,8 @@ static int touched(const struct rs_tracer *t, const struct rs_file *file, const 
 		return 0;
 	rs_file_id_from(&st, &id);
 	return S_ISREG(st.stx_mode) && id.device == file->device && id.inode == file->inode &&
-	       (id.ctime_ns != file->ctime_ns || id.ctime_ns > t->start_ns - TICK_NS);
+	       (id.ctime_ns != file->ctime_ns ||
+		id.ctime_ns > t->start_ns - rs_time_step_ns(id.ctime_ns));
 }
 
 /* 0: the content is as it was; 1: another, in *ret_later; -1: it could not be read. */

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
+from coarse_times import ATTEMPTS, await_a_new_second, coarse_filesystem, times
 from ptrace_action import (
     REPO,
     SANITIZERS,
@@ -21,8 +22,12 @@ from ptrace_action import (
     run_traced,
     sha256_text,
 )
+from rootseal import leaf_table
+from rootseal.capture.ptrace import PtraceScope
 from rootseal.capture.ptrace_stream import Loss
-from rootseal.observation import Mutation, MutationTime
+from rootseal.capture.scope import CaptureLimits
+from rootseal.leaf_table import Domain
+from rootseal.observation import Mutation, MutationTime, Observation
 
 NOBODY = 65534
 READER = """
@@ -268,6 +273,12 @@ def test_cap_of_processes_is_counted(root: Path) -> None:
     assert found.losses["processTableCapHit"] >= 1
 
 
+def observed(root: Path, records: Path) -> Observation:
+    scope = PtraceScope(root=bytes(root), limits=CaptureLimits())
+    scope.feed(records.read_bytes())
+    return scope.finish(outputs_files=(), outputs_dirs=())
+
+
 def test_file_changed_by_others_meanwhile(root: Path) -> None:
     """The action has read the file; then another process, not of the action, writes it."""
     os.mkfifo(root / "ready")
@@ -280,16 +291,40 @@ def test_file_changed_by_others_meanwhile(root: Path) -> None:
         file.write("INPUT\n")
     (root / "go").write_text("")
     assert process.wait(60) == 0
-    from rootseal.capture.ptrace import PtraceScope
-    from rootseal.capture.scope import CaptureLimits
-
-    scope = PtraceScope(root=bytes(root), limits=CaptureLimits())
-    scope.feed(records.read_bytes())
-    seen = scope.finish(outputs_files=(), outputs_dirs=())
+    seen = observed(root, records)
     assert seen.counters["mutatedAfterOpen"] == 1
     digests = [bytes.fromhex(sha256_text(text)) for text in ("input\n", "INPUT\n")]
     assert seen.mutations.found == (Mutation(b"in", *digests, MutationTime.END),)
     assert seen.mutations.left_out == 0
+
+
+@pytest.mark.requires("root", "loop")
+def test_file_changed_within_a_second_where_times_are_whole_seconds(root: Path) -> None:
+    os.mkfifo(root / "ready")
+    os.mkfifo(root / "go")
+    driver, records = root.parent / "trace_driver", root.parent / "root.records"
+    with coarse_filesystem(root.parent) as coarse:
+        path = coarse / "in"
+        command = f"cat {path} {path}; echo > ready; cat go; cat {path}"
+        for _ in range(ATTEMPTS):
+            await_a_new_second()
+            path.write_text("first\n")
+            before = times(path)
+            time.sleep(0.1)  # longer than a tick
+            process = subprocess.Popen([driver, records, "sh", "-c", command], cwd=root)
+            (root / "ready").read_text()
+            path.write_text("other\n")
+            (root / "go").write_text("")
+            assert process.wait(60) == 0
+            if times(path) == before:
+                break
+        else:
+            pytest.fail("no attempt was done within a second")
+    seen = observed(root, records)
+    leaves = leaf_table.iter_leaves(seen.materials.raw, Domain.MATERIAL)
+    digests = {leaf.digest.hex() for leaf in leaves if leaf.path == bytes(path)}
+    assert digests == {sha256_text("first\n"), sha256_text("other\n")}
+    assert seen.counters["mutatedAfterOpen"] == 1
 
 
 def test_two_contents_of_one_path(root: Path) -> None:
