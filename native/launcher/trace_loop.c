@@ -316,9 +316,12 @@ static void reap_all(struct rs_tracer *t)
 	pid_t tid;
 
 	rs_task_kill_all(t);
-	while ((tid = waitpid(-1, &status, __WALL)) > 0 || errno == EINTR)
-		if (tid == t->child && !WIFSTOPPED(status))
+	while ((tid = waitpid(-1, &status, __WALL)) > 0 || errno == EINTR) {
+		if (tid > 0 && WIFSTOPPED(status)) /* perhaps new, and not in the table */
+			kill(tid, SIGKILL);
+		else if (tid == t->child)
 			t->child_status = status;
+	}
 }
 
 static int loop(struct rs_tracer *t, int signal_fd)

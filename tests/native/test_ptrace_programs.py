@@ -36,6 +36,22 @@ READER = """
 int main(void) { char data[64]; int fd = open("in", O_RDONLY); return read(fd, data, 64) <= 0; }
 """
 
+FORKER = """
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void)
+{
+	for (int i = 0; i < 6; i++)
+		if (fork() == 0)
+			for (;;) {
+				pid_t child = fork();
+				if (child == 0) _exit(0);
+				waitpid(child, 0, 0);
+			}
+	for (;;) pause();
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -325,6 +341,21 @@ def test_file_changed_within_a_second_where_times_are_whole_seconds(root: Path) 
     digests = {leaf.digest.hex() for leaf in leaves if leaf.path == bytes(path)}
     assert digests == {sha256_text("first\n"), sha256_text("other\n")}
     assert seen.counters["mutatedAfterOpen"] == 1
+
+
+def test_the_tracer_ends_when_nobody_takes_its_records_while_processes_fork(root: Path) -> None:
+    """A child that it has not heard of yet is killed too, not waited for."""
+    (root / "forker.c").write_text(FORKER)
+    forker = compile_c(root / "forker", root / "forker.c")
+    for _ in range(20):
+        done = subprocess.run(
+            [root.parent / "trace_driver", "-", forker],
+            env={"SINK_BYTES_MAX": "1000"},
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=30,
+        )
+        assert done.returncode == 125
 
 
 def test_two_contents_of_one_path(root: Path) -> None:

@@ -4,8 +4,8 @@
  *
  *   trace_driver RECORDS COMMAND [ARGUMENT]…
  *
- * RECORDS gets the stream of native/trace_event.h ("-": thrown away). The exit status is the
- * command's (128+signal), 125 if tracing failed.
+ * RECORDS gets the stream of native/trace_event.h ("-": thrown away), SINK_BYTES_MAX of it. The
+ * exit status is the command's (128+signal), 125 if tracing failed.
  */
 #include "../../native/launcher/trace.h"
 
@@ -19,10 +19,21 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static uint64_t limit(const char *name, uint64_t otherwise)
+{
+	const char *value = getenv(name);
+
+	return value ? strtoull(value, NULL, 10) : otherwise;
+}
+
 static int emit(void *context, const void *records, size_t size)
 {
+	static uint64_t emitted;
 	int fd = *(int *)context;
 
+	emitted += size;
+	if (emitted > limit("SINK_BYTES_MAX", UINT64_MAX))
+		return -EPIPE; /* as when the daemon is gone */
 	while (fd >= 0 && size > 0) {
 		ssize_t done = write(fd, records, size);
 
@@ -38,13 +49,6 @@ static int fail(const char *what, int error)
 {
 	fprintf(stderr, "trace_driver: %s: %s\n", what, strerror(error));
 	return 125;
-}
-
-static uint64_t limit(const char *name, uint64_t otherwise)
-{
-	const char *value = getenv(name);
-
-	return value ? strtoull(value, NULL, 10) : otherwise;
 }
 
 int main(int argc, char **argv)
