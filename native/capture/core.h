@@ -166,6 +166,7 @@ struct rs_scope {
 	bool has_names;	       /* a trace told what was renamed, linked and so on */
 	struct rs_set names;   /* see foreign.c */
 	struct rs_set births;  /* identities of the files that the action closed after writing */
+	struct rs_set empties; /* and of the young ones that it opened when nothing was in them */
 	struct rs_set snapshot_inodes;
 	struct rs_set snapshot_states; /* hashes of (relative path, inode, size and times) */
 	bool snapshot_partial;
@@ -332,6 +333,9 @@ struct rs_product *rs_product_find(struct rs_scope *scope, const struct rs_stat 
 bool rs_is_product(struct rs_scope *scope, const struct rs_stat *stat);
 /* Whether the action closed this very file after writing; the mutex is held, or all is over. */
 bool rs_is_own(const struct rs_scope *scope, uint64_t identity);
+/* And was all in it the action's? Not if somebody made it who had put something in before. */
+bool rs_is_intermediate(const struct rs_scope *scope, uint64_t identity);
+void rs_record_empty(struct rs_scope *scope, uint64_t identity);
 struct rs_closed {
 	struct rs_stat stat;
 	uint64_t identity;

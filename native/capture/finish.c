@@ -57,7 +57,7 @@ static void stop_events(struct rs_worker *worker, struct rs_scope *scope)
 /* Is it a file that the action itself made? Then reading it tells nothing about what went in. */
 static bool is_intermediate(struct rs_scope *scope, const struct rs_material *material)
 {
-	return material->young && rs_is_own(scope, material->identity);
+	return material->young && rs_is_intermediate(scope, material->identity);
 }
 
 static uint64_t witness_key(uint64_t dev, uint64_t ino)

@@ -252,7 +252,7 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 	if (seen->exec || !seen->young || !rs_in_root(scope, seen->path, seen->path_length))
 		return false;
 	pthread_mutex_lock(&scope->mutex);
-	known = rs_is_own(scope, seen->identity);
+	known = rs_is_intermediate(scope, seen->identity);
 	pthread_mutex_unlock(&scope->mutex);
 	return known;
 }
@@ -305,6 +305,8 @@ static enum handled handle_open(struct rs_worker *worker, struct rs_scope *scope
 	seen.young = rs_is_young(scope, stat);
 	if (seen.young)
 		seen.identity = rs_identity_of_fd(worker, event->fd, stat);
+	if (seen.young && stat->size == 0)
+		rs_record_empty(scope, seen.identity);
 	if (is_intermediate(scope, &seen))
 		return HANDLED;
 	if (rs_verity_lookup(rs_engine_verity(worker->engine), event->fd, stat, content.digest)) {

@@ -364,6 +364,20 @@ bool rs_is_own(const struct rs_scope *scope, uint64_t identity)
 	return rs_set_has(&scope->births, identity);
 }
 
+bool rs_is_intermediate(const struct rs_scope *scope, uint64_t identity)
+{
+	return rs_is_own(scope, identity) && rs_set_has(&scope->empties, identity);
+}
+
+void rs_record_empty(struct rs_scope *scope, uint64_t identity)
+{
+	pthread_mutex_lock(&scope->mutex);
+	/* Not kept: then what the action made and reads again is listed as a material. */
+	if (scope->empties.count < RS_OPENS_MAX)
+		rs_set_add(&scope->empties, identity);
+	pthread_mutex_unlock(&scope->mutex);
+}
+
 static struct rs_product *product_add(struct rs_scope *scope, const struct rs_stat *stat)
 {
 	/* A product is a leaf in the end: the cap of a leaf table bounds them. */

@@ -63,6 +63,7 @@ void rs_scope_destroy(struct rs_scope *scope)
 	rs_set_free(&scope->opens);
 	rs_set_free(&scope->witness);
 	rs_set_free(&scope->births);
+	rs_set_free(&scope->empties);
 	rs_set_free(&scope->names);
 	rs_set_free(&scope->snapshot_inodes);
 	rs_set_free(&scope->snapshot_states);

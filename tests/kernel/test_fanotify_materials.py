@@ -174,6 +174,20 @@ def test_intermediates_are_not_materials(lab: Lab, root: Path, outside: Path) ->
     assert seen.products == []
 
 
+def test_what_others_made_is_a_material_though_the_action_was_the_last_to_write_it(
+    lab: Lab, root: Path, outside: Path
+) -> None:
+    for place in (outside, root):
+        late = place / "late"
+        wait = f"while [ ! -e {late} ]; do :; done"
+        action = lab.start(root, ["/bin/sh", "-c", f"{wait}; cat {late}; echo more >> {late}"])
+        (place / "part").write_bytes(b"not by the action")
+        (place / "part").rename(late)
+        seen = action.finish()
+        digests = {leaf.digest for leaf in seen.materials if leaf.path.endswith(b"late")}
+        assert sha256(b"not by the action") in digests
+
+
 def test_awkward_paths(lab: Lab, root: Path) -> None:
     names = [
         b"new\nline",
