@@ -241,7 +241,7 @@ static int walk_directory(struct walk *walk, int fd)
 		close(fd);
 		return -ENOMEM;
 	}
-	while (!error && (entry = readdir(stream))) {
+	for (errno = 0; !error && (entry = readdir(stream)); errno = 0) {
 		size_t name = strlen(entry->d_name);
 
 		if (is_dot(entry->d_name))
@@ -262,6 +262,8 @@ static int walk_directory(struct walk *walk, int fd)
 		error = walk_entry(walk, dirfd(stream), entry);
 		walk->length = stem;
 	}
+	if (!error && errno) /* not read to its end: what is there may be a product */
+		RS_COUNT(walk->scope, handler_errors);
 	closedir(stream);
 	return error;
 }
@@ -400,11 +402,15 @@ static int declared_file(struct walk *walk, const char *item)
 		    .source = RS_SOURCE_WALK,
 		    .mode = stat.mode & 07777,
 		};
+		enum rs_digest_outcome outcome;
 		struct rs_content content;
 		bool trusted;
 
-		if (rs_digest_of_fd(walk->worker, walk->scope, fd, &stat, true, &content,
-				    &trusted) != RS_DIGEST_LEFT_OUT) {
+		outcome =
+		    rs_digest_of_fd(walk->worker, walk->scope, fd, &stat, true, &content, &trusted);
+		if (outcome == RS_DIGEST_UNSTABLE)
+			RS_COUNT(walk->scope, unstable_files);
+		if (outcome != RS_DIGEST_LEFT_OUT) {
 			struct rs_left left = {&stat, leaf.path, leaf.path_length, false};
 
 			memcpy(leaf.digest, content.digest, RS_SHA256_BYTES);

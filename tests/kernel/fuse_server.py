@@ -64,8 +64,13 @@ def handle(_: int, body: bytes) -> bytes:
 
 
 def nothing(_: int, body: bytes) -> bytes:
-    """Done, or an empty directory."""
+    """Done."""
     return b""
+
+
+def unreadable(_: int, body: bytes) -> bytes:
+    """The directory cannot be listed."""
+    raise OSError(errno.EIO, "")
 
 
 ANSWERS: Dict[int, Callable[[int, bytes], bytes]] = {
@@ -75,7 +80,7 @@ ANSWERS: Dict[int, Callable[[int, bytes], bytes]] = {
     OPEN: handle,
     OPENDIR: handle,
     READ: read,
-    READDIR: nothing,
+    READDIR: unreadable,
     RELEASE: nothing,
     RELEASEDIR: nothing,
     FLUSH: nothing,

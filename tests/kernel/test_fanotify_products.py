@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Iterator
@@ -281,3 +282,43 @@ def test_devices_on_a_tmpfs_dev_answer_for_themselves(lab: Lab, tmp_path: Path) 
     regular = [leaf for leaf in seen.materials if leaf.path.endswith(b"dev/regular")]
     assert [leaf.digest for leaf in regular] == [sha256(b"regular")]
     assert diagnostics.losses(seen.counters) == {}
+
+
+def test_an_output_behind_a_symlink_that_changes_as_it_is_hashed_is_counted(
+    lab: Lab, root: Path, outside: Path
+) -> None:
+    target, ended = outside / "target", threading.Event()
+    target.write_bytes(bytes(8 << 20))
+
+    def change() -> None:
+        with target.open("r+b", buffering=0) as file:
+            while not ended.is_set():
+                file.write(b"x")
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    try:
+        seen = lab.run(root, ["/bin/ln", "-s", outside, "d"], files=[b"d/target"])
+    finally:
+        ended.set()
+        writer.join()
+    assert seen.counters["unstableFiles"] == 1
+
+
+def test_an_engine_that_ends_while_a_file_is_hashed_lets_go_of_the_opener(
+    root: Path, tmp_path: Path
+) -> None:
+    def groups() -> int:
+        listed = Path("/proc/self/fd").iterdir()
+        return sum("fanotify" in str(fd.readlink()) for fd in listed if fd.is_symlink())
+
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    own, before = Lab(build_fixture(tmp_path)), groups()
+    action = own.start(root, ["/usr/bin/head", "-c1", tmp_path / "sparse"])
+    assert action.scope is not None
+    while action.scope.progress()["long_hashes"] == 0:
+        time.sleep(0.001)
+    own.engine.close()
+    assert groups() == before
+    assert action.process.wait(10) == 0

@@ -112,6 +112,14 @@ def test_what_a_process_serves_is_only_observed(lab: Lab, tmp_path: Path) -> Non
     assert not found[os.fsencode(place)].can_seal
 
 
+def test_an_output_directory_that_cannot_be_listed_is_counted(lab: Lab, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    with fuse(tmp_path / "served") as place:
+        seen = lab.run(root, ["/bin/ln", "-s", place, "out"], dirs=[b"out"])
+    assert diagnostics.losses(seen.counters) == {"handlerErrors": 1}
+
+
 def test_another_users_fuse_mount_is_marked_though_root_may_not_look_at_it(
     lab: Lab, tmp_path: Path
 ) -> None:
