@@ -480,6 +480,7 @@ void rs_engine_close(rs_engine *engine)
 	stop_threads(engine);
 	if (engine->reaper_started)
 		pthread_join(engine->reaper, NULL);
+	reaper_main(engine); /* for scopes that a thread was in when the reaper stopped */
 	/* Close on failure before any thread, or after the last one. */
 	if (engine->epoll_fd >= 0)
 		close(engine->epoll_fd);
