@@ -7,7 +7,7 @@
  */
 #pragma once
 
-#define RS_TRACE_ABI 2
+#define RS_TRACE_ABI 3
 
 #define RS_SCOPE_SLOTS 1024 /* scope id modulo this: its place in the loss array */
 #define RS_LOSS_SLOTS  16   /* loss counters per scope, enum rs_loss */
@@ -40,9 +40,10 @@ enum rs_event_type {
 	RS_EVENT_WRITE = 7, /* the first write of a process to a file (later ones only add up) */
 	RS_EVENT_FILEOP = 8,
 	RS_EVENT_SOCKET = 9,
-	RS_EVENT_ADDRESS = 10, /* connect, bind, sendto ...: a call with a socket address */
-	RS_EVENT_PAYLOAD = 11, /* first bytes sent: a ClientHello or a DNS query */
-	RS_EVENT_CALL = 12,    /* any other call that is recorded */
+	RS_EVENT_ADDRESS = 10,	 /* connect, bind, sendto ...: a call with a socket address */
+	RS_EVENT_PAYLOAD = 11,	 /* first bytes sent: a ClientHello or a DNS query */
+	RS_EVENT_CALL = 12,	 /* any other call that is recorded */
+	RS_EVENT_OPEN_PATH = 13, /* an OPEN with its path, for members whose files are hashed */
 };
 
 /* Index in the loss array. Names in summary.diagnostics: see capture/ebpf.py. */
@@ -169,7 +170,10 @@ struct rs_fork_event {
 	__u8 comm[RS_COMM_BYTES];
 };
 
-/* Tail: path of the file (walked), file name as the caller gave it. */
+/*
+ * Tail: path of the file (walked), file name as the caller gave it, and for members whose files are
+ * hashed the directory where a relative name begins (walked).
+ */
 struct rs_exec_event {
 	struct rs_event head;
 	struct rs_file file;
@@ -179,6 +183,8 @@ struct rs_exec_event {
 	__u32 cut;	/* enum rs_cut */
 	__u32 args_len; /* bytes of arguments that follow in ARGS events */
 	__u32 environ_len;
+	__u32 base_len;	   /* of the working directory; 0 if the name is absolute */
+	__u32 interpreted; /* 1: the name is a script's, the file its interpreter */
 	__u8 comm[RS_COMM_BYTES];
 };
 
@@ -202,6 +208,18 @@ struct rs_open_event {
 	struct rs_file file;
 	__u32 call;
 	__s32 fd;
+};
+
+/* Tail: path of the file (walked). */
+struct rs_open_path_event {
+	struct rs_event head;
+	struct rs_file file;
+	__u32 call;
+	__s32 fd;
+	__u32 walk_len;
+	__u32 cut;
+	__u32 told; /* 1: an OPEN event tells of the same open */
+	__u32 pad;
 };
 
 /* Tail: path of the file (walked). */
@@ -292,6 +310,8 @@ enum rs_conn_kind {
 /* Values and keys of maps. */
 struct rs_member {
 	__u64 scope;
+	__u32 paths; /* 1: opens are told with their path */
+	__u32 pad;
 };
 
 struct rs_write_key {

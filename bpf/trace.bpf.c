@@ -94,10 +94,13 @@ static __always_inline long rs_output(void *data, u64 bytes)
 {
 	u64 flags = BPF_RB_NO_WAKEUP;
 
-	/* The consumer is woken when a quarter is full; a scope that ends empties the ring itself.
+	/*
+	 * The consumer is woken when a quarter is full, or at once where it has a file to hash; a
+	 * scope that ends empties the ring itself.
 	 */
-	if (bpf_ringbuf_query(&rs_ring, BPF_RB_AVAIL_DATA) >=
-	    bpf_ringbuf_query(&rs_ring, BPF_RB_RING_SIZE) / 4)
+	if (((const struct rs_event *)data)->type == RS_EVENT_OPEN_PATH ||
+	    bpf_ringbuf_query(&rs_ring, BPF_RB_AVAIL_DATA) >=
+		bpf_ringbuf_query(&rs_ring, BPF_RB_RING_SIZE) / 4)
 		flags = BPF_RB_FORCE_WAKEUP;
 	return bpf_ringbuf_output(&rs_ring, data, bytes, flags);
 }
@@ -158,6 +161,7 @@ int BPF_PROG(trace_call, struct pt_regs *saved, long result)
 	if (!member)
 		return 0;
 	regs.scope = member->scope;
+	regs.paths = member->paths;
 	regs.result = result;
 #if defined(__TARGET_ARCH_x86)
 	regs.compat =

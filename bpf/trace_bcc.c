@@ -69,8 +69,9 @@ static __always_inline long rs_output(void *data, u64 bytes)
 {
 	u64 flags = BPF_RB_NO_WAKEUP;
 
-	if (bpf_ringbuf_query(RS_MAP(RS_FD_RING), BPF_RB_AVAIL_DATA) >=
-	    bpf_ringbuf_query(RS_MAP(RS_FD_RING), BPF_RB_RING_SIZE) / 4)
+	if (((const struct rs_event *)data)->type == RS_EVENT_OPEN_PATH ||
+	    bpf_ringbuf_query(RS_MAP(RS_FD_RING), BPF_RB_AVAIL_DATA) >=
+		bpf_ringbuf_query(RS_MAP(RS_FD_RING), BPF_RB_RING_SIZE) / 4)
 		flags = BPF_RB_FORCE_WAKEUP;
 	return bpf_ringbuf_output(RS_MAP(RS_FD_RING), data, bytes, flags);
 }
@@ -141,6 +142,7 @@ static __always_inline int rs_fill(struct rs_regs *regs, void *saved, s64 result
 		return 0;
 	regs->scope = member->scope;
 	regs->result = result;
+	regs->paths = member->paths;
 	regs->id = ids->native;
 #if defined(__x86_64__)
 	{

@@ -45,6 +45,7 @@ struct rs_regs {
 	u64 scope;
 	u32 id; /* enum rs_call */
 	u32 compat;
+	u32 paths; /* opens are told with their path */
 };
 
 /* Make the verifier see a bound that the compiler already knows. */
@@ -233,17 +234,31 @@ RS_FN u32 rs_string(struct rs_scratch *scratch, u64 address, int kernel)
 	return (u32)n - 1;
 }
 
-/* Append where a relative path begins; nothing for an absolute one. Returns its bytes. */
-RS_FN u32 rs_base(struct rs_scratch *scratch, s32 dirfd, u64 address)
+/* Append the path of the current task's working directory; returns its bytes. */
+RS_FN u32 rs_working_directory(struct rs_scratch *scratch)
 {
 	void *task = (void *)bpf_get_current_task();
 	void *fs = 0, *dentry = 0, *mnt = 0;
 	u32 start;
-	u8 first = 0;
 
 	if (!scratch)
 		return 0;
 	start = scratch->tail;
+	if (RS_GET(task_fs, task, &fs) || !fs || RS_GET(fs_pwd_dentry, fs, &dentry) ||
+	    RS_GET(fs_pwd_mnt, fs, &mnt))
+		scratch->cut |= RS_CUT_WALK;
+	else
+		rs_walk(scratch, (u64)dentry, (u64)mnt);
+	return scratch->tail - start;
+}
+
+/* Append where a relative path begins; nothing for an absolute one. Returns its bytes. */
+RS_FN u32 rs_base(struct rs_scratch *scratch, s32 dirfd, u64 address)
+{
+	u8 first = 0;
+
+	if (!scratch)
+		return 0;
 	if (RS_READ_USER(&first, 1, (void *)address)) {
 		scratch->cut |= RS_CUT_NAME;
 		return 0;
@@ -252,12 +267,7 @@ RS_FN u32 rs_base(struct rs_scratch *scratch, s32 dirfd, u64 address)
 		return 0;
 	if (dirfd != RS_AT_FDCWD)
 		return rs_walk_file(scratch, rs_file_of(dirfd));
-	if (RS_GET(task_fs, task, &fs) || !fs || RS_GET(fs_pwd_dentry, fs, &dentry) ||
-	    RS_GET(fs_pwd_mnt, fs, &mnt))
-		scratch->cut |= RS_CUT_WALK;
-	else
-		rs_walk(scratch, (u64)dentry, (u64)mnt);
-	return scratch->tail - start;
+	return rs_working_directory(scratch);
 }
 
 /* Send the event in scratch, with its tail. */

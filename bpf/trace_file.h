@@ -9,6 +9,29 @@
 /* A handle of the kernel's own, as overlayfs has on the layer below the file that was opened. */
 #define RS_FMODE_NOACCOUNT 0x20000000
 
+/* An open whose content user space wants: with the path by which it finds the file. */
+RS_FN int rs_tell_path(struct rs_regs *regs, struct rs_open_event *told)
+{
+	struct rs_scratch *scratch;
+	struct rs_open_path_event *event;
+
+	if (!regs || !told)
+		return 0;
+	scratch = rs_scratch_get(RS_PROGRAM_CALL, regs->scope, RS_LOSS_OPEN);
+	if (!scratch)
+		return 0;
+	event = (struct rs_open_path_event *)scratch->data;
+	rs_head(&event->head, RS_EVENT_OPEN_PATH, 0, regs->scope);
+	event->file = told->file;
+	event->call = told->call;
+	event->fd = told->fd;
+	event->told = RS_LSM_OPENS != 0;
+	event->walk_len = rs_walk_file(scratch, rs_file_of(told->fd));
+	event->cut = scratch->cut;
+	rs_emit_tail(scratch, regs->scope, RS_LOSS_OPEN);
+	return 0;
+}
+
 RS_FN int rs_on_open(struct rs_regs *regs)
 {
 	struct rs_open_event event = {};
@@ -20,6 +43,9 @@ RS_FN int rs_on_open(struct rs_regs *regs)
 	event.fd = (s32)regs->result;
 	if (rs_describe(rs_file_of(event.fd), &event.file))
 		rs_count(regs->scope, RS_LOSS_UNRESOLVED);
+	else if (regs->paths && (event.file.mode & RS_S_IFMT) == RS_S_IFREG &&
+		 !(event.file.flags & RS_O_PATH))
+		return rs_tell_path(regs, &event);
 	else if (RS_LSM_OPENS && !(event.file.flags & RS_O_PATH))
 		return 0; /* rs_on_file_open has told of it */
 	rs_emit(&event, sizeof(event), regs->scope, RS_LOSS_OPEN);

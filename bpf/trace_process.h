@@ -116,7 +116,8 @@ static __always_inline int rs_on_exec(void *task, void *binprm)
 	struct rs_exec_event *event;
 	struct rs_member *member;
 	void *file = 0, *mm = 0, *parent = 0;
-	const u8 *name = 0;
+	const u8 *name = 0, *interp = 0;
+	u8 first = 0;
 	u64 scope;
 	unsigned long args = 0, args_end = 0, environ = 0, environ_end = 0;
 	u32 tgid = 0;
@@ -148,6 +149,12 @@ static __always_inline int rs_on_exec(void *task, void *binprm)
 	event->walk_len = rs_walk_file(scratch, file);
 	RS_GET(binprm_filename, binprm, &name);
 	event->name_len = rs_string(scratch, (u64)name, 1);
+	RS_GET(binprm_interp, binprm, &interp);
+	event->interpreted = interp != name;
+	if (RS_READ_KERNEL(&first, 1, name))
+		scratch->cut |= RS_CUT_NAME;
+	else if (member->paths && first != '/')
+		event->base_len = rs_working_directory(scratch);
 	event->cut = scratch->cut;
 	rs_emit_tail(scratch, scope, RS_LOSS_EXEC);
 	rs_emit_area(scratch, RS_EVENT_ARGS, args, args_end, scope);

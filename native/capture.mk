@@ -20,14 +20,15 @@ RECORDS ?= 2000000
 TEST_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/test_*.c)))
 FUZZ_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/fuzz_*.c)))
 # Of the trace core (native/trace) what needs no kernel: the aggregator, its parser and the ledger.
-TRACE_SOURCES := trace/agg.c trace/check.c trace/ledger.c trace/result.c
+TRACE_SOURCES := trace/agg.c trace/check.c trace/ledger.c trace/result.c trace/clock.c $(sort $(wildcard trace/content*.c)) \
+	capture/filestat.c capture/sha.c
 TRACE_FLAGS = $(subst -Icapture,-Itrace,$(CORE_FLAGS))
 TRACE_HEADERS := $(wildcard trace/*.h) ../bpf/event.h $(CORE_TESTS)/check.h capture.mk
 TRACE_TESTS := $(basename $(notdir $(wildcard $(CORE_TESTS)/trace_test_*.c)))
 
 $(TRACE_TESTS:%=$(CORE_BUILD)/asan/%): $(CORE_BUILD)/asan/%: $(CORE_TESTS)/%.c $(TRACE_SOURCES) $(TRACE_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(TRACE_FLAGS) $(ASAN_FLAGS) $< $(TRACE_SOURCES) -o $@
+	$(CC) $(TRACE_FLAGS) $(ASAN_FLAGS) $< $(TRACE_SOURCES) -lcrypto -lpthread -o $@
 
 # What a test puts in the place of a library call.
 LINK_test_queue_overflow := -Wl,--wrap=fanotify_init

@@ -431,7 +431,7 @@ static void add_write(struct rs_agg *agg, const struct rs_write_event *event, si
 
 /* ---- dispatch ---- */
 
-void rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length)
+int rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length)
 {
 	const struct rs_event *head = bytes;
 	struct rs_agg_process *process;
@@ -439,7 +439,7 @@ void rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length)
 	if (length < sizeof(*head) || length > RS_HEAD_BYTES + RS_TAIL_BYTES ||
 	    head->size != length || !rs_event_valid(head, length)) {
 		agg->counters.malformed++;
-		return;
+		return 0;
 	}
 	switch (head->type) {
 	case RS_EVENT_OPEN: {
@@ -447,17 +447,24 @@ void rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length)
 
 		agg->counters.opens++;
 		add_open(agg, head, &event->file, access_of(event->file.flags));
-		return;
+		return 1;
+	}
+	case RS_EVENT_OPEN_PATH: {
+		const struct rs_open_path_event *event = bytes;
+
+		agg->counters.opens += !event->told;
+		add_open(agg, head, &event->file, access_of(event->file.flags));
+		return 1;
 	}
 	case RS_EVENT_WRITE:
 		add_write(agg, bytes, length);
-		return;
+		return 1;
 	case RS_EVENT_CALL:
 		add_call(agg, bytes, length);
-		return;
+		return 1;
 	case RS_EVENT_ADDRESS:
 		add_address(agg, bytes, length);
-		return;
+		return 1;
 	case RS_EVENT_FORK:
 		rs_agg_add_process(agg, head->tgid);
 		break;
@@ -472,6 +479,7 @@ void rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length)
 		break;
 	}
 	keep(agg, bytes, length);
+	return 1;
 }
 
 void rs_agg_seal(struct rs_agg *agg)

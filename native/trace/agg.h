@@ -41,14 +41,16 @@ struct rs_agg {
 };
 
 /* A sealed aggregate in its caller's hands (result.c). */
+struct rs_contents;
 struct rs_trace_result {
 	struct rs_agg agg;
+	struct rs_contents *contents; /* owned; NULL: nothing was hashed */
 };
 
 int rs_agg_init(struct rs_agg *agg, const rs_trace_limits *limits);
 void rs_agg_release(struct rs_agg *agg);
-/* Take one event; what does not fit is counted. */
-void rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length);
+/* Take one event; what does not fit is counted. 0: it is not one. */
+int rs_agg_feed(struct rs_agg *agg, const void *bytes, size_t length);
 /* Whether the lengths inside an event fit into it; `length` is at least the head's. */
 int rs_event_valid(const struct rs_event *head, size_t length);
 /* Remember a process that is a member without a FORK event. */

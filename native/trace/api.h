@@ -24,6 +24,9 @@ typedef struct {
 	uint64_t max_opens;	  /* distinct (process, file) pairs */
 	uint64_t max_event_bytes; /* of events that are kept as they are */
 	uint64_t max_processes;
+	uint64_t content;   /* 1: files are hashed after their open, see content.c */
+	uint64_t max_files; /* of these: files by path and state */
+	uint64_t max_hashed_bytes;
 } rs_trace_limits;
 
 typedef struct {
@@ -61,6 +64,37 @@ typedef struct {
 	uint32_t count;
 	uint32_t pad;
 } rs_trace_open;
+
+/* A file in one state that was hashed after its open, under one path. */
+typedef struct {
+	uint64_t dev, ino; /* as stat(2) has them */
+	uint64_t size;
+	uint64_t path_offset; /* of the core's own */
+	uint32_t path_length;
+	uint32_t mode;	  /* permissions */
+	uint32_t access;  /* as in rs_trace_open */
+	uint32_t mutated; /* 1: others changed it since; 2: and it could not be read again */
+	uint8_t digest[32];
+	uint8_t later[32]; /* if mutated is 1 */
+} rs_trace_content;
+
+typedef struct {
+	uint32_t tgid;
+	uint32_t content; /* index */
+	uint32_t access;
+} rs_trace_content_open;
+
+/* Why a file could not be hashed after its open. */
+enum rs_content_reason {
+	RS_CONTENT_CHANGED = 1, /* changed since, or perhaps */
+	RS_CONTENT_GONE = 2,	/* not found again: removed, renamed, another file in its place */
+	RS_CONTENT_UNREADABLE = 3,
+	RS_CONTENT_CAP = 4, /* of files, or no memory */
+	RS_CONTENT_BYTES_CAP = 5,
+	RS_CONTENT_BUSY = 6,   /* too many wait to be hashed */
+	RS_CONTENT_UNTOLD = 7, /* files of which no event tells: loaders, scripts, inherited */
+	RS_CONTENT_REASONS = 8,
+};
 
 /* What the ledger found: distinct files of the trace, by what became of each. */
 typedef struct {
@@ -115,6 +149,20 @@ const rs_trace_open *rs_trace_opens(const rs_trace_result *result, size_t *ret_c
 /* Pairs (st_dev, st_ino) of what was opened, one per entry of rs_trace_opens; room for all. st_dev
  * is 0 where stat(2) shows another device than the kernel has (overlayfs, btrfs). */
 void rs_trace_files(const rs_trace_result *result, uint64_t *ret_pairs);
+/* The same of what was opened to write; how many. */
+size_t rs_trace_written(const rs_trace_result *result, uint64_t *ret_pairs);
+/* Of a scope with content: a file and its path, NULL behind the last; then who opened them. */
+const rs_trace_content *rs_trace_content_at(const rs_trace_result *result, size_t index,
+					    const char **ret_path);
+/* Paths of what was opened to write, each with a NUL. */
+const char *rs_trace_outputs(const rs_trace_result *result, size_t *ret_length);
+const rs_trace_content_open *rs_trace_content_opens(const rs_trace_result *result,
+						    size_t *ret_count);
+/* Of each reason the files; bytes that were hashed. */
+void rs_trace_content_failures(const rs_trace_result *result, uint64_t *ret_failures8,
+			       uint64_t *ret_hashed_bytes);
+/* Whether a file (by index) has no failure, so that its digest stands for all its opens. */
+int rs_trace_content_stands(const rs_trace_result *result, size_t index);
 void rs_trace_counters_of(const rs_trace_result *result, rs_trace_counters *ret_counters);
 /*
  * Compare with the other witness: `files` holds `count` pairs (st_dev, st_ino) of what it has a
@@ -124,6 +172,11 @@ void rs_trace_counters_of(const rs_trace_result *result, rs_trace_counters *ret_
 int64_t rs_trace_reconcile(const rs_trace_result *result, const uint64_t *files, size_t count,
 			   uint64_t memory_device, rs_trace_ledger *ret_ledger,
 			   rs_trace_open *ret_unhashed, size_t unhashed_max);
+/*
+ * After rs_tracer_scope_finish, in a scope with content: wait until everything is hashed, and look
+ * for what others changed since. The tracer may be used meanwhile, but must not be closed.
+ */
+void rs_trace_settle(rs_trace_result *result);
 void rs_trace_result_free(rs_trace_result *result);
 
 /* Offsets of kernel fields from the running kernel's BTF, as "-DRS_OFFSET_id=N ..." for the BCC

@@ -11,7 +11,7 @@ static int has_tail(uint32_t type)
 {
 	return type == RS_EVENT_EXEC || type == RS_EVENT_ARGS || type == RS_EVENT_ENVIRON ||
 	       type == RS_EVENT_WRITE || type == RS_EVENT_FILEOP || type == RS_EVENT_PAYLOAD ||
-	       type == RS_EVENT_CALL;
+	       type == RS_EVENT_CALL || type == RS_EVENT_OPEN_PATH;
 }
 
 static int tail_fits(size_t length, uint64_t tail)
@@ -28,11 +28,14 @@ int rs_event_valid(const struct rs_event *head, size_t length)
 	case RS_EVENT_EXEC: {
 		const struct rs_exec_event *event = (const void *)head;
 
-		return tail_fits(length, (uint64_t)event->walk_len + event->name_len);
+		return tail_fits(length,
+				 (uint64_t)event->walk_len + event->name_len + event->base_len);
 	}
 	case RS_EVENT_ARGS:
 	case RS_EVENT_ENVIRON:
 		return tail_fits(length, ((const struct rs_chunk_event *)head)->len);
+	case RS_EVENT_OPEN_PATH:
+		return tail_fits(length, ((const struct rs_open_path_event *)head)->walk_len);
 	case RS_EVENT_WRITE:
 		return tail_fits(length, ((const struct rs_write_event *)head)->walk_len) &&
 		       head->tgid;
@@ -73,6 +76,8 @@ int rs_trace_event_size(int type)
 		return sizeof(struct rs_exit_event);
 	case RS_EVENT_OPEN:
 		return sizeof(struct rs_open_event);
+	case RS_EVENT_OPEN_PATH:
+		return sizeof(struct rs_open_path_event);
 	case RS_EVENT_WRITE:
 		return sizeof(struct rs_write_event);
 	case RS_EVENT_FILEOP:

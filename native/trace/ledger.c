@@ -10,11 +10,13 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-#include "agg.h"
+#include "content.h"
 
 #define FMODE_CREATED_FLAG 0x100000
+#define O_TMPFILE_FLAG	   020000000
 
 #define ACCESS_READ	  1
+#define ACCESS_WRITE	  2
 #define ACCESS_EXECUTED	  4
 #define ACCESS_NO_CONTENT 8
 
@@ -88,6 +90,26 @@ static uint64_t user_dev(uint32_t dev)
 	return makedev(dev >> 20, dev & 0xfffff);
 }
 
+uint64_t rs_trace_user_device(uint64_t dev)
+{
+	return user_dev((uint32_t)dev);
+}
+
+uint64_t rs_trace_kernel_device(uint64_t dev)
+{
+	return (uint64_t)major(dev) << 20 | minor(dev);
+}
+
+int rs_trace_is_pseudo(uint64_t magic)
+{
+	return LISTED(pseudo_filesystems, magic);
+}
+
+int rs_trace_has_own_device(uint64_t magic)
+{
+	return LISTED(own_device_filesystems, magic);
+}
+
 static const struct pair *first_of_inode(const struct pair *pairs, size_t count, uint64_t ino)
 {
 	size_t low = 0, high = count;
@@ -134,7 +156,7 @@ static int judge(const rs_trace_open *file, int hashed, uint64_t memory_device,
 		place = &ledger->pseudo_filesystem;
 	else if (user_dev(file->dev) == memory_device)
 		place = &ledger->memory_file;
-	else if (file->fmode_any & FMODE_CREATED_FLAG)
+	else if ((file->fmode_any & FMODE_CREATED_FLAG) || (file->flags_any & O_TMPFILE_FLAG))
 		place = &ledger->created;
 	else if (!(file->access & (ACCESS_READ | ACCESS_EXECUTED)))
 		place = &ledger->write_only;
@@ -153,6 +175,21 @@ void rs_trace_files(const rs_trace_result *result, uint64_t *ret_pairs)
 		ret_pairs[2 * i] = own ? 0 : user_dev(opens[i].dev);
 		ret_pairs[2 * i + 1] = opens[i].ino;
 	}
+}
+
+size_t rs_trace_written(const rs_trace_result *result, uint64_t *ret_pairs)
+{
+	size_t count, written = 0;
+	const rs_trace_open *opens = rs_trace_opens(result, &count);
+
+	for (size_t i = 0; i < count; i++) {
+		if (!(opens[i].access & ACCESS_WRITE))
+			continue;
+		ret_pairs[2 * written] =
+		    LISTED(own_device_filesystems, opens[i].magic) ? 0 : user_dev(opens[i].dev);
+		ret_pairs[2 * written++ + 1] = opens[i].ino;
+	}
+	return written;
 }
 
 int64_t rs_trace_reconcile(const rs_trace_result *result, const uint64_t *files, size_t count,
@@ -183,6 +220,7 @@ int64_t rs_trace_reconcile(const rs_trace_result *result, const uint64_t *files,
 		     at++) { /* all processes together */
 			file.access |= sorted[at].access;
 			file.fmode_any |= sorted[at].fmode_any;
+			file.flags_any |= sorted[at].flags_any;
 		}
 		if (judge(&file, has_digest(pairs, count, &file), memory_device, &ledger)) {
 			if (left < unhashed_max)

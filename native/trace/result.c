@@ -3,7 +3,7 @@
  *
  * Owns: the result. Must not: make a system call. Hand-off: tracer.c -> caller. Privilege: none.
  */
-#include "agg.h"
+#include "content.h"
 
 #include <stdlib.h>
 
@@ -28,6 +28,7 @@ void rs_trace_result_free(rs_trace_result *result)
 {
 	if (!result)
 		return;
+	rs_contents_free(result->contents);
 	rs_agg_release(&result->agg);
 	free(result);
 }

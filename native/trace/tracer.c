@@ -68,7 +68,9 @@ static void take(void *context, const void *bytes, size_t length)
 		return;
 	}
 	/* The ring pads nothing, but events are reserved in their own size. */
-	rs_agg_feed(&scope->agg, bytes, length);
+	if (rs_agg_feed(&scope->agg, bytes, length) && scope->contents)
+		rs_contents_event(scope->contents, bytes,
+				  rs_clock_before(&tracer->clock, (int64_t)head->time_ns));
 }
 
 static void *run(void *context)
@@ -88,6 +90,7 @@ static void *run(void *context)
 			return NULL;
 		pthread_mutex_lock(&tracer->lock);
 		rs_ring_consume(&tracer->ring, take, tracer);
+		rs_clock_look(&tracer->clock); /* for the events to come */
 		pthread_mutex_unlock(&tracer->lock);
 	}
 }
@@ -170,6 +173,13 @@ int rs_tracer_adopt(const int *map_fds, uint64_t ring_bytes, rs_tracer **ret_tra
 	return 0;
 }
 
+static void free_scope(struct rs_trace_scope *scope)
+{
+	rs_contents_free(scope->contents);
+	rs_agg_release(&scope->agg);
+	free(scope);
+}
+
 void rs_tracer_close(struct rs_tracer *tracer)
 {
 	uint64_t one = 1;
@@ -185,9 +195,9 @@ void rs_tracer_close(struct rs_tracer *tracer)
 	rs_ring_unmap(&tracer->ring);
 	for (int i = 0; i < RS_SCOPE_SLOTS; i++) {
 		if (tracer->scopes[i])
-			rs_agg_release(&tracer->scopes[i]->agg);
-		free(tracer->scopes[i]);
+			free_scope(tracer->scopes[i]);
 	}
+	rs_content_pool_close(tracer->pool);
 	for (int i = 0; i < RS_MAP_COUNT; i++)
 		if (tracer->maps[i] >= 0)
 			close(tracer->maps[i]);
@@ -292,6 +302,19 @@ static void expel(struct rs_tracer *tracer, const struct rs_agg *agg)
 			rs_map_delete(tracer->maps[RS_MAP_MEMBERS], &agg->processes[i].tgid);
 }
 
+/* The threads are there from the first scope on that wants them. */
+static int open_contents(struct rs_tracer *tracer, int pid, const rs_trace_limits *limits,
+			 struct rs_contents **ret_contents)
+{
+	int error = 0;
+
+	pthread_mutex_lock(&tracer->lock);
+	if (!tracer->pool)
+		tracer->pool = rs_content_pool_open(&error);
+	pthread_mutex_unlock(&tracer->lock);
+	return error ? error : rs_contents_open(tracer->pool, pid, limits, ret_contents);
+}
+
 int rs_tracer_scope_open(rs_tracer *tracer, int pid, const rs_trace_limits *limits,
 			 uint64_t *ret_scope, rs_trace_error *error)
 {
@@ -305,18 +328,25 @@ int rs_tracer_scope_open(rs_tracer *tracer, int pid, const rs_trace_limits *limi
 		rs_trace_fail(error, "allocate", code, "");
 		return code;
 	}
+	if (limits->content)
+		code = open_contents(tracer, pid, limits, &scope->contents);
+	if (code) {
+		rs_trace_fail(error, "prepare to hash", code, strerror(-code));
+		free_scope(scope);
+		return code;
+	}
 	rs_agg_add_process(&scope->agg, tgid);
 	pthread_mutex_lock(&tracer->lock);
 	code = place(tracer, scope);
 	pthread_mutex_unlock(&tracer->lock);
 	if (code) {
 		rs_trace_fail(error, "open a scope", code, "too many scopes are open");
-		rs_agg_release(&scope->agg);
-		free(scope);
+		free_scope(scope);
 		return code;
 	}
 	scope->misses_before = misses(tracer);
 	member.scope = scope->id;
+	member.paths = limits->content != 0;
 	code = losses(tracer, scope->id, NULL, 1);
 	if (!code)
 		code = rs_map_update(tracer->maps[RS_MAP_MEMBERS], &tgid, &member);
@@ -394,6 +424,7 @@ int rs_tracer_scope_finish(rs_tracer *tracer, uint64_t id, rs_trace_result **ret
 	scope->agg.counters.undrained = (uint64_t)undrained;
 	rs_agg_seal(&scope->agg);
 	result->agg = scope->agg;
+	result->contents = scope->contents;
 	free(scope);
 	if (code) {
 		rs_trace_result_free(result);
@@ -416,8 +447,7 @@ void rs_tracer_scope_abort(rs_tracer *tracer, uint64_t id)
 		return;
 	expel(tracer, &scope->agg);
 	settle_writes(tracer, &scope->agg);
-	rs_agg_release(&scope->agg);
-	free(scope);
+	free_scope(scope);
 }
 
 int rs_tracer_scope_members(rs_tracer *tracer, uint64_t id, uint32_t *ret_pids, int max)

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "agg.h"
+#include "content.h"
 #include "ring.h"
 
 #define RS_PROGRAMS_MAX 16
@@ -15,6 +16,7 @@ struct rs_trace_scope {
 	uint64_t id;
 	uint64_t misses_before;
 	struct rs_agg agg;
+	struct rs_contents *contents; /* owned; NULL: nothing is hashed */
 };
 
 struct rs_tracer {
@@ -34,6 +36,8 @@ struct rs_tracer {
 	struct rs_trace_scope *scopes[RS_SCOPE_SLOTS];
 	uint64_t next_scope;
 	uint64_t late_events;
+	struct rs_clock clock;
+	struct rs_content_pool *pool; /* owned; from the first scope with content on */
 };
 
 void rs_trace_fail(rs_trace_error *error, const char *operation, int code, const char *detail);

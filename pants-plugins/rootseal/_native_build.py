@@ -73,7 +73,11 @@ def _relative(path: pathlib.Path) -> str:
 
 
 def _builder(
-    module: str, folder: str, libraries: Sequence[str], headers: Sequence[str] = ()
+    module: str,
+    folder: str,
+    libraries: Sequence[str],
+    headers: Sequence[str] = (),
+    shared: Sequence[str] = (),
 ) -> FFI:
     """The builder of one extension.
 
@@ -82,6 +86,7 @@ def _builder(
         folder: Of its sources and its api.h, relative to the repository.
         libraries: That it is linked with.
         headers: Outside of the folder that its sources include, relative to the repository.
+        shared: Sources of another folder, likewise.
     """
     sources = _ROOT / folder
     sanitizers = _SANITIZERS if os.environ.get("ROOTSEAL_SANITIZE") == "1" else []
@@ -91,7 +96,7 @@ def _builder(
         module,
         '#include "api.h"',
         py_limited_api=True,
-        sources=[_relative(path) for path in sorted(sources.glob("*.c"))],
+        sources=[*(_relative(path) for path in sorted(sources.glob("*.c"))), *shared],
         depends=[*(_relative(path) for path in sorted(sources.glob("*.h"))), *headers],
         include_dirs=[folder],
         define_macros=[("_GNU_SOURCE", None)],
@@ -103,4 +108,10 @@ def _builder(
 
 
 core = _builder("rootseal._core", "native/capture", ["crypto"])
-trace = _builder("rootseal._trace", "native/trace", ["bpf"], ["bpf/event.h", "bpf/fields.h"])
+trace = _builder(
+    "rootseal._trace",
+    "native/trace",
+    ["bpf", "crypto"],
+    ["bpf/event.h", "bpf/fields.h", "native/capture/filestat.h", "native/capture/sha.h"],
+    ["native/capture/filestat.c", "native/capture/sha.c"],
+)

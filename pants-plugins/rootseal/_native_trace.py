@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from rootseal.errors import NativeError
 
@@ -38,6 +38,43 @@ class Program:
     attached: bool
     required: bool
     reason: str
+
+
+CONTENT_REASONS = ("changed", "gone", "unreadable", "cap", "bytesCap", "busy", "untold")
+"""Why files could not be hashed after their open: native/trace/api.h, from 1 on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """A file in one state that was hashed after its open (native/trace/api.h).
+
+    Attributes:
+        path: Absolute, in the action's root.
+        stands: Whether its digest is that of all opens of the file.
+        later: What it has now if others changed it since, empty if unreadable; else None.
+    """
+
+    path: bytes
+    digest: bytes
+    size: int
+    mode: int
+    access: int
+    dev: int
+    ino: int
+    stands: bool
+    later: Optional[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Caps of one scope, in the order of native/trace/api.h."""
+
+    max_opens: int
+    max_event_bytes: int
+    max_processes: int
+    content: bool = False
+    max_files: int = 0
+    max_hashed_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +126,12 @@ def _file_key(entry: Any) -> FileKey:
         first_ns=int(entry.first_ns),
         magic=int(entry.magic),
     )
+
+
+def _later(ffi: Any, item: Any) -> Optional[bytes]:
+    if not item.mutated:
+        return None
+    return bytes(ffi.buffer(item.later)) if item.mutated == 1 else b""
 
 
 def load() -> None:
@@ -175,6 +218,60 @@ class Result:
         pairs = self._ffi.new("uint64_t[]", 2 * int(count[0]))
         self._lib.rs_trace_files(self._handle, pairs)
         return bytes(self._ffi.buffer(pairs))
+
+    def written(self) -> bytes:
+        """The same of what was opened to write."""
+        count = self._ffi.new("size_t *")
+        self._lib.rs_trace_opens(self._handle, count)
+        pairs = self._ffi.new("uint64_t[]", 2 * int(count[0]))
+        found = int(self._lib.rs_trace_written(self._handle, pairs))
+        return bytes(self._ffi.buffer(pairs))[: 16 * found]
+
+    def outputs(self) -> Tuple[bytes, ...]:
+        """Paths of what was opened to write; of a scope that hashes."""
+        length = self._ffi.new("size_t *")
+        text = self._lib.rs_trace_outputs(self._handle, length)
+        found = bytes(self._ffi.buffer(text, length[0])) if length[0] else b""
+        return tuple(found.split(b"\0")[:-1])
+
+    def settle(self) -> None:
+        """Wait until everything is hashed; before the functions below, and not on the tracer."""
+        self._lib.rs_trace_settle(self._handle)
+
+    def contents(self) -> Iterator[Content]:
+        """The files that were hashed."""
+        path, index = self._ffi.new("char **"), 0
+        while True:
+            item = self._lib.rs_trace_content_at(self._handle, index, path)
+            if not item:
+                return
+            yield Content(
+                path=bytes(self._ffi.buffer(path[0], item.path_length)),
+                digest=bytes(self._ffi.buffer(item.digest)),
+                size=int(item.size),
+                mode=int(item.mode),
+                access=int(item.access),
+                dev=int(item.dev),
+                ino=int(item.ino),
+                stands=bool(self._lib.rs_trace_content_stands(self._handle, index)),
+                later=_later(self._ffi, item),
+            )
+            index += 1
+
+    def content_opens(self) -> Iterator[Tuple[int, int, int]]:
+        """Process id, index of the file, and how: 1 opened to read, 4 executed."""
+        count = self._ffi.new("size_t *")
+        opens = self._lib.rs_trace_content_opens(self._handle, count)
+        for index in range(int(count[0])):
+            yield int(opens[index].tgid), int(opens[index].content), int(opens[index].access)
+
+    def content_failures(self) -> Tuple[Dict[str, int], int]:
+        """Files by `CONTENT_REASONS`, and bytes that were hashed."""
+        failures = self._ffi.new("uint64_t[8]")
+        hashed = self._ffi.new("uint64_t *")
+        self._lib.rs_trace_content_failures(self._handle, failures, hashed)
+        found = {name: int(failures[number]) for number, name in enumerate(CONTENT_REASONS, 1)}
+        return found, int(hashed[0])
 
     def counters(self) -> Dict[str, int]:
         """Every counter of the scope, by name."""
@@ -292,8 +389,8 @@ class Tracer:
         with self._lock:
             return int(self._lib.rs_tracer_late_events(self._live()))
 
-    def open_scope(self, pid: int, limits: Tuple[int, int, int]) -> int:
-        """Make a held process the first member of a new scope; limits in the order of api.h.
+    def open_scope(self, pid: int, limits: Limits) -> int:
+        """Make a held process the first member of a new scope.
 
         Raises:
             NativeError: Too many scopes, or a full map.
@@ -301,7 +398,7 @@ class Tracer:
         with self._lock:
             handle = self._live()
             made, error = self._ffi.new("uint64_t *"), self._ffi.new("rs_trace_error *")
-            caps = self._ffi.new("rs_trace_limits *", limits)
+            caps = self._ffi.new("rs_trace_limits *", dataclasses.astuple(limits))
             if self._lib.rs_tracer_scope_open(handle, pid, caps, made, error):
                 raise _error(self._ffi, error)
             return int(made[0])

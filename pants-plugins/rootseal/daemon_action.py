@@ -150,6 +150,9 @@ def _open_scope(
         elif decision.backend == "ptrace":
             with as_user(connection.peer):
                 scope = backends.open_ptrace(announced)
+        elif decision.backend == "ebpf":
+            with backends.working(), as_user(connection.peer):
+                scope = backends.open_ebpf(sender.pid, announced)
         else:
             with backends.working(), as_user(connection.peer):
                 scope = backends.open_walk(announced)
@@ -210,7 +213,7 @@ def _mode(announced: Announcement, decision: Decision) -> bytes:
         return b"fanotify+" + mode_text(announced.limits).encode("ascii")
     if decision.backend == "ptrace":
         return mode_text(announced.limits).encode("ascii")
-    if decision.backend == "ima":
+    if decision.backend in ("ima", "ebpf"):
         return b"walk"  # the same to the launcher: nothing of it takes part
     return decision.backend.encode("ascii")
 
@@ -253,7 +256,7 @@ def with_guard_counts(observation: Observation, exited: Exited) -> Observation:
 
 
 def _finish(scope: Scope, announced: Announcement, decision: Decision, peer: Peer) -> Observation:
-    """End the scope. The walk reads with the client's rights, the C core checks by itself."""
+    """End the scope. Python reads with the client's rights, the C cores check by themselves."""
     outputs = {
         "outputs_files": announced.output_files,
         "outputs_dirs": announced.output_dirs,

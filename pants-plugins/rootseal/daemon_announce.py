@@ -98,7 +98,7 @@ class Decision:
     """How an action will be captured.
 
     Attributes:
-        backend: `fanotify`, `ptrace` or `walk`.
+        backend: `fanotify`, `ptrace`, `ebpf`, `walk` or `ima`.
         requested_posture: What the caller would have at best.
         fallbacks: Each step down from it.
         traced: Who watches beside fanotify: `ebpf`, `ptrace` or nobody.
@@ -180,27 +180,39 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
     if mode == "trace:ptrace":
         if fanotify == "on":
             return _with_ptrace(announced, missing)
-        return _without_fanotify(missing.ptrace, (), must_trace=True)
-    problem = _fanotify_problem(announced, missing)
+        if missing.ptrace is not None:
+            raise missing.ptrace
+        return Decision("ptrace", Posture.HELD, ())
+    if fanotify == "off":
+        if mode == "trace:ebpf":
+            return _ebpf_alone(missing)
+        return _without_fanotify(missing, (), must_trace=mode != "auto")
+    problem = missing.fanotify or _namespace_problem(announced.namespace)
     if problem is None:
         return _with_fanotify(requested, missing)
-    if mode == "trace:ebpf" or fanotify == "on" or announced.strict:
+    if fanotify == "on" or announced.strict:
         raise problem
-    if fanotify == "off":
-        return _without_fanotify(missing.ptrace, (), must_trace=mode != "auto")
-    used = "ptrace" if missing.ptrace is None else "walk"
-    step = Fallback("fanotify", used, problem.reason)
-    return _without_fanotify(missing.ptrace, (step,), must_trace=mode != "auto")
-
-
-def _fanotify_problem(announced: Announcement, missing: Missing) -> Optional[BackendUnavailable]:
-    if announced.requested.fanotify == "off":
-        return BackendUnavailable(
-            "ebpf",
-            "it records what happens and fanotify takes the digests, but fanotify is off",
-            "Use --fanotify=auto, or --capture-mode=trace:ptrace, which takes digests itself.",
+    if mode == "trace:ebpf":
+        step = Fallback("fanotify+ebpf", "ebpf", problem.reason)
+        return dataclasses.replace(
+            _ebpf_alone(missing), requested_posture=Posture.HELD, fallbacks=(step,)
         )
-    return missing.fanotify or _namespace_problem(announced.namespace)
+    step = Fallback("fanotify", _best_without(missing), problem.reason)
+    return _without_fanotify(missing, (step,), must_trace=mode != "auto")
+
+
+def _ebpf_alone(missing: Missing) -> Decision:
+    """Nobody is held: what is opened is hashed afterwards."""
+    if missing.ebpf is not None:
+        raise missing.ebpf
+    return Decision("ebpf", Posture.OBSERVED, ())
+
+
+def _best_without(missing: Missing) -> str:
+    """The strongest backend beside fanotify."""
+    if missing.ptrace is None:
+        return "ptrace"
+    return "ebpf" if missing.ebpf is None else "walk"
 
 
 def _with_fanotify(requested: Requested, missing: Missing) -> Decision:
@@ -214,7 +226,7 @@ def _with_fanotify(requested: Requested, missing: Missing) -> Decision:
         raise missing.ebpf
     if mode != "auto" and requested.fanotify != "on":  # a trace was asked for: there is another
         step = Fallback("ebpf", "ptrace", missing.ebpf.reason)
-        return _without_fanotify(missing.ptrace, (step,), must_trace=True)
+        return _without_fanotify(missing, (step,), must_trace=True)
     step = Fallback("fanotify+ebpf", "fanotify", missing.ebpf.reason)
     return Decision("fanotify", Posture.HELD, (step,))
 
@@ -235,18 +247,16 @@ def _with_ptrace(announced: Announcement, missing: Missing) -> Decision:
 
 
 def _without_fanotify(
-    ptrace_unavailable: Optional[BackendUnavailable],
-    steps: Tuple[Fallback, ...],
-    *,
-    must_trace: bool,
+    missing: Missing, steps: Tuple[Fallback, ...], *, must_trace: bool
 ) -> Decision:
-    """ptrace holds the openers too; the walk is the last resort, unless a trace was asked for."""
-    if ptrace_unavailable is None:
+    """ptrace holds the openers too; eBPF sees them; the walk, unless a trace is a must."""
+    if missing.ptrace is None:
         return Decision("ptrace", Posture.HELD, steps)
-    if must_trace:
-        raise ptrace_unavailable
-    step = Fallback("ptrace", "walk", ptrace_unavailable.reason)
-    return Decision("walk", Posture.HELD, (*steps, step))
+    if missing.ebpf is not None and must_trace:
+        raise missing.ptrace
+    used = _best_without(missing)
+    step = Fallback("ptrace", used, missing.ptrace.reason)
+    return Decision(used, Posture.HELD, (*steps, step))
 
 
 def _namespace_problem(way: str) -> Optional[BackendUnavailable]:

@@ -89,6 +89,7 @@ class Backends:
         self._keeper = Keeper() if self._fanotify is not None else None
         self._tracer: Any = None
         self._traced: Any = None
+        self._observed: Any = None
         self.ebpf_unavailable: Optional[BackendUnavailable] = None
         try:
             self._start_ebpf(trace_ring_bytes)
@@ -132,14 +133,12 @@ class Backends:
         return "fanotify is not used" if self._fanotify is None else str(self._fanotify.awake)
 
     def _start_ebpf(self, ring_bytes: int) -> None:
-        """Attach the trace programs, which are of use beside fanotify only."""
-        if self._fanotify is None:
-            raise BackendUnavailable(
-                "ebpf", "fanotify, which it is used with, is not available", "See fanotify."
-            )
+        """Attach the trace programs."""
         ebpf = _module("ebpf")
         self._tracer = ebpf.EbpfTracer(ring_bytes=ring_bytes or RING_BYTES_DEFAULT)
-        self._traced = _module("traced").TracedEngine(self._fanotify, self._tracer)
+        if self._fanotify is not None:
+            self._traced = _module("traced").TracedEngine(self._fanotify, self._tracer)
+        self._observed = _module("observed").ObservedEngine(self._tracer)
 
     @property
     def missing(self) -> Missing:
@@ -161,12 +160,15 @@ class Backends:
         """The best backend that there is."""
         if self._fanotify is not None:
             return "fanotify"
-        return "ptrace" if self.ptrace_unavailable is None else "walk"
+        if self.ptrace_unavailable is None:
+            return "ptrace"
+        return "ebpf" if self.ebpf_unavailable is None else "walk"
 
     @property
     def posture(self) -> Posture:
         """What that backend reaches."""
-        return Posture.WALKED if self.name == "walk" else Posture.HELD
+        weaker = {"walk": Posture.WALKED, "ebpf": Posture.OBSERVED}
+        return weaker.get(self.name, Posture.HELD)
 
     @property
     def compares_at_access(self) -> bool:
@@ -312,6 +314,20 @@ class Backends:
     def orphans_killed(self) -> int:
         """Processes of actions whose launcher was killed."""
         return 0 if self._keeper is None else self._keeper.orphans_killed
+
+    def open_ebpf(self, pid: int, announced: Announcement) -> Scope:
+        """A scope of eBPF alone for a process that waits.
+
+        Raises:
+            BackendUnavailable: Not on this host.
+            CaptureError: Not this process, or its root cannot be read.
+        """
+        if self._observed is None:
+            raise self.ebpf_unavailable or BackendUnavailable("ebpf", "it was not started", "")
+        scope: Scope = self._observed.open_scope(
+            pid=pid, root=announced.root, limits=announced.limits
+        )
+        return scope
 
     def open_ptrace(self, announced: Announcement) -> PtraceScope:
         """A scope for an action that its launcher traces."""

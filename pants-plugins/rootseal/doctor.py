@@ -102,7 +102,8 @@ def diagnose() -> Diagnosis:
     posture, reason = _reachable(findings, daemon)
     order = list(Posture)
     reached = {item.value: order.index(item) <= order.index(posture) for item in order}
-    reached[Posture.OBSERVED.value] = False  # no backend of this release observes after the fact
+    by_name = {finding.name: finding for finding in findings}
+    reached[Posture.OBSERVED.value] = by_name["ebpf"].good  # the only one that observes
     return Diagnosis(findings, posture, reason, reached)
 
 
@@ -119,7 +120,9 @@ def _reachable(
         backend, why = "walk", "actions cannot get a private mount namespace"
     if backend != "fanotify" and by_name["ptrace"].good:
         return Posture.HELD, f"by ptrace, not fanotify: {why}"
-    return (Posture.HELD, "") if backend == "fanotify" else (Posture.WALKED, why)
+    if backend == "fanotify":
+        return Posture.HELD, ""
+    return (Posture.OBSERVED if by_name["ebpf"].good else Posture.WALKED), why
 
 
 def _version() -> Tuple[int, ...]:

@@ -59,7 +59,7 @@ def decided(said: Sequence[Said]) -> Said:
 def at_level(level: str, capture_mode: str, name: str, value: str) -> str:
     """What the value of a switch comes to: at the level `off`, `auto` is off.
 
-    But a trace by eBPF that was asked for takes no digests itself: fanotify stays with it.
+    But fanotify stays with a trace by eBPF that was asked for, which alone holds nobody.
 
     Args:
         level: off, standard or strict.

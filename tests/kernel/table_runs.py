@@ -15,23 +15,22 @@ from syscall_table import (
     BESIDE,
     BOTH,
     BURST,
+    EBPF,
     FANOTIFY,
     IN,
     PTRACE,
-    TABLE,
     WALK,
     Seen,
     Wanted,
     burst_text,
-    document_of,
     wanted,
 )
-from trace_action import TraceLab, info_bytes
 
 OPTIONS: Dict[str, tuple[str, ...]] = {
     FANOTIFY: ("--option=capture-mode=walk", "--option=fanotify=on"),
     PTRACE: ("--option=capture-mode=trace:ptrace",),
     BOTH: ("--option=capture-mode=trace:ebpf",),
+    EBPF: ("--option=capture-mode=trace:ebpf", "--option=fanotify=off"),
     BESIDE: ("--option=capture-mode=trace:ptrace", "--option=fanotify=on"),
     WALK: ("--option=capture-mode=walk", "--option=fanotify=off"),
 }
@@ -94,30 +93,3 @@ def run_daemon(daemon: RunningDaemon, backend: str, root: Path, *argv: str) -> D
     if done.record.exists():
         assert done.field("capture", "backend") == backend
     return done
-
-
-def run_lab(lab: TraceLab, root: Path, *argv: str) -> Seen:
-    """eBPF alone: which files were opened, it does not hash them."""
-    before = {
-        path: (path.stat(), sha256_text(path.read_text()))
-        for path in [root / "in", *(root / "burst").iterdir()]
-    }
-    traced = lab.run(root, argv)
-    code = exit_code(traced.exit_code)
-    pairs = traced.pairs()
-    materials = {
-        str(path.relative_to(root)): {digest}
-        for path, (info, digest) in before.items()
-        if info_bytes(info) in pairs
-    }
-    documents = [document_of(process) for process in traced.processes]
-    return Seen(code, "", documents, traced.losses(), materials, None)
-
-
-def told_by(opens: str, name: str, row: Wanted) -> Wanted:
-    """A row of eBPF: where the security module tells of opens, they are what was really opened."""
-    if opens != "lsm/file_open":
-        return row
-    if name == "io_uring_openat":
-        return dataclasses.replace(row, materials=TABLE[name].materials)
-    return row

@@ -1,30 +1,25 @@
 """Every subcommand of the fixture under every backend: one table says what each must see.
 
-The same materials and products under fanotify, ptrace and fanotify with eBPF, through daemon and
-launcher; a walk as far as it sees;
-what eBPF alone sees, without a daemon. Differences have a row in docs/backends.md.
+The same materials and products under fanotify, ptrace, eBPF and fanotify with either, through
+daemon and launcher; a walk as far as it sees. Differences have a row in docs/backends.md.
 """
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List
+from typing import Any, Iterable, List
 
 import pytest
-from rootseal.capture.ebpf import EbpfTracer
 from running_daemon import RunningDaemon
 from syscall_table import BACKENDS, BOTH, EBPF, HELD, TABLE, Wanted, check, wanted
 from table_runs import (
     make_root,
     run_daemon,
-    run_lab,
     seen_in,
     sha256_text,
-    told_by,
     wanted_here,
 )
-from trace_action import TraceLab, build_syscalls, build_trace_fixture
+from trace_action import build_syscalls
 
 NEEDS = ("root", "fanotify", "launcher", "core", "gcc")
 pytestmark = pytest.mark.requires(*NEEDS)
@@ -34,12 +29,6 @@ BURSTS = 100
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_syscalls(tmp_path_factory.mktemp("bin"))
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TraceLab]:
-    with contextlib.closing(EbpfTracer()) as tracer:
-        yield TraceLab(build_trace_fixture(tmp_path_factory.mktemp("enter")), tracer)
 
 
 @pytest.fixture
@@ -57,24 +46,13 @@ def each(backends: Iterable[str]) -> List[Any]:
 @pytest.mark.parametrize("backend", each(BACKENDS))
 def test_call_is_seen(
     daemon: RunningDaemon,
-    request: pytest.FixtureRequest,
     program: Path,
     root: Path,
     backend: str,
     name: str,
 ) -> None:
-    argv = (str(program), name, ".")
-    row = wanted_here(name, backend)
-    if backend == EBPF:
-        lab = request.getfixturevalue("lab")
-        seen = run_lab(lab, root, *argv)
-        row = told_by(lab.tracer.used.opens, name, row)
-    else:
-        done = run_daemon(daemon, backend, root, *argv)
-        seen = seen_in(done)
-        if backend == BOTH:
-            row = told_by(done.field("capture", "ebpf", "opens"), name, row)
-    check(seen, row, str(program), sha256_text)
+    done = run_daemon(daemon, backend, root, str(program), name, ".")
+    check(seen_in(done), wanted_here(name, backend), str(program), sha256_text)
 
 
 @pytest.mark.parametrize("backend", each(HELD))

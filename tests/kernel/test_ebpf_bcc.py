@@ -21,7 +21,6 @@ from syscall_table import BCC, BOTH, EBPF, TABLE, check, wanted
 from table_runs import (
     make_root,
     run_daemon,
-    run_lab,
     seen_in,
     sha256_text,
     wanted_here,
@@ -102,11 +101,12 @@ def test_loader_says_which_and_what(labs: tuple[TraceLab, TraceLab]) -> None:
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_call_is_seen_by_ebpf_alone(
-    labs: tuple[TraceLab, TraceLab], program: Path, root: Path, name: str
+    daemon: RunningDaemon, program: Path, root: Path, name: str
 ) -> None:
-    lab = labs[1]
     row = wanted_here(name, EBPF, BCC)
-    check(run_lab(lab, root, str(program), name, "."), row, str(program), sha256_text)
+    done = run_daemon(daemon, EBPF, root, str(program), name, ".")
+    check(seen_in(done), row, str(program), sha256_text)
+    assert done.field("capture", "ebpf", "loader") == "bcc"
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

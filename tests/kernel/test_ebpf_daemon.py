@@ -141,13 +141,6 @@ def test_fanotify_alone_by_walk_and_fanotify_on(daemon: RunningDaemon, sandbox: 
     assert "fileOps" not in done.field("processes")[0]
 
 
-def test_ebpf_without_fanotify_says_why_not(daemon: RunningDaemon, sandbox: Path) -> None:
-    done = daemon.run(sandbox, ["touch", "ran"], EBPF, "--option=fanotify=off")
-    assert done.returncode == 125
-    assert "fanotify takes the digests" in done.stderr and "trace:ptrace" in done.stderr
-    assert not (sandbox / "ran").exists()
-
-
 @pytest.mark.heavy
 def test_bursts_by_ten_readers_at_once_are_complete(
     daemon: RunningDaemon, sandbox: Path, fixture: Path

@@ -11,6 +11,7 @@ from rootseal.daemon_announce import Decision, Missing, decide, read_announcemen
 from rootseal.daemon_backends import find_program
 from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
 from rootseal.observation import Posture
+from rootseal.predicate import Fallback
 from rootseal.wire import Frame, FrameType, Tag
 
 GOOD: Tuple[Tuple[Tag, bytes], ...] = (
@@ -176,6 +177,7 @@ def decided(words: str, missing: Missing = HERE) -> Decision:
             "hardening=off capture-mode=trace:ebpf",
             Decision("fanotify", Posture.HELD, (), traced="ebpf"),
         ),
+        ("capture-mode=trace:ebpf fanotify=off", Decision("ebpf", Posture.OBSERVED, ())),
         ("hardening=off fanotify=on", Decision("fanotify", Posture.HELD, (), traced="ebpf")),
         ("hardening=standard", Decision("fanotify", Posture.HELD, (), traced="ebpf")),
         ("hardening=strict", Decision("fanotify", Posture.HELD, (), traced="ebpf")),
@@ -188,6 +190,29 @@ def test_what_a_level_takes(words: str, want: Decision) -> None:
 def test_standard_steps_down_with_a_reason() -> None:
     assert decided("hardening=standard", NO_FANOTIFY).backend == "ptrace"
     assert [step.reason for step in decided("hardening=standard", NO_EBPF).fallbacks] == ["no BTF"]
+
+
+def test_ebpf_alone_is_after_ptrace_and_before_the_walk() -> None:
+    yama = BackendUnavailable("ptrace", "Yama says no", "")
+    for words in ("fanotify=off", "fanotify=off capture-mode=trace"):
+        assert decided(words).backend == "ptrace"
+        found = decided(words, Missing(None, None, yama))
+        assert (found.backend, found.requested_posture) == ("ebpf", Posture.HELD)
+        assert found.fallbacks == (Fallback("ptrace", "ebpf", "Yama says no"),)
+    nothing = Missing(None, NO_EBPF.ebpf, yama)
+    assert decided("fanotify=off", nothing).backend == "walk"
+    with pytest.raises(BackendUnavailable, match="Yama"):
+        decided("fanotify=off capture-mode=trace", nothing)
+
+
+def test_ebpf_without_fanotify_steps_down_or_fails() -> None:
+    found = decided("capture-mode=trace:ebpf", NO_FANOTIFY)
+    assert (found.backend, found.requested_posture) == ("ebpf", Posture.HELD)
+    assert found.fallbacks == (Fallback("fanotify+ebpf", "ebpf", "not permitted"),)
+    with pytest.raises(BackendUnavailable, match="not permitted"):
+        decided("capture-mode=trace:ebpf fanotify=on", NO_FANOTIFY)
+    with pytest.raises(BackendUnavailable, match="no BTF"):
+        decided("capture-mode=trace:ebpf fanotify=off", NO_EBPF)
 
 
 @pytest.mark.parametrize(("missing", "match"), [(NO_FANOTIFY, "not permitted"), (NO_EBPF, "BTF")])

@@ -1,7 +1,8 @@
 """The eBPF trace backend: who did what, seen by programs in the kernel.
 
-It hashes nothing: it is the second witness beside fanotify. Programs are attached once per daemon;
-a scope is a set of processes that the kernel side keeps by itself (bpf/trace_process.h).
+It is the second witness beside fanotify, or by itself (observed.py), when the C core hashes what it
+sees being opened. Programs are attached once per daemon; a scope is a set of processes that the
+kernel side keeps by itself (bpf/trace_process.h).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Dict, Mapping, Optional, Tuple
 
 from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
+from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.trace_events import Reader
 from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
 from rootseal.executable import rootseal_command
@@ -66,6 +68,27 @@ _UNHASHED = {"unhashed": "noDigest", "unresolved": "unresolved"}
 
 
 @dataclasses.dataclass(frozen=True)
+class Contents:
+    """What was hashed after its open.
+
+    Attributes:
+        files: Each file in each state that was hashed.
+        opens: Process id, index in `files`, and how (4: executed).
+        failures: Files that could not be hashed, by `_native_trace.CONTENT_REASONS`.
+        hashed_bytes: How much was read.
+        written: Pairs of native u64 (st_dev, st_ino) of what was opened to write.
+        outputs: Paths of these.
+    """
+
+    files: Tuple[_native_trace.Content, ...]
+    opens: Tuple[Tuple[int, int, int], ...]
+    failures: Mapping[str, int]
+    hashed_bytes: int
+    written: bytes = dataclasses.field(repr=False)
+    outputs: Tuple[bytes, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class TraceObservation:
     """What the trace saw of one scope.
 
@@ -74,12 +97,14 @@ class TraceObservation:
         opened_files: Pairs of native u64 (st_dev, st_ino) of what was opened, not distinct.
         counters: The counters of `diagnostics` that this backend owns.
         opens: How many successful opens there were.
+        contents: What was hashed after its open; None where nothing is.
     """
 
     processes: Tuple[ProcessRecord, ...]
     opened_files: bytes = dataclasses.field(repr=False)
     counters: Mapping[str, int]
     opens: int
+    contents: Optional[Contents] = None
 
 
 def unavailable(reason: str, remedy: str) -> BackendUnavailable:
@@ -119,9 +144,10 @@ def _explain(error: NativeError) -> BackendUnavailable:
 class EbpfScope:
     """One action. Ended by `finish` or `abort`."""
 
-    def __init__(self, tracer: EbpfTracer, number: int, root: bytes) -> None:
+    def __init__(self, tracer: EbpfTracer, number: int, root: bytes, *, hashes: bool) -> None:
         """Take over a scope that `EbpfTracer.add_scope` opened."""
         self._tracer = tracer
+        self._hashes = hashes
         self._number: Optional[int] = number
         self._root = root
         self._result: Optional[_native_trace.Result] = None
@@ -153,6 +179,7 @@ class EbpfScope:
             opened_files=self._result.files(),
             counters=found,
             opens=counters["opens"],
+            contents=_contents(self._result) if self._hashes else None,
         )
 
     def reconcile(self, hashed_files: bytes) -> Ledger:
@@ -253,19 +280,36 @@ class EbpfTracer:
         """
         cls(ring_bytes=RING_BYTES_MIN).close()
 
-    def add_scope(self, pid: int, *, root: bytes = b"/") -> EbpfScope:
+    def add_scope(
+        self, pid: int, *, root: bytes = b"/", hashing: Optional[CaptureLimits] = None
+    ) -> EbpfScope:
         """Follow a process that has not been let run yet, and all its descendants.
 
         Args:
             pid: The action's first process, blocked, with one thread.
             root: The action's root directory; paths inside it are given relative to it.
+            hashing: Hash what is opened, within these caps; None: do not.
 
         Raises:
             CaptureError: Too many scopes are open, or the map of members is full.
         """
         self.check_attached()
-        limits = (OPENS_MAX, EVENT_BYTES_MAX, PROCESSES_MAX)
-        return EbpfScope(self, self.native.open_scope(pid, limits), os.path.realpath(root))
+        limits = _native_trace.Limits(OPENS_MAX, EVENT_BYTES_MAX, PROCESSES_MAX)
+        if hashing is not None:
+            limits = dataclasses.replace(
+                limits,
+                content=True,
+                max_files=hashing.max_digests,
+                max_hashed_bytes=hashing.max_hashed_bytes,
+            )
+        number = self.native.open_scope(pid, limits)
+        return EbpfScope(self, number, os.path.realpath(root), hashes=hashing is not None)
+
+    @property
+    def tells_of_rings(self) -> bool:
+        """Whether an open that an io_uring was asked for is told of, if not of which file."""
+        rings = ("trace_ring", "trace_ring_sqe", "trace_ring_old")
+        return any(item.attached and item.name in rings for item in self.programs)
 
     def close(self) -> None:
         """Detach the programs. May be called twice."""
@@ -307,6 +351,19 @@ def _load_core(ring_bytes: int) -> _native_trace.Tracer:
         return _native_trace.Tracer.open_core(str(_OBJECT), ring_bytes)
     except NativeError as error:
         raise _explain(error) from error
+
+
+def _contents(result: _native_trace.Result) -> Contents:
+    result.settle()
+    failures, hashed_bytes = result.content_failures()
+    return Contents(
+        files=tuple(result.contents()),
+        opens=tuple(result.content_opens()),
+        failures=failures,
+        hashed_bytes=hashed_bytes,
+        written=result.written(),
+        outputs=result.outputs(),
+    )
 
 
 def _diagnostics(counters: Mapping[str, int]) -> Dict[str, int]:

@@ -33,7 +33,7 @@ HEAD = struct.Struct("=IIQQII")
 FILE = "QIIIIQ"
 LAYOUTS: Mapping[int, struct.Struct] = {
     1: struct.Struct("=32xII16s"),
-    2: struct.Struct("=32x" + FILE + "IIIIII16s"),
+    2: struct.Struct("=32x" + FILE + "IIIIIIII16s"),
     3: struct.Struct("=32xIIII"),
     4: struct.Struct("=32xIIII"),
     5: struct.Struct("=32xII16s"),
@@ -44,6 +44,7 @@ LAYOUTS: Mapping[int, struct.Struct] = {
     10: struct.Struct("=32xIiiIII128s"),
     11: struct.Struct("=32xIiII"),
     12: struct.Struct("=32x6Qq" + FILE + FILE + "IIIIII"),
+    13: struct.Struct("=32x" + FILE + "IiIIII"),
 }
 TAIL = 256  # RS_HEAD_BYTES
 _CONN_DNS = 2
@@ -228,7 +229,7 @@ class Reader:
             process.args_total, process.environ_total = origin.args_total, origin.environ_total
 
     def _exec(self, process: _Process, event: _Event) -> None:
-        *_file, parent, walk, name, cut, args, environ, comm = event.fields
+        *_file, parent, walk, name, cut, args, environ, _base, _script, comm = event.fields
         process.parent = process.parent or parent
         process.comm = _text(comm)
         process.program = kernel_path(event.tail(0, walk), b"") if walk else event.tail(walk, name)

@@ -20,6 +20,7 @@ from typing import (
     AbstractSet,
     Dict,
     FrozenSet,
+    Iterable,
     Iterator,
     List,
     Mapping,
@@ -30,6 +31,7 @@ from typing import (
 )
 
 from rootseal import diagnostics, leaf_table, opens_table
+from rootseal.capture.paths import relative_to
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
@@ -288,6 +290,28 @@ def declared_leaves(
     for name, value in reader.counters.items():
         counters[name] += value
     return [_leaf(path, item, LeafKind.FILE) for path, item in found.items()]
+
+
+def leaves_of(
+    paths: Iterable[bytes], *, root: bytes, limits: CaptureLimits, counters: Dict[str, int]
+) -> List[Leaf]:
+    """Leaves of these files and symlinks as they are now; what is gone has none.
+
+    Args:
+        paths: Absolute.
+        root: The action's root directory, absolute; paths inside it become relative to it.
+        limits: Caps of this action.
+        counters: What could not be done, and the bytes hashed, are added here.
+    """
+    reader = _Reader(limits, DigestCache(0))
+    leaves = []
+    for path in paths:
+        item = reader.read(path)
+        if item is not None:
+            leaves.append(_leaf(relative_to(root, path), item, LeafKind.FILE))
+    for name, value in reader.counters.items():
+        counters[name] += value
+    return leaves
 
 
 class _Declared:

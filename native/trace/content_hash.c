@@ -1,0 +1,132 @@
+/*
+ * content_hash.c: one file after its open: find it again, prove that it has not changed, hash it.
+ *
+ * It is found by the path that the kernel had, in the action's root and through no symbolic link,
+ * or by the descriptor of the process, if that still has it; device and inode must be those of the
+ * event. Nothing is opened for reading before it is known to be that regular file.
+ *
+ * Owns: the descriptors that it opens. Must not: follow a name that the action could redirect.
+ * Hand-off: line -> here -> content_table.c, content_exec.c. Privilege: as content.c.
+ */
+#include "content.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define NS_OF_SECOND 1000000000LL
+
+bool rs_content_is(const struct rs_content_job *job, const struct rs_stat *stat)
+{
+	return S_ISREG(stat->mode) && stat->ino == job->ino &&
+	       (job->any_device || stat->dev == rs_trace_user_device(job->dev));
+}
+
+int rs_content_open(const struct rs_contents *contents, const char *path, bool links)
+{
+	struct open_how how = {
+	    .flags = O_PATH | O_CLOEXEC,
+	    .resolve = RESOLVE_IN_ROOT | (links ? RESOLVE_NO_MAGICLINKS : RESOLVE_NO_SYMLINKS),
+	};
+	int fd = (int)syscall(SYS_openat2, contents->root_fd, path, &how, sizeof(how));
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* O_PATH of the very file, or -ENOENT. */
+static int find_again(const struct rs_content_job *job)
+{
+	struct rs_stat stat;
+	char link[64];
+	int fd = rs_content_open(job->contents, job->text, false);
+
+	if (fd >= 0 && !rs_stat_fd(fd, &stat) && rs_content_is(job, &stat))
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	if (job->fd >= 0)
+		snprintf(link, sizeof(link), "/proc/%u/task/%u/fd/%d", job->tgid, job->tid,
+			 job->fd);
+	else
+		snprintf(link, sizeof(link), "/proc/%u/exe", job->tgid);
+	fd = open(link, O_PATH | O_CLOEXEC);
+	if (fd >= 0 && !rs_stat_fd(fd, &stat) && rs_content_is(job, &stat))
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	return -ENOENT;
+}
+
+/*
+ * Whether what is there now was there at the open: a change after it shows what the clock of files
+ * had shown before it, or later. Whole seconds are of a filesystem that has nothing finer.
+ */
+bool rs_content_is_unchanged(const struct rs_content_job *job, const struct rs_stat *stat)
+{
+	int64_t lag = stat->ctime_ns % NS_OF_SECOND ? 0 : 2 * NS_OF_SECOND;
+
+	return stat->ctime_ns < job->settled_ns - lag;
+}
+
+static enum rs_content_reason hash(struct rs_content_worker *worker,
+				   const struct rs_content_job *job, int fd, struct rs_stat *stat,
+				   uint8_t *ret_digest)
+{
+	struct rs_contents *contents = job->contents;
+	struct rs_hash_result result;
+	char link[32];
+	int copy, error;
+
+	if (contents->hashed_bytes + stat->size > contents->max_hashed_bytes)
+		return RS_CONTENT_BYTES_CAP;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	copy = open(link, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (copy < 0)
+		return RS_CONTENT_UNREADABLE;
+	error = rs_hash_fd(&worker->hasher, copy, stat, &contents->hashed_bytes, &result);
+	close(copy);
+	if (error)
+		return RS_CONTENT_UNREADABLE;
+	if (result.unstable || !rs_content_is_unchanged(job, stat))
+		return RS_CONTENT_CHANGED;
+	memcpy(ret_digest, result.digest, RS_SHA256_BYTES);
+	return 0;
+}
+
+void rs_content_take(struct rs_content_worker *worker, const struct rs_content_job *job, int fd,
+		     const char *path)
+{
+	enum rs_content_reason reason = 0;
+	uint8_t digest[RS_SHA256_BYTES];
+	struct rs_stat stat;
+
+	if (rs_stat_fd(fd, &stat))
+		reason = RS_CONTENT_UNREADABLE;
+	else if (!rs_content_is_unchanged(job, &stat))
+		reason = RS_CONTENT_CHANGED;
+	else if (!rs_contents_known(job->contents, &stat, digest))
+		reason = hash(worker, job, fd, &stat, digest);
+	if (reason)
+		rs_contents_fail(job->contents, job, reason);
+	else
+		rs_contents_add(job->contents, job, &stat, digest, path);
+}
+
+void rs_content_run(struct rs_content_worker *worker, const struct rs_content_job *job)
+{
+	int fd = find_again(job);
+
+	if (fd < 0 && !job->exempt)
+		rs_contents_fail(job->contents, job, RS_CONTENT_GONE);
+	else if (!job->exempt)
+		rs_content_take(worker, job, fd, job->text);
+	if (job->access & 4)
+		rs_content_exec(worker, job, fd);
+	if (fd >= 0)
+		close(fd);
+}
