@@ -382,6 +382,7 @@ void rs_contents_free(struct rs_contents *contents)
 {
 	if (!contents)
 		return;
+	contents->dropped = true;
 	rs_contents_await(contents);
 	if (contents->root_fd >= 0)
 		close(contents->root_fd);

@@ -48,6 +48,7 @@ struct rs_contents {
 	uint64_t memory_device;
 	uint64_t max_files, max_hashed_bytes;
 	_Atomic uint64_t hashed_bytes;
+	_Atomic bool dropped; /* nobody wants what is still under way */
 
 	pthread_mutex_t mutex; /* guards everything below */
 	pthread_cond_t idle;   /* pending became 0 */

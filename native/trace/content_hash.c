@@ -119,8 +119,11 @@ void rs_content_take(struct rs_content_worker *worker, const struct rs_content_j
 
 void rs_content_run(struct rs_content_worker *worker, const struct rs_content_job *job)
 {
-	int fd = find_again(job);
+	int fd;
 
+	if (job->contents->dropped)
+		return;
+	fd = find_again(job);
 	if (fd < 0 && !job->exempt)
 		rs_contents_fail(job->contents, job, RS_CONTENT_GONE);
 	else if (!job->exempt)

@@ -198,6 +198,15 @@ static void test_a_path_that_was_cut_is_counted(void)
 	CHECK(contents->failures[RS_CONTENT_GONE] == 1 && !contents->count);
 }
 
+static void test_what_is_dropped_is_not_hashed(void)
+{
+	begin(UNBOUND, UNBOUND);
+	contents->dropped = true;
+	rs_contents_event(contents, opened(O_RDONLY, NOBODYS), LATER);
+	drain();
+	CHECK(!contents->count && !contents->hashed_bytes);
+}
+
 static void test_caps_are_counted(void)
 {
 	begin(0, UNBOUND);
@@ -270,6 +279,7 @@ int main(void)
 	    test_what_members_made_or_only_write_is_no_material,
 	    test_a_path_that_was_cut_is_counted,
 	    test_caps_are_counted,
+	    test_what_is_dropped_is_not_hashed,
 	    test_a_change_by_others_is_found_at_the_end,
 	};
 	int error;
