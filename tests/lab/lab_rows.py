@@ -53,7 +53,7 @@ RUN_HERE = tuple(
 )
 MATERIALS, PRODUCTS = kernel("fanotify_materials"), kernel("fanotify_products")
 CAPTURE = MATERIALS + PRODUCTS
-EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net")
+EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net", "observed")
 LAUNCHER = kernel("launcher")
 CLOCK = kernel("clock")  # nowhere else: the host's clock is not ours to set
 # What the launcher's tracer sees of these calls: registers and numbers differ by machine.
