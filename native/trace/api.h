@@ -74,6 +74,8 @@ typedef struct {
 	uint32_t mode;	  /* permissions */
 	uint32_t access;  /* as in rs_trace_open */
 	uint32_t mutated; /* 1: others changed it since; 2: and it could not be read again */
+	uint32_t code;	  /* machine code by its first bytes: ELF, PE */
+	uint32_t pad;
 	uint8_t digest[32];
 	uint8_t later[32]; /* if mutated is 1 */
 } rs_trace_content;

@@ -131,10 +131,11 @@ void rs_contents_fail(struct rs_contents *contents, const struct rs_content_job 
 		      enum rs_content_reason reason);
 /* A digest of this very state that is known already. */
 bool rs_contents_known(struct rs_contents *contents, const struct rs_stat *stat,
-		       uint8_t *ret_digest);
+		       struct rs_content *ret_content);
 void rs_contents_output(struct rs_contents *contents, const char *path);
 void rs_contents_add(struct rs_contents *contents, const struct rs_content_job *job,
-		     const struct rs_stat *stat, const uint8_t *digest, const char *path);
+		     const struct rs_stat *stat, const struct rs_content *content,
+		     const char *path);
 
 /* content_hash.c */
 void rs_content_run(struct rs_content_worker *worker, const struct rs_content_job *job);

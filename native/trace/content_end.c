@@ -52,9 +52,9 @@ static void compare(struct rs_contents *contents, struct rs_hasher *hasher,
 		copy = open(link, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 		if (copy < 0 || rs_hash_fd(hasher, copy, &now, NULL, &result) || result.unstable)
 			entry->told.mutated = 2;
-		else if (memcmp(result.digest, entry->told.digest, RS_SHA256_BYTES)) {
+		else if (memcmp(result.content.digest, entry->told.digest, RS_SHA256_BYTES)) {
 			entry->told.mutated = 1;
-			memcpy(entry->told.later, result.digest, RS_SHA256_BYTES);
+			memcpy(entry->told.later, result.content.digest, RS_SHA256_BYTES);
 		}
 		if (copy >= 0)
 			close(copy);

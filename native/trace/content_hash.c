@@ -75,7 +75,7 @@ bool rs_content_is_unchanged(const struct rs_content_job *job, const struct rs_s
 
 static enum rs_content_reason hash(struct rs_content_worker *worker,
 				   const struct rs_content_job *job, int fd, struct rs_stat *stat,
-				   uint8_t *ret_digest)
+				   struct rs_content *ret_content)
 {
 	struct rs_contents *contents = job->contents;
 	struct rs_hash_result result;
@@ -94,7 +94,7 @@ static enum rs_content_reason hash(struct rs_content_worker *worker,
 		return RS_CONTENT_UNREADABLE;
 	if (result.unstable || !rs_content_is_unchanged(job, stat))
 		return RS_CONTENT_CHANGED;
-	memcpy(ret_digest, result.digest, RS_SHA256_BYTES);
+	*ret_content = result.content;
 	return 0;
 }
 
@@ -102,19 +102,19 @@ void rs_content_take(struct rs_content_worker *worker, const struct rs_content_j
 		     const char *path)
 {
 	enum rs_content_reason reason = 0;
-	uint8_t digest[RS_SHA256_BYTES];
+	struct rs_content content;
 	struct rs_stat stat;
 
 	if (rs_stat_fd(fd, &stat))
 		reason = RS_CONTENT_UNREADABLE;
 	else if (!rs_content_is_unchanged(job, &stat))
 		reason = RS_CONTENT_CHANGED;
-	else if (!rs_contents_known(job->contents, &stat, digest))
-		reason = hash(worker, job, fd, &stat, digest);
+	else if (!rs_contents_known(job->contents, &stat, &content))
+		reason = hash(worker, job, fd, &stat, &content);
 	if (reason)
 		rs_contents_fail(job->contents, job, reason);
 	else
-		rs_contents_add(job->contents, job, &stat, digest, path);
+		rs_contents_add(job->contents, job, &stat, &content, path);
 }
 
 void rs_content_run(struct rs_content_worker *worker, const struct rs_content_job *job)

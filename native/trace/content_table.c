@@ -145,7 +145,7 @@ static uint64_t path_key(const struct rs_stat *stat, const char *path)
 }
 
 bool rs_contents_known(struct rs_contents *contents, const struct rs_stat *stat,
-		       uint8_t *ret_digest)
+		       struct rs_content *ret_content)
 {
 	const struct rs_content_entry *entry;
 	const uint32_t *at;
@@ -156,8 +156,10 @@ bool rs_contents_known(struct rs_contents *contents, const struct rs_stat *stat,
 	if (at && *at) {
 		entry = &contents->entries[*at - 1];
 		known = rs_same_state(&entry->stat, stat);
-		if (known)
-			memcpy(ret_digest, entry->told.digest, RS_SHA256_BYTES);
+		if (known) {
+			memcpy(ret_content->digest, entry->told.digest, RS_SHA256_BYTES);
+			ret_content->code = entry->told.code;
+		}
 	}
 	pthread_mutex_unlock(&contents->mutex);
 	return known;
@@ -184,7 +186,7 @@ static bool add_open(struct rs_contents *contents, const struct rs_content_job *
 
 /* A new entry under this path; false without memory. */
 static bool append(struct rs_contents *contents, const struct rs_content_job *job,
-		   const struct rs_stat *stat, const uint8_t *digest, const char *path)
+		   const struct rs_stat *stat, const struct rs_content *content, const char *path)
 {
 	size_t length = strlen(path);
 	struct rs_content_entry *entry;
@@ -196,7 +198,8 @@ static bool append(struct rs_contents *contents, const struct rs_content_job *jo
 		return false;
 	entry = &contents->entries[contents->count++];
 	*entry = (struct rs_content_entry){.stat = *stat, .dev = job->dev, .ino = job->ino};
-	memcpy(entry->told.digest, digest, RS_SHA256_BYTES);
+	memcpy(entry->told.digest, content->digest, RS_SHA256_BYTES);
+	entry->told.code = content->code;
 	entry->told.dev = stat->dev;
 	entry->told.ino = stat->ino;
 	entry->told.size = stat->size;
@@ -209,7 +212,7 @@ static bool append(struct rs_contents *contents, const struct rs_content_job *jo
 }
 
 void rs_contents_add(struct rs_contents *contents, const struct rs_content_job *job,
-		     const struct rs_stat *stat, const uint8_t *digest, const char *path)
+		     const struct rs_stat *stat, const struct rs_content *content, const char *path)
 {
 	uint64_t key = path_key(stat, path);
 	uint32_t *by_path, *by_file;
@@ -228,7 +231,7 @@ void rs_contents_add(struct rs_contents *contents, const struct rs_content_job *
 	if (!last || !rs_same_state(&last->stat, stat) ||
 	    strcmp(contents->paths + last->told.path_offset, path)) {
 		if (contents->count >= contents->max_files ||
-		    !append(contents, job, stat, digest, path)) {
+		    !append(contents, job, stat, content, path)) {
 			fail(contents, job, RS_CONTENT_CAP);
 			goto out;
 		}

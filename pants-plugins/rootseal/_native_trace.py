@@ -50,6 +50,7 @@ class Content:
 
     Attributes:
         path: Absolute, in the action's root.
+        code: Whether it is machine code by its first bytes.
         stands: Whether its digest is that of all opens of the file.
         later: What it has now if others changed it since, empty if unreadable; else None.
     """
@@ -61,6 +62,7 @@ class Content:
     access: int
     dev: int
     ino: int
+    code: bool
     stands: bool
     later: Optional[bytes]
 
@@ -253,6 +255,7 @@ class Result:
                 access=int(item.access),
                 dev=int(item.dev),
                 ino=int(item.ino),
+                code=bool(item.code),
                 stands=bool(self._lib.rs_trace_content_stands(self._handle, index)),
                 later=_later(self._ffi, item),
             )

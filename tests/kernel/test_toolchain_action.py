@@ -25,6 +25,11 @@ BACKENDS = [
         id="fanotify+ebpf",
         marks=pytest.mark.requires(*NEEDS, "ebpf"),
     ),
+    pytest.param(
+        ("capture-mode=trace:ebpf", "fanotify=off"),
+        id="ebpf",
+        marks=pytest.mark.requires(*NEEDS, "ebpf"),
+    ),
 ]
 pytestmark = pytest.mark.requires(*NEEDS)
 PROGRAMS = tuple(Path(path).resolve() for path in ("/bin/sh", "/bin/bash", "/bin/cp", "/bin/true"))

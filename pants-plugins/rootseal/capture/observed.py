@@ -168,7 +168,7 @@ class ObservedScope:
                 item.digest,
                 item.size,
                 item.mode,
-                int(LeafKind.EXECUTABLE if item.access & _EXECUTED else LeafKind.FILE),
+                int(_kind(item)),
                 int(DigestSource.OPENAT_PATH_HASH),
             )
             for item in files
@@ -324,3 +324,9 @@ class ObservedEngine:
 
     def close(self) -> None:
         """The tracer is closed by its owner."""
+
+
+def _kind(item: Content) -> LeafKind:
+    if item.access & _EXECUTED:
+        return LeafKind.EXECUTABLE
+    return LeafKind.CODE if item.code else LeafKind.FILE
