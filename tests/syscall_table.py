@@ -160,11 +160,6 @@ TABLE: Mapping[str, Wanted] = {
                 "what was there is a material: its event has no flags",
                 {"materials": OPEN},
             ),
-            Unlike(
-                (EBPF,),
-                "told as opened; the ledger has it as writeOnly",
-                {"materials": OPEN},
-            ),
         ),
     ),
     "open_append_read": Wanted(products=MADE, ops=WROTE),  # an intermediate is no material
