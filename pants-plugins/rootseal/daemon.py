@@ -299,8 +299,8 @@ class Daemon:
                 key_sha256=self._key_sha256,
                 known_tools=self._known_tools,
             )
-            self._made.add(signed)
             self._counts.add("recorded")
+            self._made.add(signed)
             self._backends.cache.save_if_grown()
         finally:
             with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -153,7 +154,8 @@ def echo_toolchain(tmp_path: Path, executable: str) -> tuple[str, ...]:
     """Options that require the tools of ECHO, and no others."""
     tools, key, manifest = tmp_path / "tools", tmp_path / "a.key", tmp_path / "a.toolchain"
     tools.mkdir()
-    for tool in ("/bin/echo", *(str(path) for path in Path("/lib64").glob("ld-linux*"))):
+    mapped = subprocess.run(["ldd", "/bin/echo"], capture_output=True, text=True, check=True)
+    for tool in ("/bin/echo", *re.findall(r"(/\S+) \(0x", mapped.stdout)):
         shutil.copy(tool, tools)
     subprocess.run([executable, "keygen", str(key)], check=True)
     seal = [executable, "toolchain", "seal", str(tools), "--out", str(manifest), "--key", str(key)]
