@@ -288,7 +288,7 @@ def test_an_output_behind_a_symlink_that_changes_as_it_is_hashed_is_counted(
     lab: Lab, root: Path, outside: Path
 ) -> None:
     target, ended = outside / "target", threading.Event()
-    target.write_bytes(bytes(8 << 20))
+    target.write_bytes(bytes(64 << 20))  # takes long to hash, also for a writer that must wait
 
     def change() -> None:
         with target.open("r+b", buffering=0) as file:
