@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from typing import Sequence
+from typing import List, Mapping, Sequence
 
 from cffi import FFI
 
@@ -72,12 +72,24 @@ def _relative(path: pathlib.Path) -> str:
     return os.path.relpath(path, _ROOT)
 
 
+def _sources_in(folder: str, *shared: str) -> List[str]:
+    return [*(_relative(path) for path in sorted((_ROOT / folder).glob("*.c"))), *shared]
+
+
+SOURCES: Mapping[str, List[str]] = {
+    "native/capture": _sources_in("native/capture"),
+    "native/trace": _sources_in(
+        "native/trace", "native/capture/filestat.c", "native/capture/sha.c"
+    ),
+}
+"""What each core is compiled from, by its folder; relative to the repository."""
+
+
 def _builder(
     module: str,
     folder: str,
     libraries: Sequence[str],
     headers: Sequence[str] = (),
-    shared: Sequence[str] = (),
 ) -> FFI:
     """The builder of one extension.
 
@@ -86,7 +98,6 @@ def _builder(
         folder: Of its sources and its api.h, relative to the repository.
         libraries: That it is linked with.
         headers: Outside of the folder that its sources include, relative to the repository.
-        shared: Sources of another folder, likewise.
     """
     sources = _ROOT / folder
     sanitizers = _SANITIZERS if os.environ.get("ROOTSEAL_SANITIZE") == "1" else []
@@ -96,7 +107,7 @@ def _builder(
         module,
         '#include "api.h"',
         py_limited_api=True,
-        sources=[*(_relative(path) for path in sorted(sources.glob("*.c"))), *shared],
+        sources=SOURCES[folder],
         depends=[*(_relative(path) for path in sorted(sources.glob("*.h"))), *headers],
         include_dirs=[folder],
         define_macros=[("_GNU_SOURCE", None)],
@@ -113,5 +124,4 @@ trace = _builder(
     "native/trace",
     ["bpf", "crypto"],
     ["bpf/event.h", "bpf/fields.h", "native/capture/filestat.h", "native/capture/sha.h"],
-    ["native/capture/filestat.c", "native/capture/sha.c"],
 )

@@ -101,7 +101,7 @@ def add_checkout() -> None:
     make = ["make", "-s", "-C"]
     run(*make, str(REPO / "native"), "aarch64", f"AARCH64={package / 'bin'}")
     run(*make, str(REPO / "bpf"), "ARCH=arm64", f"BIN={package / 'bin'}")
-    for core, libraries in (("core", ("-lcrypto",)), ("trace", ("-lbpf",))):
+    for core, libraries in (("core", ("-lcrypto",)), ("trace", ("-lbpf", "-lcrypto"))):
         build_core(core, libraries, package)
 
 
@@ -115,7 +115,7 @@ def build_core(core: str, libraries: tuple[str, ...], package: Path) -> None:
     words += builders["_COMPILE_FLAGS"]
     for include in (f"python{PYTHON}", f"aarch64-linux-gnu/python{PYTHON}"):
         words.append(f"-I{ROOT}/usr/include/{include}")
-    words += [str(source), *sorted(str(p) for p in (REPO / folder).glob("*.c"))]
+    words += [str(source), *builders["SOURCES"][folder]]
     words += [*builders["_LINK_FLAGS"], f"-L{ROOT}/usr/lib/aarch64-linux-gnu", *libraries]
     words += ["-Wl,--allow-shlib-undefined", "-lpthread"]
     run(*words, "-o", str(package / f"_{core}.abi3.so"), cwd=REPO)
