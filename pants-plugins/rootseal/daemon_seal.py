@@ -40,8 +40,8 @@ def seal_outputs(observation: Observation, announced: Announcement, peer: Peer) 
     """Seal the declared products where that is wanted, and say in the counters what became of it.
 
     Raises:
-        ZeroDropsError: `fsverity=on`, and a product could not be sealed.
-        CaptureError: A product is not what the capture saw it to be.
+        ZeroDropsError: `fsverity=on`, and a product could not be sealed; or a product is not what
+            the capture saw it to be.
     """
     if announced.requested.fsverity == "off":
         return observation
@@ -100,9 +100,10 @@ def _seal_one(path: bytes, leaf: Leaf) -> None:
     except CaptureError as error:
         raise SealFailed(str(error)) from None
     if (found.sha256, found.size) != (leaf.digest, leaf.size):
-        raise CaptureError(
+        raise ZeroDropsError(
             f"{name} changed after the action had ended: it was sealed with SHA-256 "
-            f"{found.sha256.hex()}, {leaf.digest.hex()} was captured. Remove it and run again."
+            f"{found.sha256.hex()}, {leaf.digest.hex()} was captured. Remove it and run again.",
+            {"unstableFiles": 1},
         )
 
 
