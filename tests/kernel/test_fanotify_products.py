@@ -284,6 +284,7 @@ def test_devices_on_a_tmpfs_dev_answer_for_themselves(lab: Lab, tmp_path: Path) 
     assert diagnostics.losses(seen.counters) == {}
 
 
+@pytest.mark.heavy
 def test_an_output_behind_a_symlink_that_changes_as_it_is_hashed_is_counted(
     lab: Lab, root: Path, outside: Path
 ) -> None:
@@ -305,6 +306,7 @@ def test_an_output_behind_a_symlink_that_changes_as_it_is_hashed_is_counted(
     assert seen.counters["unstableFiles"] == 1
 
 
+@pytest.mark.heavy
 def test_an_engine_that_ends_while_a_file_is_hashed_lets_go_of_the_opener(
     root: Path, tmp_path: Path
 ) -> None:
