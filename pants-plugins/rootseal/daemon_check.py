@@ -16,7 +16,7 @@ OUTPUTS_MAX = 1 << 20
 TRUSTED_KEYS_MAX = 256
 EXIT_CODE_MAX = 255
 SIGNAL_MAX = 127
-MADE_COUNT_MAX = 256  # a build tool checks a record as soon as it has it
+MADE_COUNT_MAX = 64  # a build tool checks a record as soon as it has it
 MADE_BYTES_MAX = 64 << 20
 
 
