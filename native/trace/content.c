@@ -34,6 +34,7 @@
 #define O_TMPFILE_FLAG	   020000000
 #define O_PATH_FLAG	   010000000
 #define NS_OF_SECOND	   1000000000LL
+#define TICK_NS_MAX	   100000000LL /* ticks are 10 ms apart at most; they may be late */
 
 static int64_t clock_ns(clockid_t clock)
 {
@@ -285,15 +286,24 @@ static int see_inherited(struct rs_contents *contents, int pid)
 	return 0;
 }
 
-/* What was made just before shall be older than every open of the action. */
+/*
+ * What was made just before shall be older than every open of the action. Since 6.13 a file may
+ * have a time finer than the ticks, ahead of the clock that moves with them: so wait until that
+ * clock has passed the time that it is now. Not for ever: it may be set back meanwhile, and what
+ * seems too new then is counted as changed.
+ */
 static void await_tick(struct rs_contents *contents)
 {
 	const struct timespec step = {.tv_nsec = 250000};
-	int64_t before = clock_ns(CLOCK_REALTIME_COARSE);
+	int64_t now = clock_ns(CLOCK_REALTIME);
+	int64_t end = clock_ns(CLOCK_MONOTONIC) + TICK_NS_MAX;
 
-	do {
+	for (;;) {
 		contents->begun_ns = clock_ns(CLOCK_REALTIME_COARSE);
-	} while (contents->begun_ns == before && !nanosleep(&step, NULL));
+		if (contents->begun_ns > now || clock_ns(CLOCK_MONOTONIC) > end)
+			return;
+		nanosleep(&step, NULL);
+	}
 }
 
 static int watch_clock(struct rs_contents *contents)

@@ -21,6 +21,7 @@ ALONE = OPTIONS[EBPF]
 ZERO = "--option=require-zero-drops=1"
 BUSY_FILES = 4  # as many as there are threads at most
 BUSY_BYTES = 1 << 27
+JUST_BEFORE = 40  # one of ten was lost where only a tick was waited for
 
 
 @pytest.fixture
@@ -104,6 +105,17 @@ def test_an_inherited_file_is_a_material(daemon: RunningDaemon, sandbox: Path) -
         done = run(daemon, sandbox, "cat", ZERO, stdin=stream)
     assert done.returncode == 0 and done.stdout == b"input\n"
     assert inside(done)["in"].digest.hex() == sha256_text("input\n")
+
+
+def test_what_was_written_just_before_the_action_is_no_loss(
+    daemon: RunningDaemon, sandbox: Path
+) -> None:
+    """Its times may be finer than the ticks, and ahead of the clock that moves with them."""
+    for number in range(JUST_BEFORE):
+        (sandbox / "in").write_text(f"{number}\n")
+        done = run(daemon, sandbox, "cat in")
+        assert unhashed(done) == {}
+        assert inside(done)["in"].digest.hex() == sha256_text(f"{number}\n")
 
 
 # --- races -----------------------------------------------------------------------------------
