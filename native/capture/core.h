@@ -34,6 +34,9 @@
 #ifndef FAN_MARK_IGNORE
 #define FAN_MARK_IGNORE 0x00000400
 #endif
+#ifndef FAN_REPORT_FD_ERROR
+#define FAN_REPORT_FD_ERROR 0x00002000
+#endif
 #ifndef FAN_PRE_ACCESS
 #define FAN_PRE_ACCESS 0x00100000
 #endif
@@ -133,6 +136,7 @@ struct rs_scope {
 	_Atomic uint32_t servers;   /* threads that serve it now */
 	_Atomic bool turned_away;   /* a thread came and there were enough */
 	struct rs_once once;
+	bool one_by_one;	      /* events are read singly: see open_group in scope.c */
 	bool compares;		      /* accesses of changed files make events: see access.c */
 	_Atomic uint32_t guard_epoch; /* how often all marks of inodes were taken away */
 

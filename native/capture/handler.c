@@ -377,7 +377,7 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	if (event->fd < 0) {
 		if (event->mask & FAN_Q_OVERFLOW)
 			RS_COUNT(scope, fanotify_queue_overflows);
-		else
+		else /* no descriptor of its file; an opener has been refused */
 			RS_COUNT(scope, handler_errors);
 		return;
 	}
@@ -408,8 +408,9 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 
 int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
 {
-	const size_t wanted = rs_engine_descriptors(worker->engine)->events_per_read *
-			      sizeof(struct fanotify_event_metadata);
+	const unsigned most = rs_engine_descriptors(worker->engine)->events_per_read;
+	const size_t wanted =
+	    (scope->one_by_one ? 1 : most) * sizeof(struct fanotify_event_metadata);
 	struct rs_event event;
 	size_t offset = 0;
 	ssize_t got;

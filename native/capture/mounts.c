@@ -295,6 +295,16 @@ static bool covers(const char *other, const char *root, const char *rest)
 	       (rest[tail] == '/' || !rest[tail]);
 }
 
+bool rs_mounts_remote(const struct rs_mounts *mounts)
+{
+	uint32_t i;
+
+	for (i = 0; i < mounts->count; i++)
+		if (mounts->items[i].remote && mounts->items[i].state == RS_MOUNT_MARKED)
+			return true;
+	return false;
+}
+
 bool rs_mounts_aliased(const struct rs_mounts *mounts, uint64_t mount_id, const char *path)
 {
 	const struct rs_mount *mount = rs_mounts_by_id(mounts, mount_id), *other;

@@ -55,6 +55,8 @@ int rs_mount_mark(const struct rs_mount *mount, int group_fd, int root_fd, const
  */
 int rs_mounts_mark(struct rs_mounts *mounts, int group_fd, int root_fd, int mountinfo_fd,
 		   uint64_t mask);
+/* Is there a marked one whose server may refuse us what it lets the action open? */
+bool rs_mounts_remote(const struct rs_mounts *mounts);
 /* Could the file at this path of the mount be opened through another mount too? */
 bool rs_mounts_aliased(const struct rs_mounts *mounts, uint64_t mount_id, const char *path);
 /* Switch off events of device nodes, again: after the marks of inodes were dropped. */

@@ -172,17 +172,30 @@ static int open_root(struct rs_scope *scope, const char *root, rs_error *error)
 	return 0;
 }
 
+/*
+ * Where the kernel cannot open the file of an event for us, it says so instead of the event, but
+ * only if that is the first of a read: a later one is gone (a close) or refused (an open), and
+ * nobody is told. Since 6.13 it can be asked to tell of each.
+ */
+static int init_group(struct rs_scope *scope, unsigned flags)
+{
+	int fd = fanotify_init(flags | FAN_REPORT_FD_ERROR, EVENT_FLAGS);
+
+	scope->one_by_one = fd < 0;
+	return fd < 0 && errno == EINVAL ? fanotify_init(flags, EVENT_FLAGS) : fd;
+}
+
 static int open_group(struct rs_scope *scope, rs_error *error)
 {
 	/* The class for FAN_PRE_ACCESS, which may also be told of opens. */
 	unsigned flags =
 	    GROUP_FLAGS | (scope->compares ? FAN_CLASS_PRE_CONTENT : FAN_CLASS_CONTENT);
 
-	scope->group_fd = fanotify_init(flags, EVENT_FLAGS);
+	scope->group_fd = init_group(scope, flags);
 	if (scope->group_fd < 0 && errno == EMFILE) {
 		/* Groups of ended actions may still be on their way out. */
 		rs_engine_wait_reaped(scope->engine);
-		scope->group_fd = fanotify_init(flags, EVENT_FLAGS);
+		scope->group_fd = init_group(scope, flags);
 	}
 	if (scope->group_fd < 0)
 		return rs_fail(error, errno, "fanotify_init", "permission group");
@@ -212,6 +225,9 @@ static int open_parts(struct rs_scope *scope, int pid, const char *root, rs_erro
 			   RS_EVENT_MASK | (scope->compares ? FAN_PRE_ACCESS : 0));
 	if (result)
 		return rs_fail(error, -result, "mark mounts of", root);
+	/* Of local files only the want of descriptors would be an error: descriptors.c sees to it.
+	 */
+	scope->one_by_one = scope->one_by_one && rs_mounts_remote(&scope->mounts);
 	/* Only now, with the list of mounts complete, may threads see the scope. */
 	result = rs_engine_register(scope->engine, scope);
 	if (result)

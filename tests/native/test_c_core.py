@@ -26,6 +26,7 @@ def test_core_under_the_sanitizers() -> None:
         "test_capture",
         "test_containers",
         "test_dcache_hostile",
+        "test_event_errors",
         "test_parsers",
         "test_queue_overflow",
         "test_records_scale",
