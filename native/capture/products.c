@@ -189,13 +189,13 @@ static enum found find_by_handle(struct rs_worker *worker, struct rs_scope *scop
 	mount_fd = openat(scope->ns_root_fd, mount->point[1] ? mount->point + 1 : ".",
 			  O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (mount_fd < 0)
-		return FOUND_NOWHERE;
+		return errno == ENOENT || errno == ENOTDIR ? FOUND_NOWHERE : FOUND_NAMELESS;
 	handle->handle_bytes = product->handle_length;
 	handle->handle_type = product->handle_type;
 	memcpy(handle->f_handle, product->handle, product->handle_length);
 	fd = open_by_handle_at(mount_fd, handle, O_PATH | O_CLOEXEC);
 	if (fd < 0)
-		found = errno == ESTALE ? FOUND_GONE : FOUND_NOWHERE;
+		found = errno == ESTALE ? FOUND_GONE : FOUND_NAMELESS; /* it may well exist */
 	close(mount_fd);
 	if (fd < 0)
 		return found;
