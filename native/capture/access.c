@@ -78,6 +78,8 @@ static void let_go(struct rs_scope *scope, int fd)
 {
 	rs_once_unmark(scope, fd); /* opens of it must not survive a write unseen */
 	ignore(scope, fd, FAN_MARK_IGNORED_SURV_MODIFY);
+	/* Nor one that another thread has just let go by; from now on the kernel refuses that. */
+	rs_once_unmark(scope, fd);
 }
 
 static void set_guard(struct rs_scope *scope, uint32_t number, uint32_t epoch)
