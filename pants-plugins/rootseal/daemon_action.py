@@ -162,6 +162,8 @@ def _open_scope(
             if private:
                 namespace = running.enter_context(opened_namespace(sender.pid))
                 running.enter_context(backends.kept(scope, connection.peer.pid, namespace))
+            elif decision.backend == "ebpf":
+                running.enter_context(backends.follower.following(connection.peer.pid, scope))
             if _has_ended(process):
                 raise CaptureError("the action's process ended before it was armed")
         except BaseException:

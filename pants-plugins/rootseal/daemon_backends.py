@@ -12,7 +12,17 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from rootseal.capture import ptrace
 from rootseal.capture.ima import ImaScope, ImaWindow
@@ -21,7 +31,7 @@ from rootseal.capture.scope import Scope
 from rootseal.capture.walk import WalkEngine, WalkInputs, declared_state
 from rootseal.daemon_announce import Announcement, Missing
 from rootseal.daemon_cache import CacheKeeper
-from rootseal.daemon_keeper import Keeper
+from rootseal.daemon_keeper import Follower, Keeper
 from rootseal.daemon_limits import EventShare, Shares, open_descriptors, shares
 from rootseal.daemon_line import Line
 from rootseal.errors import BackendUnavailable, CaptureError, GroupsTaken
@@ -86,6 +96,7 @@ class Backends:
         if self._fanotify is not None:
             self._fanotify.set_memory(memory_bytes, cache_file.parent)
         self.cache = CacheKeeper(self._fanotify, cache_file)
+        self.follower = Follower()
         self._keeper = Keeper() if self._fanotify is not None else None
         self._tracer: Any = None
         self._traced: Any = None
@@ -313,7 +324,8 @@ class Backends:
     @property
     def orphans_killed(self) -> int:
         """Processes of actions whose launcher was killed."""
-        return 0 if self._keeper is None else self._keeper.orphans_killed
+        held = 0 if self._keeper is None else self._keeper.orphans_killed
+        return held + self.follower.orphans_killed
 
     def open_ebpf(self, pid: int, announced: Announcement) -> Scope:
         """A scope of eBPF alone for a process that waits.

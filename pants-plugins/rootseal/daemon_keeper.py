@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Set, Tuple
+from typing import Any, Callable, Iterable, Iterator, Optional, Set, Tuple
 
 from rootseal import keeper
 from rootseal.errors import CaptureError
@@ -23,6 +23,7 @@ FULL_SECONDS = 30  # that a keeper leaves its queue full
 END_SECONDS = 10.0  # for the killing of what a launcher left behind; then the keeper goes on
 LAUNCHER_SECONDS = 1.0  # from the end of its connection to that of a launcher that was killed
 Known = Callable[[], Iterable[Tuple[int, int]]]
+Where = Callable[[], Tuple[Optional[int], Iterable[Tuple[int, int]]]]
 _SCRIPT = Path(keeper.__file__).resolve()
 _log = logging.getLogger("rootseal.daemon")
 
@@ -55,43 +56,19 @@ class Keeper:
             CaptureError: Nobody can hold it: the action must not start.
         """
         token = next(self._tokens).to_bytes(keeper.TOKEN_BYTES, "big")
-        try:
-            process = os.pidfd_open(launcher)
-        except OSError as error:
-            raise CaptureError(f"the launcher {launcher} is gone: {error.strerror}") from None
-        try:
+        with _watched(launcher) as process:
             self._hold(token, group, process, namespace)
             try:
                 yield
             except BaseException:
                 try:
-                    self._end_orphans(process, launcher, namespace, known)
+                    killed = end_orphans(process, lambda: (namespace, known()))
+                    with self._lock:
+                        self.orphans_killed += killed
                 finally:  # whatever is left then, the keeper ends
                     self._tell(keeper.ORPHAN + token)
                 raise
-        finally:
-            os.close(process)
         self._tell(keeper.RELEASE + token)
-
-    def _end_orphans(self, process: int, launcher: int, namespace: int, known: Known) -> None:
-        """A launcher that lives kills its action itself; one that was killed cannot."""
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        if not poll.poll(LAUNCHER_SECONDS * 1000):
-            return
-        found: Set[int] = set()
-        deadline = time.monotonic() + END_SECONDS
-        left = keeper.kill_round(namespace, known())
-        while left and time.monotonic() < deadline:
-            found |= left
-            time.sleep(keeper.ROUND_SECONDS)
-            left = keeper.kill_round(namespace, known())
-        if found:
-            with self._lock:
-                self.orphans_killed += len(found)
-            _log.warning("launcher %d was killed: so were %d of its action", launcher, len(found))
-        if left:
-            _log.warning("launcher %d left processes that do not end: %s", launcher, sorted(left))
 
     def _tell(self, message: bytes) -> None:
         with self._lock, contextlib.suppress(OSError):  # a dead keeper holds nothing
@@ -119,6 +96,77 @@ class Keeper:
         """Let it end, once the actions that it still watches over have ended."""
         with self._lock:
             self._socket.close()
+
+
+@contextlib.contextmanager
+def _watched(launcher: int) -> Iterator[int]:
+    """A pidfd of it."""
+    try:
+        process = os.pidfd_open(launcher)
+    except OSError as error:
+        raise CaptureError(f"the launcher {launcher} is gone: {error.strerror}") from None
+    try:
+        yield process
+    finally:
+        os.close(process)
+
+
+def end_orphans(process: int, where: Where) -> int:
+    """Kill what a launcher that was killed left behind; one that lives does that itself.
+
+    Args:
+        process: A pidfd of the launcher, whose connection has ended.
+        where: Gives what `keeper.kill_round` wants to know, as it is now.
+
+    Returns:
+        How many processes there were.
+    """
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    if not poll.poll(LAUNCHER_SECONDS * 1000):
+        return 0
+    found: Set[int] = set()
+    deadline = time.monotonic() + END_SECONDS
+    left = keeper.kill_round(*where())
+    while left and time.monotonic() < deadline:
+        found |= left
+        time.sleep(keeper.ROUND_SECONDS)
+        left = keeper.kill_round(*where())
+    if found:
+        _log.warning("a launcher was killed: so were %d processes of its action", len(found))
+    if left:
+        _log.warning("a killed launcher left processes that do not end: %s", sorted(left))
+    return len(found)
+
+
+class Follower:
+    """For actions under eBPF alone, which have no namespace of their own, and hold nobody."""
+
+    def __init__(self) -> None:
+        """Follow nobody yet."""
+        self._lock = threading.Lock()
+        self.orphans_killed = 0
+        """Processes that outlived their launcher."""
+
+    @contextlib.contextmanager
+    def following(self, launcher: int, scope: Any) -> Iterator[None]:
+        """If the block fails because the launcher was killed, its action's processes are killed.
+
+        Args:
+            launcher: Its process id.
+            scope: Of the action; it knows those that live.
+
+        Raises:
+            CaptureError: The launcher is gone.
+        """
+        with _watched(launcher) as process:
+            try:
+                yield
+            except BaseException:
+                killed = end_orphans(process, lambda: (None, scope.known_processes()))
+                with self._lock:
+                    self.orphans_killed += killed
+                raise
 
 
 def _start() -> socket.socket:

@@ -104,23 +104,26 @@ def _close(descriptors: Tuple[int, ...]) -> None:
         os.close(descriptor)
 
 
-def kill_round(namespace: int, known: Iterable[Tuple[int, int]] = ()) -> Set[int]:
-    """SIGKILL to whoever is in a mount namespace, to their descendants, and to known processes.
+def kill_round(namespace: Optional[int], known: Iterable[Tuple[int, int]] = ()) -> Set[int]:
+    """SIGKILL to whoever is in a mount namespace, to known processes, and to their descendants.
 
     A process that forks meanwhile needs another round, and so does one that takes time to end.
 
     Args:
         namespace: Descriptor of /proc/PID/ns/mnt: while it is open no other namespace is that one.
+            None: the action has none of its own.
         known: Process ids, and when each started. Whoever is in this process's own namespace
             only looked in from outside. 0: surely one of the action's, wherever it is.
 
     Returns:
         Process ids of those that were there; empty: nobody is left.
     """
-    about = os.fstat(namespace)
     names = (path.name for path in Path("/proc").iterdir())
     table = {pid: _stat_of(pid) for pid in map(int, filter(str.isdigit, names))}
-    found = {pid for pid in table if _is_in(pid, about)}
+    found: Set[int] = set()
+    if namespace is not None:
+        about = os.fstat(namespace)
+        found = {pid for pid in table if _is_in(pid, about)}
     found |= {pid for pid, start in known if _is_known(table.get(pid), pid, start)}
     grown = -1
     while grown != len(found):

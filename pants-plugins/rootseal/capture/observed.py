@@ -73,6 +73,10 @@ class ObservedScope:
         """None: a trace marks no mounts."""
         return ()
 
+    def known_processes(self) -> Sequence[Tuple[int, int]]:
+        """All that live, as the trace says, and surely the action's."""
+        return [(pid, 0) for pid in self._trace.members()]
+
     def progress(self) -> Mapping[str, int]:
         """Nothing is known before the end."""
         return {}
