@@ -7,8 +7,10 @@ counters := input.predicate.summary.diagnostics
 
 default allow := false
 
+# Counters are sums over all actions: fanotify must have been there for each of them, not for one.
 allow if {
-	counters.fanotifyAvailable > 0
+	input.predicate.summary.actions > 0
+	counters.fanotifyAvailable == input.predicate.summary.actions
 	counters.fanotifyTimeouts == 0
 	counters.ringbufReadTapDrops == 0
 }

@@ -1,8 +1,9 @@
 """A policy in Rego over the signed root Statement, through regopy (the extra `rego`).
 
 Accepted only if the policy's package says `allow` is true and produces nothing under `deny`,
-`violation`, `violations`, `warn` or `warnings`. What is undefined, odd or an error refuses:
-a policy never fails open.
+`violation`, `violations`, `warn` or `warnings`, or such a name with more after an underscore
+(`deny_network`), as other tools that run policies have it. What is undefined, odd or an error
+refuses: a policy never fails open.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rootseal.checks import Check, checking
 from rootseal.errors import ConfigError, PolicyError
 
 _PACKAGE = re.compile(r"^\s*package\s+([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*(?:#.*)?$", re.MULTILINE)
-OBJECTIONS = ("deny", "violation", "violations", "warn", "warnings")
+_OBJECTION = re.compile(r"(?:deny|violations?|warn(?:ings?)?)(?:_.*)?", re.DOTALL)
 
 
 def check_rego(text: str, statement: bytes, *, where: str) -> None:
@@ -37,13 +38,19 @@ def check_rego(text: str, statement: bytes, *, where: str) -> None:
     """
     result = _evaluate(text, json.loads(statement), where)
     with checking(Check.POLICY, PolicyError):
-        for name in OBJECTIONS:
-            if result.get(name) not in (None, [], {}, False):
+        for name in sorted(filter(_OBJECTION.fullmatch, result)):
+            if not _is_nothing(result[name]):
                 raise PolicyError(
-                    f"{where} objects: {json.dumps(result[name])[:500]}", data={name: result[name]}
+                    f"{where} objects in {name}: {json.dumps(result[name])[:500]}",
+                    data={name: result[name]},
                 )
         if result.get("allow") is not True:
             raise PolicyError(f"{where} does not say that allow is true")
+
+
+def _is_nothing(value: object) -> bool:
+    """Whether a rule objects to nothing; 0 is something, though it equals False."""
+    return value is None or value is False or value == [] or value == {}
 
 
 def _evaluate(text: str, document: object, where: str) -> Mapping[str, Any]:
