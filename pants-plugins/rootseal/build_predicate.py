@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from rootseal import diagnostics, keys, predicate, schema
+from rootseal import diagnostics, hardening, keys, predicate, schema
 from rootseal.errors import ConfigError, StatementError
 from rootseal.observation import Posture
 from rootseal.predicate import ActionPredicate, TableReference
@@ -165,7 +165,7 @@ POLICY_SHAPE = schema.object_of(
         "captureMode": schema.text(64),
         "fanotify": schema.text(64),
         "fsverity": schema.text(64),
-        "hardening": schema.text(64),
+        "hardening": schema.one_of(hardening.LEVELS),
         "requireZeroDrops": schema.boolean,
         "posture": schema.one_of(predicate.POSTURES),
     }
@@ -248,6 +248,7 @@ def read_build_predicate(value: object) -> BuildPredicate:
     """
     document = schema.check(value, _BUILD_SHAPE, "predicate")
     tree, policy = schema.as_object(document["tree"]), schema.as_object(document["policy"])
+    check_policy_level(policy)
     return BuildPredicate(
         summary=schema.as_object(document["summary"]),
         tree_root=bytes.fromhex(str(tree["root"])),
@@ -262,6 +263,18 @@ def read_build_predicate(value: object) -> BuildPredicate:
         run_id=str(schema.as_object(document["run"])["id"]),
         document=document,
     )
+
+
+def check_policy_level(policy: Mapping[str, object]) -> None:
+    """Refuse a policy that calls itself strict and is not.
+
+    Raises:
+        StatementError: Names what contradicts the level.
+    """
+    held = Posture(policy["posture"]).rank >= Posture.HELD.rank
+    weak = hardening.weakness(policy, held=held)
+    if weak:
+        raise StatementError(f"policy: hardening strict contradicts {weak}")
 
 
 def build_subjects(

@@ -12,7 +12,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
-from rootseal.hardening import at_level
+from rootseal.hardening import WEAK_MODES, at_level
 from rootseal.observation import Posture
 from rootseal.predicate import Fallback, Requested
 from rootseal.toolchain import ToolScope
@@ -165,7 +165,7 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
     requested = announced.requested
     mode, fanotify = requested.capture_mode, requested.fanotify
     wants_none = mode in ("walk", "ima") and fanotify != "on"
-    if announced.strict and (wants_none or fanotify == "off" or mode == "trace:ptrace"):
+    if announced.strict and (fanotify == "off" or mode in WEAK_MODES):
         raise ConfigError(
             "hardening strict needs fanotify and a trace: it contradicts "
             + (f"fanotify={fanotify}" if fanotify == "off" else f"capture-mode={mode}")

@@ -90,6 +90,24 @@ def strengthened(said: Sequence[Said], order: Sequence[str]) -> Said:
     return said[-1]
 
 
+def weakness(requested: Mapping[str, object], *, held: bool) -> str:
+    """What in a signed request contradicts its own level `strict`; empty if nothing does.
+
+    Args:
+        requested: `captureMode`, `fanotify`, `hardening` and `requireZeroDrops` of a predicate.
+        held: Whether the posture that goes with it is at least `held`.
+    """
+    if requested["hardening"] != "strict":
+        return ""
+    if requested["requireZeroDrops"] is not True:
+        return "requireZeroDrops false"
+    if requested["fanotify"] == "off":
+        return "fanotify off"
+    if requested["captureMode"] in WEAK_MODES:
+        return f"captureMode {requested['captureMode']}"
+    return "" if held else "a posture weaker than held"
+
+
 def check_level(hardening: Said, capture_mode: Said, others: Sequence[Said]) -> None:
     """Refuse what would weaken the level `strict`.
 

@@ -16,6 +16,7 @@ from rootseal.build_predicate import (
     TOOL_SHAPE,
     VCS_SHAPE,
     Artifact,
+    check_policy_level,
 )
 from rootseal.bundle import RECORD_COUNT_MAX
 from rootseal.errors import ConfigError, EncodingError, StatementError
@@ -147,9 +148,10 @@ def read_manifest(value: object) -> Manifest:
     """Read a manifest that is already parsed (`parse_manifest` of its bytes)."""
     try:
         document = schema.check(value, _SHAPE, "manifest")
+        policy = schema.as_object(document["policy"])
+        check_policy_level(policy)
     except StatementError as error:
         raise ConfigError(str(error)) from None
-    policy = schema.as_object(document["policy"])
     manifest = Manifest(
         head={name: document[name] for name in ("tool", "run", "vcs", "policy")},
         run_id=str(schema.as_object(document["run"])["id"]),

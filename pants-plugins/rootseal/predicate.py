@@ -12,6 +12,7 @@ from rootseal import (
     canonical,
     diagnostics,
     digest,
+    hardening,
     leaf_table,
     predicate_ledger,
     predicate_mounts,
@@ -162,7 +163,7 @@ def _capture_shape(mounts: schema.Shape) -> schema.Shape:
                     "captureMode": schema.text(64),
                     "fanotify": schema.text(64),
                     "fsverity": schema.text(64),
-                    "hardening": schema.text(64),
+                    "hardening": schema.one_of(hardening.LEVELS),
                     "requireZeroDrops": schema.boolean,
                 }
             ),
@@ -411,6 +412,10 @@ def _check_agreement(
         raise StatementError(
             f"posture {found.posture.value} is below {requested.value}, but no fallback says why"
         )
+    asked = schema.as_object(capture["requested"])
+    weak = hardening.weakness(asked, held=found.posture.rank >= Posture.HELD.rank)
+    if weak:
+        raise StatementError(f"predicate.capture: hardening strict contradicts {weak}")
     predicate_trace.check_environments(found.document)
     predicate_ledger.check(found.document["ledger"])
     predicate_mutations.check(found.document, found.counters)

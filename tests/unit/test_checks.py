@@ -97,6 +97,15 @@ def test_the_forgers_do_not_break_what_they_do_not_change(tmp_path: Path) -> Non
     second_record(tmp_path / "b")
 
 
+def test_a_strict_build_of_strict_actions_is_accepted(tmp_path: Path) -> None:
+    made = factory.forged_record(
+        CAPTURE, 2, change=lambda found: strict(found["capture"]["requested"])
+    )
+    change: Any = lambda root: strict(root["policy"])  # noqa: E731
+    forged(tmp_path / "b", records=three_records(made), change=change)
+    run(tmp_path / "b")
+
+
 def test_every_check_has_a_case() -> None:
     assert [check.name for check, cases in CASES.items() if not cases] == []
 
@@ -174,6 +183,34 @@ def unknown_predicate_version(path: Path) -> None:
 @case(Check.ROOT_STATEMENT)
 def unknown_field_in_the_root(path: Path) -> None:
     forged(path, change=put("extra", 1))
+    run(path)
+
+
+def strict(policy: Any, **weaker: object) -> None:
+    policy.update({"hardening": "strict", "requireZeroDrops": True, **weaker})
+
+
+@case(Check.ROOT_STATEMENT)
+def strict_root_without_zero_drops(path: Path) -> None:
+    forged(path, change=lambda root: strict(root["policy"], requireZeroDrops=False))
+    run(path, policy=Policy(require_zero_losses=False))
+
+
+@case(Check.ROOT_STATEMENT)
+def strict_root_of_a_lower_posture(path: Path) -> None:
+    forged(path, change=lambda root: strict(root["policy"], posture="observed"))
+    run(path)
+
+
+@case(Check.ROOT_STATEMENT)
+def strict_root_of_a_weak_mode(path: Path) -> None:
+    forged(path, change=lambda root: strict(root["policy"], captureMode="walk"))
+    run(path)
+
+
+@case(Check.ROOT_STATEMENT)
+def root_of_an_unknown_hardening_level(path: Path) -> None:
+    forged(path, change=put("policy", "hardening", "Strict"))
     run(path)
 
 
@@ -301,6 +338,30 @@ def weaker_than_requested_without_a_reason(path: Path) -> None:
         document["capture"]["fallbacks"] = []
 
     second_record(path, change=change)
+
+
+@case(Check.RECORD_STATEMENT)
+def strict_action_without_zero_drops(path: Path) -> None:
+    change = put("capture", "requested", "hardening", "strict")
+    second_record(path, change=change)
+
+
+@case(Check.RECORD_STATEMENT)
+def strict_action_without_fanotify(path: Path) -> None:
+    second_record(path, change=lambda found: strict(found["capture"]["requested"], fanotify="off"))
+
+
+@case(Check.RECORD_STATEMENT)
+def strict_action_that_held_nobody(path: Path) -> None:
+    observed = factory.observation(posture=Posture.OBSERVED)
+    second_record(
+        path, observed=observed, change=lambda found: strict(found["capture"]["requested"])
+    )
+
+
+@case(Check.RECORD_STATEMENT)
+def action_of_an_unknown_hardening_level(path: Path) -> None:
+    second_record(path, change=put("capture", "requested", "hardening", "none"))
 
 
 @case(Check.RECORD_ACTION_KEY)

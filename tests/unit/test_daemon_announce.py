@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rootseal.daemon_announce import Decision, Missing, decide, read_announcement
 from rootseal.daemon_backends import find_program
 from rootseal.errors import BackendUnavailable, ConfigError, EncodingError
+from rootseal.hardening import WEAK_MODES
 from rootseal.observation import Posture
 from rootseal.predicate import Fallback
 from rootseal.wire import Frame, FrameType, Tag
@@ -221,10 +222,18 @@ def test_strict_steps_down_from_nothing(missing: Missing, match: str) -> None:
         decided("hardening=strict", missing)
 
 
-@pytest.mark.parametrize("word", ["fanotify=off", "capture-mode=walk", "capture-mode=trace:ptrace"])
-def test_strict_refuses_what_is_weaker(word: str) -> None:
-    with pytest.raises(ConfigError, match="strict needs fanotify and a trace"):
-        decided(f"hardening=strict {word}")
+@pytest.mark.parametrize("more", ["", " fanotify=on"])
+@pytest.mark.parametrize("mode", WEAK_MODES)
+def test_strict_refuses_modes_without_its_trace(mode: str, more: str) -> None:
+    """Also beside fanotify, where the walk and the measurements are no second witness."""
+    match = f"strict needs fanotify and a trace: it contradicts capture-mode={mode}"
+    with pytest.raises(ConfigError, match=match):
+        decided(f"hardening=strict capture-mode={mode}{more}")
+
+
+def test_strict_refuses_to_be_without_fanotify() -> None:
+    with pytest.raises(ConfigError, match="it contradicts fanotify=off"):
+        decided("hardening=strict fanotify=off")
 
 
 def test_at_the_level_off_nothing_is_sealed_unasked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import core_factory as factory
 import pytest
@@ -160,10 +160,17 @@ def test_a_build_without_artifacts_has_its_tree_as_subject(tmp_path: Path) -> No
     assert (subject.name, subject.sha256) == ("run:run-1", sealed.tree_root)
 
 
+POLICY: Dict[str, object] = dict(factory.manifest([])["policy"])  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"version": 2}, "version"),
+        ({"policy": {**POLICY, "hardening": "none"}}, "hardening is not one of off, standard"),
+        ({"policy": {**POLICY, "hardening": "strict", "requireZeroDrops": False}}, "contradicts"),
+        ({"policy": {**POLICY, "hardening": "strict", "posture": "observed"}}, "weaker than held"),
+        ({"policy": {**POLICY, "hardening": "strict", "fanotify": "off"}}, "fanotify off"),
         ({"extra": 1}, "unknown field"),
         ({"actions": []}, "nothing to seal"),
         ({"captureKeys": ["x"]}, "not a PEM key file"),
