@@ -14,7 +14,7 @@ from rootseal.errors import PolicyError
 from rootseal.leaf_table import Domain
 from rootseal.observation import Posture
 from rootseal.policy import Hosts, Policy
-from rootseal.record_check import VerifiedRecord, action_root
+from rootseal.record_check import VerifiedRecord, action_root, refuse_unseen
 
 # A connection that failed for good reached nobody; these may still succeed later.
 _PENDING = frozenset((-errno.EINPROGRESS, -errno.EALREADY, -errno.EINTR, -errno.EAGAIN, -512))
@@ -69,6 +69,8 @@ def check_policy_action(verified: VerifiedRecord, policy: Policy, *, about: str)
                 raise _counter(name, verified.counters[name], "at most", most)
         _check_exit_code(verified, policy.allowed_exit_codes)
         _trusted(verified.keyid, policy.trusted_capture_keys, "action was captured")
+        if policy.tools is not None:
+            refuse_unseen(verified.losses, "no other tool was used")
         if policy.allowed_hosts is not None:
             _check_hosts(verified, policy.allowed_hosts)
         if policy.forbidden_materials:
@@ -103,6 +105,7 @@ def _check_materials(verified: VerifiedRecord, forbidden: Pattern[str]) -> None:
             f"posture {verified.predicate.posture.value} does not see reads, so it cannot show "
             "that no forbidden material was read"
         )
+    refuse_unseen(verified.losses, "no forbidden material was read")
     stored, root = verified.record.tables.materials, action_root(verified.predicate)
     found = _first_match(stored, root, forbidden)
     if found is not None:
@@ -124,6 +127,7 @@ def _first_match(stored: bytes, root: bytes, forbidden: Pattern[str]) -> Optiona
 
 
 def _check_hosts(verified: VerifiedRecord, hosts: Hosts) -> None:
+    refuse_unseen(verified.losses, "it met nobody else")
     processes = [
         schema.as_object(p) for p in schema.as_list(verified.predicate.document["processes"])
     ]

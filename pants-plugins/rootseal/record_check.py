@@ -185,13 +185,33 @@ def refuse_losses(
 
     A record that was itself captured under `requireZeroDrops` may never have any.
     """
+    if predicate.require_zero_drops or not allow:
+        refuse_any_loss(losses, about=about)
+
+
+def refuse_any_loss(losses: Mapping[str, int], *, about: str) -> None:
+    """Check 15 where no loss is accepted."""
     with checking(Check.RECORD_LOSSES, IncompleteError, about=about):
-        if losses and (predicate.require_zero_drops or not allow):
+        if losses:
             text = ", ".join(f"{name} {value}" for name, value in sorted(losses.items()))
             remedy = diagnostics.BY_NAME[sorted(losses)[0]].remedy
             raise IncompleteError(
                 f"the capture lost something: {text}. {remedy}", data=dict(losses)
             )
+
+
+def refuse_unseen(losses: Mapping[str, int], what: str) -> None:
+    """Nothing is shown not to have happened by a capture that lost something, accepted or not.
+
+    Raises:
+        PolicyError: There are losses; names them.
+    """
+    if losses:
+        raise PolicyError(
+            f"its capture lost something ({', '.join(sorted(losses))}), so it cannot show that "
+            f"{what}",
+            data=dict(losses),
+        )
 
 
 def check_tables(predicate: ActionPredicate, tables: StoredTables) -> None:

@@ -257,14 +257,30 @@ def check_record_posture(root: BuildPredicate, achieved: Posture, *, about: str)
             )
 
 
-def check_absence_posture(achieved: Posture, *, about: str) -> None:
-    """Check 20 for absence: a capture that sees no reads cannot show that there was none."""
+def check_absence(achieved: Posture, losses: Mapping[str, int], *, about: str) -> None:
+    """Check 20 for absence: a capture that misses reads cannot show that there was none."""
     with checking(Check.POLICY, PolicyError, about=about):
         if achieved.rank < Posture.OBSERVED.rank:
             raise PolicyError(
                 f"posture {achieved.value} does not see reads, so it cannot show that a path was "
                 "not read; `rootseal doctor` on the build host says how to reach a stronger one"
             )
+        record_check.refuse_unseen(losses, "a path was not read")
+
+
+def check_root_alone(predicate: BuildPredicate, policy: Policy) -> None:
+    """Checks 18, 15, 16 and 20 where only the root is there: what it says of its own actions."""
+    with checking(Check.SUMMARY, IncompleteError):
+        losses = diagnostics.losses(
+            diagnostics.diagnostics_from_json(predicate.summary["diagnostics"])
+        )
+        if predicate.summary["losses"] != sorted(losses):
+            raise IncompleteError("summary.losses is not the gating counters above zero")
+    if policy.require_zero_losses or predicate.require_zero_drops:
+        record_check.refuse_any_loss(losses, about="the build")
+    posture = root_posture(predicate)
+    check_record_posture(predicate, posture, about="the build")
+    check_policy(posture, policy)
 
 
 def _check_tree(bundle: BundleReader, predicate: BuildPredicate) -> None:

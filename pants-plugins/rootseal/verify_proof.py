@@ -139,7 +139,7 @@ def _parse(data: bytes) -> Dict[str, object]:
 
 
 def _verify_artifact(proof: Json, root: VerifiedRoot, policy: Policy) -> Tuple[str, Json]:
-    verify.check_policy(verify.root_posture(root.predicate), policy)
+    verify.check_root_alone(root.predicate, policy)
     named = schema.as_object(proof["artifact"])
     with checking(Check.PROOF, ProofError):
         if not any(
@@ -242,7 +242,8 @@ def _genuine_action(
 def _check_gap(value: object, action: ActionPredicate, path_text: str) -> None:
     gap, table = schema.as_object(value), action.materials
     about = f"action {action.action_key.hex()[:16]}"
-    verify.check_absence_posture(action.posture, about=about)
+    _, losses = record_check.read_counters(action, about=about)
+    verify.check_absence(action.posture, losses, about=about)
     with checking(Check.PROOF, ProofError, about=about):
         path = leaf_path.recorded(canonical.path_bytes(path_text), record_check.action_root(action))
         before_index, after_index = -1, table.tree_size

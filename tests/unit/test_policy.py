@@ -58,6 +58,10 @@ def walked_policy() -> dict[str, object]:
     return {**policy, "posture": "walked", "requireZeroDrops": False}
 
 
+def lossy_policy() -> dict[str, object]:
+    return {**walked_policy(), "posture": "held"}
+
+
 def test_the_recommended_policy_accepts_a_good_build(verify: Verify) -> None:
     verify(RECOMMENDED.read_text())
 
@@ -120,6 +124,18 @@ def test_a_root_hides_no_forbidden_material(
     }
     refused(verify, f'forbidden_materials = ["{glob}"]', "read the forbidden material", **seen)
     verify('forbidden_materials = ["/home/user/.ssh", "shadow?", "/etc/shadow/*"]', **seen)
+
+
+def test_what_was_lost_may_have_been_forbidden(verify: Verify) -> None:
+    """Also where the policy accepts losses: it demands what such a capture cannot show."""
+    lossy = factory.observation(counts=factory.counters(unhashedOpensTotal=1))
+    allowing, changes = "require_zero_losses = false\n", {"policy": lossy_policy()}
+    assert verify(allowing, lossy, **changes).losses == {"unhashedOpensTotal": 1}
+    match = "unhashedOpensTotal.*cannot show that no forbidden material was read"
+    refused(verify, f'{allowing}forbidden_materials = ["none"]', match, lossy, **changes)
+    seen = dataclasses.replace(traced(("AF_INET", "10.0.0.1", "", 0)), counters=lossy.counters)
+    verify(allowing, seen, **changes)
+    refused(verify, f"{allowing}{HOSTS}", "cannot show that it met nobody else", seen, **changes)
 
 
 def test_a_failed_action_is_named_and_can_be_refused(verify: Verify) -> None:

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 import core_factory as factory
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rootseal import canonical, digest, keys, leaf_path, leaf_table, prove, verify_proof
 from rootseal.bundle import BundleReader
+from rootseal.checks import Check
 from rootseal.errors import ConfigError, PolicyError, ProofError, VerificationError
 from rootseal.leaf_table import Domain
 from rootseal.observation import Posture
@@ -225,7 +226,67 @@ def test_absence_means_nothing_where_something_was_lost(tmp_path: Path) -> None:
     proof = prove.prove_absence(opened.bundle, opened.root, b"zzz", action_key=None)
     with pytest.raises(VerificationError, match="unhashedOpensTotal 1"):
         check(proof)
-    assert check(proof, policy=Policy(require_zero_losses=False)).kind == "absence-in-build"
+    allowing = Policy(require_zero_losses=False)
+    with pytest.raises(
+        PolicyError, match=r"unhashedOpensTotal.* cannot show that a path"
+    ) as caught:
+        check(proof, policy=allowing)
+    assert caught.value.check == Check.POLICY.name
+    of_one = prove.prove_absence(
+        opened.bundle, opened.root, b"zzz", action_key=factory.description(1).action_key
+    )
+    with pytest.raises(PolicyError, match="cannot show"):
+        check(of_one, policy=allowing)
+    leaf = prove.prove_leaf(
+        opened.bundle, opened.root, Domain.MATERIAL, b"src/a.c", action_key=None
+    )
+    assert check(leaf, policy=allowing).kind == "material"  # what was seen was seen all the same
+
+
+def artifact_proof(path: Path, change: Any = None, **sealed: Any) -> Any:
+    """A proof of the artifact under a root that `change` was put into."""
+    if change is not None:
+        factory.forged_bundle(path, capture=CAPTURE, signer=SIGNER, change=change)
+    else:
+        factory.seal_to(path, capture=CAPTURE, signer=SIGNER, **sealed)
+    opened = Opened(path)
+    held = ArtifactDigest("a", digest.sha256_hex(factory.ARTIFACT))
+    return prove.prove_artifact(opened.bundle, opened.root, held)
+
+
+def test_an_artifact_of_a_build_that_lost_something_is_refused(tmp_path: Path) -> None:
+    policy = {**factory.manifest([])["policy"], "requireZeroDrops": False}  # type: ignore[dict-item]
+    observed = factory.observation(counts=factory.counters(lateEvents=1))
+    records = [factory.signed_record(CAPTURE, 1, observed=observed)]
+    proof = artifact_proof(tmp_path / "b", records=records, policy=policy)
+    with pytest.raises(VerificationError, match=r"the build: .*lateEvents 1") as caught:
+        check(proof)
+    assert caught.value.check == Check.RECORD_LOSSES.name
+    assert check(proof, policy=Policy(require_zero_losses=False)).kind == "artifact"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "refused_by"),
+    [
+        (("diagnostics", "lateEvents"), None, Check.SUMMARY),
+        (("diagnostics", "lateEvents"), "0", Check.SUMMARY),
+        (("diagnostics", "lateEvents"), 1, Check.SUMMARY),  # not among the losses
+        (("losses",), ["lateEvents"], Check.SUMMARY),
+        (("posture",), "observed", Check.RECORD_POSTURE),  # `held` is the build's own demand
+    ],
+)
+def test_an_artifact_proof_judges_the_root(
+    place: Tuple[str, ...], value: Any, refused_by: Check, tmp_path: Path
+) -> None:
+    def change(document: Any) -> None:
+        where = document["summary"]
+        for step in place[:-1]:
+            where = where[step]
+        where[place[-1]] = value
+
+    with pytest.raises(VerificationError) as caught:
+        check(artifact_proof(tmp_path / "b", change), policy=Policy(require_zero_losses=False))
+    assert caught.value.check == refused_by.name
 
 
 @given(st.binary(max_size=300))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Optional
 
 import core_factory
 import pytest
@@ -208,8 +209,10 @@ def bundle(tmp_path: Path) -> Path:
     return path
 
 
-def judge(bundle: Path, allowed: Toolchain) -> None:
-    policy = Policy(tools=toolchain.trusted_tools([("a.toolchain", allowed)], ToolScope.EXECUTED))
+def judge(bundle: Path, allowed: Optional[Toolchain], *, require_zero_losses: bool = True) -> None:
+    found = [] if allowed is None else [("a.toolchain", allowed)]
+    tools = toolchain.trusted_tools(found, ToolScope.EXECUTED) if found else None
+    policy = Policy(tools=tools, require_zero_losses=require_zero_losses)
     with BundleReader(bundle) as reader:
         verify_bundle(reader, trusted=TRUSTED, capture_keys=None, artifacts=(), policy=policy)
 
@@ -235,3 +238,18 @@ def test_captures_that_see_no_execution_are_refused(tmp_path: Path, tools: Path)
     core_factory.seal_to(path, capture=SIGNER, signer=SIGNER, records=[record], policy=policy)
     with pytest.raises(PolicyError, match="does not see what was executed"):
         judge(path, sealed(tools))
+
+
+def test_captures_that_lost_something_may_have_used_another_tool(
+    tmp_path: Path, tools: Path
+) -> None:
+    """Where the verifier accepts losses; the build itself is sealed all the same."""
+    lossy = core_factory.observation(counts=core_factory.counters(ringbufExecDrops=1))
+    record = core_factory.signed_record(SIGNER, observed=lossy)
+    path = tmp_path / "build.rootseal"
+    policy = {**core_factory.manifest([record])["policy"], "requireZeroDrops": False}  # type: ignore[dict-item]
+    core_factory.seal_to(path, capture=SIGNER, signer=SIGNER, records=[record], policy=policy)
+    judge(path, None, require_zero_losses=False)
+    with pytest.raises(PolicyError, match=r"ringbufExecDrops.*no other tool was used") as caught:
+        judge(path, sealed(tools), require_zero_losses=False)
+    assert caught.value.check == "POLICY"
