@@ -23,7 +23,14 @@ HERE = (
     "tests/kernel/test_filesystems.py::test_doctor_shows_each_mount_as_the_capture_finds_it",
 )
 FACTS = kernel("lab_facts") + FILESYSTEMS
-IMA = kernel("ima_kernel")
+GATE_OF_IMA = tuple(
+    f"tests/kernel/test_gate_command.py::test_{name}[ima]"
+    for name in (
+        "every_counter_is_in_the_record_and_in_the_root",
+        "after_a_loss_there_is_nothing",
+    )
+)
+IMA = (*kernel("ima_kernel"), *GATE_OF_IMA)
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
 SEALING = kernel("fsverity_run")
 TOOLCHAINS = kernel("toolchain_action")
