@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import List, Tuple
 
 import core_factory as factory
 import pytest
 from rootseal import bundle, cli_verify, digest, envelope, keys, leaf_table, prove, verify
-from rootseal.errors import ConfigError, EncodingError, Error, VerificationError
+from rootseal.errors import ConfigError, EncodingError, Error, ProofError, VerificationError
 from rootseal.leaf_table import Domain
 from rootseal.policy import Policy
+from rootseal.record import parse_record
 
 CAPTURE = keys.generate("ed25519")
 SIGNER = keys.generate("ed25519")
@@ -41,14 +43,53 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_every_flipped_byte_is_refused(small: bytes, tmp_path: Path) -> None:
     path = tmp_path / "b"
     path.write_bytes(small)
+    refusers = checks_by_byte(path)
     with path.open("r+b", buffering=0) as stream:
         for index, byte in enumerate(small):
             os.pwrite(stream.fileno(), bytes([byte ^ 1 << index % 8]), index)
             with pytest.raises(VerificationError) as caught:
                 check(path)
-            assert caught.value.check is not None
+            assert caught.value.check in refusers[index], index
             os.pwrite(stream.fileno(), bytes([byte]), index)
     check(path)
+
+
+def checks_by_byte(path: Path) -> List[Tuple[str, ...]]:
+    """For each byte of a bundle of one record, the checks that may refuse when it changes."""
+    form, record_form = ("BUNDLE_FORMAT",), ("RECORD_FORMAT",)
+    with bundle.BundleReader(path) as opened:
+        entry = opened.entry(0)
+        parts = parse_record(opened.read_record(entry))
+        regions = [
+            (8 + 4, form),
+            (len(opened.root_envelope), ("ROOT_ENVELOPE", "ROOT_SIGNATURE")),
+            (4, form),
+            (len(opened.engine_inputs), ("ENGINE_INPUTS",)),
+            (4, form),
+            (64, ("TREE",)),  # action key and digest of the envelope
+            (16, form),
+            (8 + 4, record_form),
+            (len(parts.envelope), ("RECORD_ENVELOPE",)),
+        ]
+    tables = (parts.tables.materials, parts.tables.products, parts.tables.opens)
+    for table in tables:
+        regions += [(4, record_form), (len(table), ("RECORD_TABLES",))]
+    found = [checks for length, checks in regions for _ in range(length)]
+    assert len(found) == path.stat().st_size
+    return found
+
+
+@pytest.mark.parametrize("times", [0, 2], ids=["dropped", "doubled"])
+def test_a_byte_dropped_or_doubled_anywhere_is_refused(
+    small: bytes, tmp_path: Path, times: int
+) -> None:
+    """All by the first check: every length in the file is fixed by another."""
+    path = tmp_path / "b"
+    for index in range(0, len(small), 11):
+        path.write_bytes(small[:index] + small[index : index + 1] * times + small[index + 1 :])
+        with pytest.raises(VerificationError) as caught:
+            check(path)
+        assert caught.value.check == "BUNDLE_FORMAT", index
 
 
 def test_every_shorter_bundle_is_refused(small: bytes, tmp_path: Path) -> None:
@@ -172,6 +213,31 @@ def test_a_node_is_no_leaf(tmp_path: Path) -> None:
         root = verify.read_root_unverified(reader.root_envelope).predicate.tree_root
     forged = bundle.action_leaf_hash(hashes[0], hashes[1])
     assert prove.merkle.root_of_hashes([forged, hashes[2]]) != root
+
+
+@pytest.mark.parametrize("signed_size", [3, 2])
+def test_a_bundle_with_a_node_as_its_leaf_is_refused(tmp_path: Path, signed_size: int) -> None:
+    """Its first entry holds the two halves of a node, and the size may even be signed so."""
+    path = tmp_path / "b"
+    factory.forged_bundle(
+        path,
+        capture=CAPTURE,
+        signer=SIGNER,
+        change=lambda root: root["tree"].update(size=signed_size),
+    )
+    with bundle.BundleReader(path) as reader:
+        hashes, last = list(reader.leaf_hashes()), reader.entry(2)
+        root, inputs, data = reader.root_envelope, reader.engine_inputs, reader.read_record(last)
+    node = bundle.NewRecord(hashes[0], hashes[1], len(data))
+    entries = sorted([node, bundle.NewRecord(last.action_key, last.envelope_sha256, len(data))])
+    records = [data, data]
+    bundle.write_bundle(
+        path, root_envelope=root, engine_inputs=inputs, index=entries, records=records
+    )
+    with pytest.raises(ProofError) as caught:
+        check(path)
+    assert caught.value.check == "TREE"
+    assert ("the tree has root" in str(caught.value)) == (signed_size == 2)
 
 
 def test_paths_of_every_kind_go_through_a_bundle(tmp_path: Path) -> None:

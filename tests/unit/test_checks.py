@@ -173,6 +173,38 @@ def keyid_of_another_key(path: Path) -> None:
     run(path, trusted=OTHER)
 
 
+@case(Check.ROOT_SIGNATURE)
+def signature_of_another_key_under_the_right_keyid(path: Path) -> None:
+    factory.forged_bundle(path, capture=CAPTURE, signer=OTHER)
+    ours, theirs = (key.public_key.keyid.encode() for key in (SIGNER, OTHER))
+    replace_root(path, lambda text: text.replace(theirs, ours))
+    run(path)
+
+
+@case(Check.ROOT_SIGNATURE)
+def right_signature_under_an_unknown_keyid(path: Path) -> None:
+    forged(path)
+    ours = SIGNER.public_key.keyid.encode()
+    replace_root(path, lambda text: text.replace(ours, b"0" * 64))
+    run(path)
+
+
+@case(Check.ROOT_SIGNATURE)
+def root_signed_by_the_capture_key(path: Path) -> None:
+    """The daemon's key may sign records, and no build."""
+    factory.forged_bundle(path, capture=CAPTURE, signer=CAPTURE)
+    run(path)
+
+
+@case(Check.ROOT_STATEMENT)
+def record_in_the_place_of_the_root(path: Path) -> None:
+    """A genuine statement of the right key, but of an action."""
+    forged(path)
+    wrong = parse_record(factory.signed_record(SIGNER, 1)).envelope
+    replace_root(path, lambda text: wrong)
+    run(path)
+
+
 @case(Check.ROOT_STATEMENT)
 def unknown_predicate_version(path: Path) -> None:
     change = put("predicateType", "https://rootseal.dev/build/v2")
@@ -259,6 +291,22 @@ def genuine_record_added(path: Path) -> None:
     run(path)
 
 
+@case(Check.TREE)
+def envelopes_of_two_entries_exchanged(path: Path) -> None:
+    forged(path)
+
+    def change(items: list[tuple[NewRecord, bytes]]) -> list[tuple[NewRecord, bytes]]:
+        (one, first), (two, second), *rest = items
+        return [
+            (NewRecord(one.action_key, two.envelope_sha256, two.length), second),
+            (NewRecord(two.action_key, one.envelope_sha256, one.length), first),
+            *rest,
+        ]
+
+    replace_records(path, change)
+    run(path)
+
+
 @case(Check.ENGINE_INPUTS)
 def engine_inputs_swapped(path: Path) -> None:
     table = leaf_table.encode(Domain.ENGINE_INPUT, [factory.leaf(b"OTHER")])
@@ -291,6 +339,16 @@ def record_envelope_not_in_the_tree(path: Path) -> None:
 
 
 @case(Check.RECORD_ENVELOPE)
+def records_exchanged_behind_the_index(path: Path) -> None:
+    forged(path)
+    with BundleReader(path) as bundle:
+        one, two = (bundle.read_record(bundle.entry(number)) for number in (0, 1))
+    assert len(one) == len(two)
+    path.write_bytes(path.read_bytes().replace(one + two, two + one))
+    run(path)
+
+
+@case(Check.RECORD_ENVELOPE)
 def record_without_a_signature(path: Path) -> None:
     found = parse_record(factory.signed_record(CAPTURE, 2))
     document = json.loads(found.envelope)
@@ -309,6 +367,25 @@ def record_signed_by_an_unlisted_key(path: Path) -> None:
 def capture_key_that_the_caller_does_not_accept(path: Path) -> None:
     forged(path)
     run(path, capture_keys=(OTHER.public_key,))
+
+
+@case(Check.RECORD_SIGNATURE)
+def record_of_another_key_under_a_listed_keyid(path: Path) -> None:
+    found = parse_record(factory.signed_record(OTHER, 2))
+    ours, theirs = (key.public_key.keyid.encode() for key in (CAPTURE, OTHER))
+    data = encode_record(found.envelope.replace(theirs, ours), found.tables)
+    forged(path, records=three_records(data))
+    run(path)
+
+
+@case(Check.RECORD_STATEMENT)
+def root_in_the_place_of_a_record(path: Path) -> None:
+    factory.forged_bundle(path, capture=CAPTURE, signer=CAPTURE)
+    with BundleReader(path) as bundle:
+        wrong = bundle.root_envelope
+    found = parse_record(factory.signed_record(CAPTURE, 2))
+    forged(path, records=three_records(encode_record(wrong, found.tables)))
+    run(path)
 
 
 @case(Check.RECORD_STATEMENT)
@@ -493,6 +570,19 @@ def sum_that_is_not_the_actions(path: Path) -> None:
 @case(Check.SUMMARY)
 def posture_stronger_than_the_weakest(path: Path) -> None:
     forged(path, change=put("summary", "posture", "sealed"))
+    run(path)
+
+
+@case(Check.SUMMARY)
+def posture_weaker_than_the_weakest(path: Path) -> None:
+    forged(path, change=put("summary", "posture", "observed"))
+    run(path)
+
+
+@case(Check.SUMMARY)
+def posture_that_the_weakest_action_does_not_have(path: Path) -> None:
+    walked = factory.forged_record(CAPTURE, 2, observed=factory.observation(posture=Posture.WALKED))
+    forged(path, records=three_records(walked), change=put("policy", "posture", "walked"))
     run(path)
 
 
