@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Tuple, Type
 
 import core_factory as factory
+import test_daemon_announce
 import test_ptrace_stream
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -32,14 +33,26 @@ from rootseal import (
     opens_table,
     policy,
     record_check,
+    verify,
     verify_proof,
     wire,
 )
 from rootseal.capture import network_log, trace_payload
-from rootseal.errors import CaptureError, ConfigError, EncodingError, Error, VerificationError
+from rootseal.daemon_announce import decide, read_announcement
+from rootseal.daemon_check import MadeRecords, answer_check
+from rootseal.errors import (
+    BackendUnavailable,
+    CaptureError,
+    ConfigError,
+    EncodingError,
+    Error,
+    VerificationError,
+)
 from rootseal.leaf_table import Domain
 from rootseal.policy import Policy
-from rootseal.verify import verify_bundle
+from rootseal.record import encode_record, parse_record
+from rootseal.verify import verify_bundle, verify_root
+from rootseal.wire import Tag
 
 SIGNER, CAPTURE = keys.generate("ed25519"), keys.generate("ed25519")
 RECORD = factory.signed_record(CAPTURE)
@@ -59,6 +72,13 @@ def bundle_sample() -> bytes:
     with tempfile.TemporaryDirectory() as place:
         factory.seal_to(Path(place) / "b", capture=CAPTURE, signer=SIGNER)
         return (Path(place) / "b").read_bytes()
+
+
+def root_sample() -> bytes:
+    with tempfile.TemporaryDirectory() as place:
+        factory.seal_to(Path(place) / "b", capture=CAPTURE, signer=SIGNER)
+        with cli_verify.open_bundle(str(Path(place) / "b")) as bundle:
+            return envelope.parse(bundle.root_envelope).payload
 
 
 def read_bundle(data: bytes) -> object:
@@ -88,6 +108,51 @@ def read_frames(data: bytes) -> object:
                 wire.read_frame(ours, payload_bytes_max=1 << 16)
         except EOFError:
             return None
+
+
+def read_signed_record(payload: bytes) -> object:
+    """What a trusted capture key signed is read as strictly as the rest."""
+    made = encode_record(envelope.sign(payload, CAPTURE), parse_record(RECORD).tables)
+    return read_record(made)
+
+
+def read_signed_root(payload: bytes) -> object:
+    trusted = [SIGNER.public_key]
+    found = verify_root(envelope.sign(payload, SIGNER), trusted=trusted, capture_keys=None)
+    return verify.check_targets(found)
+
+
+def announcement_sample() -> bytes:
+    return wire.encode(test_daemon_announce.frame())[wire.HEADER_BYTES :]
+
+
+def read_announced(data: bytes) -> object:
+    """Whatever a client says of an action is read and decided by a daemon that may be root."""
+    announced = read_announcement(wire.decode_payload(wire.FrameType.ANNOUNCE, data))
+    return decide(announced, test_daemon_announce.HERE)
+
+
+def check_sample() -> bytes:
+    outputs = [{"path": "out/a.o", "sha256": "0" * 64, "size": 6}]
+    action = {
+        "cmd": ["cc"],
+        "environ": {"PATH": "0" * 64},
+        "templates": {"A": "{root}/a"},
+        "anyValue": ["B"],
+        "workingDirectory": ".",
+        "outputFiles": ["out/a.o"],
+        "outputDirectories": [],
+    }
+    trusted = [CAPTURE.public_key.pem]
+    request = {"action": action, "outputs": outputs, "exitCode": 0, "trustedCaptureKeys": trusted}
+    return canonical.encode(request)
+
+
+def read_check(data: bytes) -> object:
+    key = factory.description().action_key
+    tlvs = ((Tag.ACTION_KEY, key), (Tag.JSON, data), (Tag.RECORD, RECORD))
+    frame = wire.Frame(wire.FrameType.CHECK, tlvs)
+    return answer_check(frame, SIGNER.public_key, MadeRecords(SIGNER.public_key.keyid))
 
 
 def read_text(data: bytes) -> object:
@@ -121,6 +186,16 @@ def parsers() -> Dict[str, Parser]:
     return {
         "bundle": Parser(bundle_sample(), read_bundle, (VerificationError, ConfigError)),
         "record": Parser(RECORD, read_record),
+        "signed record": Parser(
+            envelope.parse(parse_record(RECORD).envelope).payload, read_signed_record
+        ),
+        "signed root": Parser(root_sample(), read_signed_root),
+        "announcement": Parser(
+            announcement_sample(),
+            read_announced,
+            (EncodingError, ConfigError, BackendUnavailable),
+        ),
+        "check request": Parser(check_sample(), read_check, (EncodingError, ConfigError)),
         "envelope": Parser(signed, envelope.parse),
         "leaf table": Parser(materials, lambda data: leaf_table.verify(data, Domain.MATERIAL)),
         "stored table": Parser(leaf_table.compress(materials), leaf_table.decompress),
