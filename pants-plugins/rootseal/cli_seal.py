@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from rootseal import files, keys
 from rootseal.bundle import MAGIC
@@ -12,7 +13,7 @@ from rootseal.cli_keys import add_signing, own_capture_keys, signer_from, signin
 from rootseal.cli_output import add_json, emit, printable, progress
 from rootseal.cli_paths import check_result
 from rootseal.cli_toolchain import add_toolchain, tools_from
-from rootseal.errors import ConfigError
+from rootseal.errors import CaptureError, ConfigError, VerificationError
 from rootseal.manifest import MANIFEST_BYTES_MAX, parse_manifest
 from rootseal.seal import RecordDirectory, SealedBuild, seal
 
@@ -53,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"the records directory {directory} does not exist")
     others = [*signing_files(arguments), ("the manifest", arguments.manifest)]
     check_result(("--out", arguments.out), MAGIC, others)
-    with progress("verifying records", as_json=arguments.json) as advance:
+    with (
+        _nothing_left_if_refused(Path(arguments.out)),
+        progress("verifying records", as_json=arguments.json) as advance,
+    ):
         sealed = seal(
             parse_manifest(data),
             records=RecordDirectory(directory),
@@ -67,6 +71,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
     emit(arguments, describe(sealed), sealed_document(sealed))
     return 0
+
+
+@contextlib.contextmanager
+def _nothing_left_if_refused(out: Path) -> Iterator[None]:
+    """What is refused leaves no bundle, not even an older one that could be taken for its own."""
+    try:
+        yield
+    except (VerificationError, CaptureError):
+        try:
+            out.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot remove the older {out}: {error.strerror}") from None
+        raise
 
 
 def describe(sealed: SealedBuild) -> str:

@@ -59,17 +59,18 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def make_artifacts_writable(session: SchedulerSession) -> None:
-    """Before the goals: what the last run sealed in dist/ gets writable again.
+def forget_the_last_run(session: SchedulerSession) -> None:
+    """Before the goals: a run that fails leaves no attestation that could be taken for its own.
 
-    What fails here fails the run with its own message: Pants cannot write the file, or the goals
-    ask for the same daemon.
+    What the last run sealed in dist/ gets writable again. What fails here fails the run with its
+    own message: Pants cannot write the file, or the goals ask for the same daemon.
     """
     try:
         (capture,) = requested(session, Capture, [Params(CaptureRequest())])
+        sealing.remove_stale(capture.settings)
         sealing.make_artifacts_writable(capture.settings)
     except (Error, ExecutionError) as error:
-        logger.warning(f"Sealed artifacts of the last run stay as they are: {error}")
+        logger.warning(f"What the last run attested and sealed stays as it is: {error}")
 
 
 def attest_run(run: Run) -> int:
@@ -85,7 +86,7 @@ def attest_run(run: Run) -> int:
 
 
 def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
-    sealing.remove_stale(settings)
+    sealing.remove_stale(settings)  # done before the goals, unless that failed
     roots = requested_targets(run.session, run.specs)
     if not roots:
         return 0

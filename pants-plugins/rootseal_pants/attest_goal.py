@@ -9,7 +9,7 @@ from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
 from pants.engine.internals.selectors import Params
 from rootseal.errors import Error
 
-from rootseal_pants.attest import requested_targets
+from rootseal_pants.attest import forget_the_last_run, requested_targets
 from rootseal_pants.attest_types import AttestedTarget, AttestTarget
 from rootseal_pants.compat import bootstrap_environment, goal_class, requested, wrap_module
 
@@ -37,6 +37,7 @@ class AttestGoal(_Goal):  # type: ignore[misc]
             logger.error("`attest` needs capture, but [rootseal].enabled is false.")
             return 1
         with wrap_module().running(graph_session.scheduler_session):
+            forget_the_last_run(graph_session.scheduler_session)
             code = _build_all(graph_session.scheduler_session, specs)
         if code != 0:
             return code

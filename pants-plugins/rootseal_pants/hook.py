@@ -11,7 +11,7 @@ from typing import Any, Callable, ContextManager, Protocol
 import pants.engine.internals.scheduler as pants_scheduler
 from pants.init.engine_initializer import GraphSession
 
-from rootseal_pants.attest import Run, attest_run, make_artifacts_writable, now
+from rootseal_pants.attest import Run, attest_run, forget_the_last_run, now
 
 _PATCHED = "_rootseal_patched"
 _OURS = "_rootseal_wraps_processes"
@@ -64,7 +64,7 @@ def _with_attestation(original: Callable[..., int], wrap: Wrap) -> Callable[...,
         goals = tuple(kwargs["goals"])
         with wrap.running(session):
             if "package" in goals:
-                make_artifacts_writable(session)
+                forget_the_last_run(session)
             code = original(self, **{**kwargs, "goals": goals})
             if code != 0 or "package" not in goals:
                 return code

@@ -40,10 +40,16 @@ def remove_stale(settings: Settings) -> None:
     """Remove the attestation of the last run: from here on it is not that of what is in dist/.
 
     The manifest stays until there is a new one, since it says which artifacts were sealed.
+
+    Raises:
+        CaptureError: A file of it cannot be removed.
     """
     out = Path(settings.out_dir)
     for stale in (out / BUNDLE_NAME, *out.glob("targets/*.intoto.json")):
-        stale.unlink(missing_ok=True)
+        try:
+            stale.unlink(missing_ok=True)
+        except OSError as error:
+            raise CaptureError(f"{stale} of the last run cannot be removed: {error}") from error
 
 
 def check_artifacts(dist_dir: str, artifacts: Iterable[Artifact]) -> None:

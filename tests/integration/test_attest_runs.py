@@ -99,6 +99,7 @@ def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) ->
 
 def test_the_loss_of_one_action_fails_its_own_targets_only(repo: PantsRepo) -> None:
     """The right command reads more files than the cap allows; what depends on it is refused."""
+    repo.run("attest", "::").succeeded()
     build = (repo.root / "BUILD").read_text("utf-8")
     repo.write({f"many/{number}": "x" for number in range(200)})
     build = build.replace('sources=["right.txt"]', 'sources=["right.txt", "many/*"]')
@@ -109,13 +110,18 @@ def test_the_loss_of_one_action_fails_its_own_targets_only(repo: PantsRepo) -> N
     assert f"{RIGHT} is not attested" in failed.output
     assert "fanotifyDigestsCapHit" in failed.output
     assert f"`pants attest {LEFT}` attests the good ones alone" in failed.output
-    assert not (repo.root / "dist" / "rootseal").exists()
+    attestation = repo.root / "dist" / "rootseal"
+    left_behind = [*attestation.glob("*.rootseal"), *attestation.glob("targets/*")]
+    assert left_behind == []  # not even of the run before
+    (repo.dist / "right.tar").unlink()
 
     repo.run(*gated, LEFT).succeeded()
     repo.verify()
     (target,) = repo.manifest().document["targets"]
     assert target["address"] == LEFT
     repo.run(*gated, RIGHT).failed()  # the refused result is in no cache
+    repo.run(*gated[:-1], "package", "::").failed()
+    assert not (attestation / "build.rootseal").exists()
 
 
 def test_a_key_uri_signs_with_its_public_key(repo: PantsRepo) -> None:

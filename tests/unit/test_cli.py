@@ -313,6 +313,18 @@ def test_seal_refuses_in_one_line(build: Build, run: Any, tmp_path: Path) -> Non
     assert not Path(out).exists()
 
 
+def test_a_refused_seal_leaves_no_older_bundle(build: Build, run: Any, tmp_path: Path) -> None:
+    """But a mistake of usage does: nothing was judged."""
+    out, older = tmp_path / "b", Path(build.of("b.rootseal")).read_bytes()
+    out.write_bytes(older)
+    common = ["--out", str(out), "--key", build.of("sign.key")]
+    code, _, _ = run("seal", build.of("none"), "--records", build.of("records"), *common)
+    assert (code, out.read_bytes() == older) == (2, True)
+    code, _, err = run("seal", build.of("manifest.json"), "--records", build.of("records"), *common)
+    assert (code, "check 10 (record-signature)" in err) == (1, True)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("command", ["keygen", "seal", "verify", "verify-proof", "prove", "show"])
 def test_every_command_has_help_and_json(run: Any, command: str) -> None:
     code, out, _ = run(command, "--help")
