@@ -15,7 +15,7 @@ import functools
 import os
 import select
 import time
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator, Tuple
 
 from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record, toolchain
 from rootseal.capture.ptrace import TracedByLauncher, mode_text
@@ -36,7 +36,7 @@ from rootseal.errors import (
 from rootseal.keys import Signer
 from rootseal.leaf_table import Domain
 from rootseal.observation import Observation, Posture
-from rootseal.predicate import ActionDescription, Host, exit_of_wait_status
+from rootseal.predicate import ActionDescription, Fallback, Host, exit_of_wait_status
 from rootseal.wire import Frame, FrameType, Tag
 
 _KEY_REMEDY = (
@@ -120,7 +120,8 @@ def run_action(
             refuse_exposed_key(observation, key_sha256)
             judge_tools(observation, tools)
             observation = seal_outputs(observation, announced, connection.peer)
-            description = described(**_ending(exited), started_at=started_at)
+            steps = (*decision.fallbacks, *served_by_others(observation))
+            description = described(**_ending(exited), started_at=started_at, fallbacks=steps)
             signed = record.sign_record(observation, description, signer)
         connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, signed.data),)))
     return signed
@@ -324,6 +325,16 @@ def describe(announced: Announcement, decision: Decision) -> Callable[..., Actio
         output_files=announced.output_files,
         output_directories=announced.output_dirs,
     )
+
+
+def served_by_others(observation: Observation) -> Tuple[Fallback, ...]:
+    """The step down to `observed` that files of FUSE, NFS and the like are, if there were any."""
+    if not observation.backend.startswith("fanotify") or observation.posture is Posture.HELD:
+        return ()
+    weaker = [mount for mount in observation.mounts if mount.posture is Posture.OBSERVED]
+    names = ", ".join(sorted({mount.filesystem for mount in weaker}))[:256]
+    reason = f"it used files that others serve ({names}): content can change after it was hashed"
+    return (Fallback(Posture.HELD.value, observation.posture.value, reason),)
 
 
 def _ending(exited: Exited) -> Dict[str, Any]:

@@ -1,7 +1,8 @@
 """A FUSE filesystem with one file, `material`, spoken in the kernel's own protocol.
 
-Usage: python fuse_server.py MOUNTPOINT [UID]. Only that user (root) may look at it. Writes one line
-to stdout once it is mounted, and serves until it is killed. Needs root, no library and no package.
+Usage: python fuse_server.py MOUNTPOINT [UID [BYTES]]. Only that user (root) may look at it. A read
+gets at most BYTES, past the page cache. Writes one line to stdout once it is mounted, and serves
+until it is killed. Needs root, no library and no package.
 
 Source: include/uapi/linux/fuse.h.
 """
@@ -22,6 +23,8 @@ NODES = {ROOT: (stat.S_IFDIR | 0o755, 0), MATERIAL: (stat.S_IFREG | 0o644, len(C
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH = 1, 2, 3, 14, 15, 18, 25
 INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 26, 27, 28, 29, 36, 42
 SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
+FOPEN_DIRECT_IO = 1
+READ_BYTES_MAX = int("".join(sys.argv[3:4]) or 0)  # 0: whatever is asked for
 REQUEST_BYTES_MAX = 1 << 20
 _IN = struct.Struct("<IIQQIIIHH")
 _OUT = struct.Struct("<IiQ")
@@ -55,12 +58,12 @@ def get_attributes(node: int, _: bytes) -> bytes:
 def read(_: int, body: bytes) -> bytes:
     """The content, from an offset on."""
     _, offset, size = struct.unpack_from("<QQI", body)
-    return CONTENT[offset : offset + size]
+    return CONTENT[offset : offset + min(size, READ_BYTES_MAX or size)]
 
 
 def handle(_: int, body: bytes) -> bytes:
     """An open file; all are the same."""
-    return struct.pack("<QII", 0, 0, 0)
+    return struct.pack("<QII", 0, FOPEN_DIRECT_IO if READ_BYTES_MAX else 0, 0)
 
 
 def nothing(_: int, body: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Iterator
 
 import pytest
 from fanotify_action import Lab, build_fixture
-from rootseal import diagnostics
+from rootseal import diagnostics, digest
 from rootseal.doctor_mounts import look_at_mounts
 from rootseal.observation import MountMark, Posture
 from running_daemon import running_daemon
@@ -83,14 +83,17 @@ def test_what_others_serve_is_only_observed(lab: Lab, tmp_path: Path) -> None:
     assert "can change after it was hashed" in mount.reason
 
 
+SERVED = b"served by a process\n"
+
+
 @contextlib.contextmanager
-def fuse(place: Path, uid: int = 0) -> Iterator[Path]:
-    """A FUSE mount of this user, with the file `material`."""
+def fuse(place: Path, uid: int = 0, read_bytes_max: int = 0) -> Iterator[Path]:
+    """A FUSE mount of this user, with the file `material`; 0: reads get what they ask for."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("optional: no /dev/fuse here")
     place.mkdir()
     program = Path(__file__).with_name("fuse_server.py")
-    command = [sys.executable, str(program), str(place), str(uid)]
+    command = [sys.executable, str(program), str(place), str(uid), str(read_bytes_max)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
@@ -110,6 +113,23 @@ def test_what_a_process_serves_is_only_observed(lab: Lab, tmp_path: Path) -> Non
     assert "can change after it was hashed" in mount.reason
     assert found[os.fsencode(place)].posture is Posture.OBSERVED
     assert not found[os.fsencode(place)].can_seal
+
+
+def test_reads_that_end_early_are_completed_counted_and_no_loss(tmp_path: Path) -> None:
+    """The only counter of a hash that did not go straight on, and it never gates."""
+    (tmp_path / "sandbox").mkdir()
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "served", 0, 7) as place:
+        material = os.fsencode(place / "material")
+        options = ("--option=capture-mode=auto", "--option=require-zero-drops=1")
+        done = daemon.run(tmp_path / "sandbox", ["/bin/cat", os.fsdecode(material)], *options)
+    assert (done.returncode, done.stdout) == (0, SERVED), done.stderr
+    found = done.verified()
+    assert (found.losses, found.counters["partialReadFallbacks"]) == ({}, 1)
+    assert done.materials()[material].digest == digest.sha256(SERVED)
+    capture = done.field("capture")
+    assert capture["posture"] == {"requested": "held", "achieved": "observed"}
+    step = capture["fallbacks"][-1]
+    assert (step["from"], step["to"]) == ("held", "observed") and "(fuse)" in step["reason"]
 
 
 def test_an_output_directory_that_cannot_be_listed_is_counted(lab: Lab, tmp_path: Path) -> None:
@@ -147,7 +167,7 @@ def test_what_the_user_reads_there_is_counted_as_lost(tmp_path: Path) -> None:
         identity = f"--drop-to={NOBODY}:{NOBODY}"
         options = (identity, "--option=capture-mode=walk", "--option=fanotify=on")
         done = daemon.run(sandbox, ["/bin/cat", f"{place}/material"], *options)
-    assert (done.returncode, done.stdout) == (0, b"served by a process\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, SERVED), done.stderr
     assert set(done.verified().losses) == {"handlerErrors"}
 
 
