@@ -13,9 +13,8 @@ struct rs_awake {
 	pthread_mutex_t mutex;	 /* one change at a time */
 };
 
-#define RS_AWAKE_GRACE_MS                                                                          \
-	2 /* longer than the pauses of a dense time; each change wakes all CPUs                    \
-	   */
+/* Longer than the pauses of a dense time; each change wakes all CPUs. */
+#define RS_AWAKE_GRACE_MS 5
 
 void rs_awake_init(struct rs_awake *awake);
 /* Before the first thread. -errno if this process may not keep CPUs awake; then it changes nothing.

@@ -11,10 +11,12 @@
 #include <sched.h>
 #include <time.h>
 
-#define EVENTS_PER_TURN 64     /* then other scopes get their turn */
-#define EVENTS_ALONE	4096   /* then the thread looks whether it should end */
-#define DENSE_NS	250000 /* between two events of a dense time */
-#define DENSE_EVENTS	16     /* so many in a row make it dense */
+#define EVENTS_PER_TURN 64	/* then other scopes get their turn */
+#define EVENTS_ALONE	4096	/* then the thread looks whether it should end */
+#define DENSE_NS	2000000 /* between two events of a dense time */
+#define DENSE_EVENTS	8	/* so many in a row make it dense */
+#define SINGLE_NS	250000	/* between two events that are worth waiting for */
+#define SINGLE_EVENTS	16
 #define LINGER_NS	120000 /* so long a thread waits awake */
 #define CROWDED_NS	100000 /* a CPU given away for longer is one that others need */
 #define CROWDED_FOR_NS	10000000
@@ -81,12 +83,12 @@ static void judge(struct turn *turn, int got, bool may_linger)
 	before = atomic_exchange_explicit(&scope->last_event_ns, now, memory_order_relaxed);
 	if (now - before > DENSE_NS)
 		atomic_store_explicit(&scope->dense, 0, memory_order_relaxed);
-	if (got != 1 || now - before > DENSE_NS)
+	if (got != 1 || now - before > SINGLE_NS)
 		atomic_store_explicit(&scope->single, 0, memory_order_relaxed);
 	dense = atomic_fetch_add_explicit(&scope->dense, 1, memory_order_relaxed);
 	single = atomic_fetch_add_explicit(&scope->single, 1, memory_order_relaxed);
 	set_dense(turn, dense >= DENSE_EVENTS);
-	set_alone(turn, may_linger && !is_crowded(scope, now) && single >= DENSE_EVENTS);
+	set_alone(turn, may_linger && !is_crowded(scope, now) && single >= SINGLE_EVENTS);
 }
 
 static bool is_crowded(struct rs_scope *scope, int64_t now)
