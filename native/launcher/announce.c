@@ -6,6 +6,7 @@
  * needed.
  */
 #include "launcher.h"
+#include "trace.h"
 #include "../protocol.h"
 
 #include <errno.h>
@@ -13,6 +14,12 @@
 #include <string.h>
 
 extern char **environ;
+
+/* What this launcher can do for the action. */
+struct ability {
+	enum namespace_way way;
+	const char *trace_refused; /* NULL: not known to be unable to trace */
+};
 
 static const char no_daemon[] =
     "no Rootseal daemon answers. Start one with `rootseal daemon ensure` (as root for the whole "
@@ -79,10 +86,10 @@ static int real_root(const char *path, char **ret_root)
 	return 0;
 }
 
-static int fill(struct buffer *frame, const struct options *o, enum namespace_way way,
+static int fill(struct buffer *frame, const struct options *o, const struct ability *ability,
 		const char *cwd, const char *root)
 {
-	const char *name = namespace_way_name(way);
+	const char *name = namespace_way_name(ability->way);
 	int r = frame_begin(frame, RS_FRAME_ANNOUNCE);
 
 	if (r >= 0)
@@ -105,10 +112,13 @@ static int fill(struct buffer *frame, const struct options *o, enum namespace_wa
 		r = add_texts(frame, RS_TAG_OPTION, o->options, o->option_count);
 	if (r >= 0)
 		r = frame_add_text(frame, RS_TAG_NAMESPACE, name);
+	if (r >= 0 && ability->trace_refused)
+		r = frame_add_text(frame, RS_TAG_TRACE_REFUSED, ability->trace_refused);
 	return r;
 }
 
-static int build(const struct options *options, enum namespace_way way, struct buffer *ret_frame)
+static int build(const struct options *options, const struct ability *ability,
+		 struct buffer *ret_frame)
 {
 	char *cwd = getcwd(NULL, 0), *root = NULL;
 	int r;
@@ -122,7 +132,7 @@ static int build(const struct options *options, enum namespace_way way, struct b
 	}
 	r = real_root(options->root, &root);
 	if (r >= 0) {
-		r = fill(ret_frame, options, way, cwd, root);
+		r = fill(ret_frame, options, ability, cwd, root);
 		if (r == -EMSGSIZE)
 			say("the action's arguments and environment exceed %d bytes; pass them in "
 			    "a file.",
@@ -134,7 +144,7 @@ static int build(const struct options *options, enum namespace_way way, struct b
 }
 
 /* PROGRESS* then PREPARED. -EACCES: this daemon does not serve us; the next one may. */
-static int wait_prepared(int fd, bool *ret_private, struct trace_plan *ret_plan)
+static int wait_prepared(int fd, struct prepared *ret_prepared)
 {
 	for (;;) {
 		struct frame_header header;
@@ -151,9 +161,10 @@ static int wait_prepared(int fd, bool *ret_private, struct trace_plan *ret_plan)
 		} else if (r >= 0 && header.type == RS_FRAME_PREPARED) {
 			r = frame_read_text(fd, header.length, RS_TAG_MODE, mode, sizeof(mode));
 			if (r >= 0)
-				r = trace_plan_parse(mode, ret_plan);
+				r = trace_plan_parse(mode, &ret_prepared->trace);
 			if (r >= 0) {
-				*ret_private = !strncmp(mode, "fanotify", strlen("fanotify"));
+				ret_prepared->private_namespace =
+				    !strncmp(mode, "fanotify", strlen("fanotify"));
 				return 0;
 			}
 		} else if (r >= 0) {
@@ -169,11 +180,11 @@ static int wait_prepared(int fd, bool *ret_private, struct trace_plan *ret_plan)
 	}
 }
 
-static int announce_to(int fd, const struct options *options, enum namespace_way way,
-		       bool *ret_private, struct trace_plan *ret_plan)
+static int announce_to(int fd, const struct options *options, const struct ability *ability,
+		       struct prepared *ret_prepared)
 {
 	struct buffer frame = {0};
-	int r = build(options, way, &frame);
+	int r = build(options, ability, &frame);
 
 	if (r < 0) {
 		free(frame.data);
@@ -186,11 +197,11 @@ static int announce_to(int fd, const struct options *options, enum namespace_way
 		    strerror(-r));
 		return r;
 	}
-	return wait_prepared(fd, ret_private, ret_plan);
+	return wait_prepared(fd, ret_prepared);
 }
 
-int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private,
-	     struct trace_plan *ret_plan)
+static int announce_once(const struct options *options, const struct ability *ability,
+			 struct prepared *ret_prepared)
 {
 	struct places places = {.only = options->socket};
 
@@ -209,15 +220,30 @@ int announce(const struct options *options, enum namespace_way way, int *ret_fd,
 			return r;
 		}
 		if (r >= 0)
-			r = announce_to(fd, options, way, ret_private, ret_plan);
+			r = announce_to(fd, options, ability, ret_prepared);
 		if (r == -EACCES) {
 			places.refused = true;
 			continue;
 		}
 		if (r < 0)
 			return r;
-		*ret_fd = fd;
+		ret_prepared->conn_fd = fd;
 		fd = -1;
 		return 0;
 	}
+}
+
+/*
+ * The daemon knows whether a process of its own may be traced; here and for this user it may be
+ * refused all the same (Yama, a container, a tracer around us). Then the daemon decides once more.
+ */
+int announce(const struct options *options, enum namespace_way way, struct prepared *ret_prepared)
+{
+	struct ability ability = {.way = way};
+	int r = announce_once(options, &ability, ret_prepared);
+
+	if (r < 0 || !ret_prepared->trace.wanted || rs_trace_check(&ability.trace_refused) >= 0)
+		return r;
+	close(ret_prepared->conn_fd);
+	return announce_once(options, &ability, ret_prepared);
 }

@@ -130,8 +130,12 @@ enum namespace_way namespace_way(const char *wanted_helper, const char **ret_hel
 const char *namespace_way_name(enum namespace_way way);
 
 /* announce.c: connect, send ANNOUNCE, wait for PREPARED. */
-int announce(const struct options *options, enum namespace_way way, int *ret_fd, bool *ret_private,
-	     struct trace_plan *ret_plan);
+struct prepared {
+	int conn_fd;
+	bool private_namespace;
+	struct trace_plan trace;
+};
+int announce(const struct options *options, enum namespace_way way, struct prepared *ret_prepared);
 
 /* signals.c: the state that the action must get back exactly. */
 struct signal_state {

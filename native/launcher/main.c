@@ -24,11 +24,9 @@ struct run {
 	struct options options;
 	struct record_place place;
 	struct signal_state signals;
-	int conn_fd;
+	struct prepared prepared;
 	int signal_fd;
 	int control_fd; /* read end */
-	bool private_namespace;
-	struct trace_plan trace;
 	enum namespace_way way;
 	const char *helper;
 };
@@ -59,7 +57,7 @@ static int ascending(const void *a, const void *b)
 /* Other fds of the caller (a build tool's pipes, a jobserver) belong to the action alone. */
 static int release_others(const struct run *run)
 {
-	int kept[] = {run->conn_fd, run->signal_fd, run->control_fd, run->place.dir_fd};
+	int kept[] = {run->prepared.conn_fd, run->signal_fd, run->control_fd, run->place.dir_fd};
 	size_t count = sizeof(kept) / sizeof(*kept);
 
 	qsort(kept, count, sizeof(*kept), ascending);
@@ -86,9 +84,7 @@ static int start_trace(pid_t pid, int handshake)
 	int r = rs_trace_attach(pid, handshake);
 
 	if (r < 0)
-		say("the action cannot be traced: %s. Allow ptrace (sudo sysctl "
-		    "kernel.yama.ptrace_scope=1), or use --option=capture-mode=walk.",
-		    strerror(-r));
+		say("the action cannot be traced: %s. Run `rootseal doctor`.", strerror(-r));
 	return r;
 }
 
@@ -96,11 +92,11 @@ static int start_trace(pid_t pid, int handshake)
 static pid_t start_child(struct run *run)
 {
 	int trace[2] = {-1, -1}, control[2] = {-1, -1};
-	struct child child = {.conn_fd = run->conn_fd,
+	struct child child = {.conn_fd = run->prepared.conn_fd,
 			      .trace_fd = -1,
 			      .parent_pid = getpid(),
-			      .private_namespace = run->private_namespace,
-			      .guarded_by_tracer = run->trace.guards,
+			      .private_namespace = run->prepared.private_namespace,
+			      .guarded_by_tracer = run->prepared.trace.guards,
 			      .way = run->way,
 			      .helper = run->helper,
 			      .signals = run->signals};
@@ -108,7 +104,7 @@ static pid_t start_child(struct run *run)
 	/* On which the child says "armed" (with the guard's listener) or "failed". */
 	int r = socket_pair(control);
 
-	if (r >= 0 && run->trace.wanted)
+	if (r >= 0 && run->prepared.trace.wanted)
 		r = socket_pair(trace);
 	if (r < 0)
 		return r;
@@ -125,7 +121,7 @@ static pid_t start_child(struct run *run)
 		child_run(&run->options, &child);
 	}
 	close(child.control_fd);
-	if (!run->trace.wanted)
+	if (!run->prepared.trace.wanted)
 		return pid;
 	close(trace[1]);
 	r = start_trace(pid, trace[0]);
@@ -158,14 +154,14 @@ static int prepare(struct run *run)
 	if (r < 0)
 		return r;
 	run->way = namespace_way(run->options.helper, &run->helper);
-	r = announce(&run->options, run->way, &run->conn_fd, &run->private_namespace, &run->trace);
+	r = announce(&run->options, run->way, &run->prepared);
 	if (r < 0)
 		return r;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
 		r = -errno;
 	/* A child that is not dumpable cannot be traced by an unprivileged parent: where the child
 	 * is to be traced, only become_parent() takes this away, when the child exists. */
-	else if (!run->trace.wanted && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+	else if (!run->prepared.trace.wanted && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		r = -errno;
 	else
 		r = signals_take(&run->signals, &run->signal_fd);
@@ -189,10 +185,10 @@ static int run_action(struct run *run, struct outcome *ret_outcome)
 		say("the action cannot be started: %s.", strerror(-r));
 		return r;
 	}
-	if (run->trace.wanted)
-		return supervise_traced(&run->options, &run->trace, pid, run->signal_fd,
-					run->control_fd, run->conn_fd, ret_outcome);
-	return supervise(&run->options, pid, run->signal_fd, run->control_fd, run->conn_fd,
+	if (run->prepared.trace.wanted)
+		return supervise_traced(&run->options, &run->prepared.trace, pid, run->signal_fd,
+					run->control_fd, run->prepared.conn_fd, ret_outcome);
+	return supervise(&run->options, pid, run->signal_fd, run->control_fd, run->prepared.conn_fd,
 			 ret_outcome);
 }
 
@@ -218,7 +214,7 @@ static int end_as(int wait_status)
 
 int main(int argc, char **argv)
 {
-	struct run run = {.conn_fd = -1, .signal_fd = -1, .control_fd = -1};
+	struct run run = {.prepared.conn_fd = -1, .signal_fd = -1, .control_fd = -1};
 	struct outcome outcome = {0};
 	int r;
 
@@ -246,7 +242,7 @@ int main(int argc, char **argv)
 		return EXIT_ROOTSEAL;
 	if (signals_restore(&run.signals) < 0)
 		return EXIT_ROOTSEAL;
-	if (record_receive(run.conn_fd, &outcome, &run.place) < 0)
+	if (record_receive(run.prepared.conn_fd, &outcome, &run.place) < 0)
 		return EXIT_ROOTSEAL;
 	return end_as(outcome.wait_status);
 }

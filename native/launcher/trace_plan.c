@@ -67,6 +67,6 @@ int trace_probe_main(void)
 	int r = rs_trace_probe(&reason);
 
 	if (r < 0)
-		printf("%s (%s)\n", *reason ? reason : "tracing does not work", strerror(-r));
+		printf("%s\n", reason);
 	return r < 0;
 }

@@ -92,7 +92,7 @@ def run_action(
         OSError: Its connection broke.
     """
     announced = read_announcement(announce)
-    decision = decide(announced, backends.missing)
+    decision = decide(announced, backends.missing_for(announced))
     check_root(announced.root, connection.peer)
     require_fsverity(announced, connection.peer)
     with connection.pulse(b"reading the toolchains"):

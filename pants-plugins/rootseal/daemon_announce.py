@@ -66,6 +66,8 @@ class Announcement:
         output_files: Relative to the root, without `..`.
         output_dirs: Relative to the root, without `..`; `.` is the root.
         namespace: One of `NAMESPACE_WAYS`.
+        trace_refused: Why its launcher cannot trace (docs/protocol.md); empty: it can, or has not
+            tried.
         requested: What was asked of the capture.
         limits: Caps of this action.
         inputs: Absolute paths to walk beside the root.
@@ -81,6 +83,7 @@ class Announcement:
     output_files: Tuple[bytes, ...]
     output_dirs: Tuple[bytes, ...]
     namespace: str
+    trace_refused: str
     requested: Requested
     limits: CaptureLimits
     inputs: Tuple[bytes, ...]
@@ -143,6 +146,7 @@ def read_announcement(frame: Frame) -> Announcement:
         output_files=tuple(_relative(path) for path in frame.all(Tag.OUTPUT_FILE)),
         output_dirs=tuple(_relative(path) for path in frame.all(Tag.OUTPUT_DIR)),
         namespace=_one_of("namespace", frame.text(Tag.NAMESPACE), NAMESPACE_WAYS),
+        trace_refused=frame.text(Tag.TRACE_REFUSED),
         requested=_requested(options),
         limits=_limits(options),
         inputs=tuple(_absolute(path) for path in paths["inputs"]),

@@ -151,10 +151,12 @@ class Backends:
             self._traced = _module("traced").TracedEngine(self._fanotify, self._tracer)
         self._observed = _module("observed").ObservedEngine(self._tracer)
 
-    @property
-    def missing(self) -> Missing:
-        """What this daemon cannot use, and why."""
-        return Missing(self.unavailable, self.ebpf_unavailable, self.ptrace_unavailable)
+    def missing_for(self, announced: Announcement) -> Missing:
+        """What this daemon, or the launcher of an action, cannot use, and why."""
+        refused = self.ptrace_unavailable
+        if announced.trace_refused:
+            refused = ptrace.refused(announced.trace_refused)
+        return Missing(self.unavailable, self.ebpf_unavailable, refused)
 
     def memory_status(self) -> Dict[str, int]:
         """Bytes that records take, in memory and in files."""

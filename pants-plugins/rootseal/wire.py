@@ -77,6 +77,7 @@ class Tag(enum.IntEnum):
     ESCAPES = 18
     MOUNTS = 19
     UNSEEN = 20
+    TRACE_REFUSED = 21
 
 
 _TAGS: Mapping[int, Tag] = {int(tag): tag for tag in Tag}
@@ -91,6 +92,7 @@ _ANNOUNCE_TAGS = frozenset(
         Tag.OUTPUT_DIR,
         Tag.OPTION,
         Tag.NAMESPACE,
+        Tag.TRACE_REFUSED,
     )
 )
 ALLOWED_TAGS: Mapping[FrameType, frozenset[Tag]] = {

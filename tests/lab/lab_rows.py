@@ -84,7 +84,7 @@ OBSERVED_HERE = tuple(
     )
 )
 EBPF_HERE = kernel("ebpf", "ebpf_net") + BOTH_HERE + OBSERVED_HERE
-LAUNCHER = kernel("launcher")
+LAUNCHER = kernel("launcher", "ptrace_not_permitted")
 CLOCK = kernel("clock")  # nowhere else: the host's clock is not ours to set
 # What the launcher's tracer sees of these calls: registers and numbers differ by machine.
 TRACED = tuple(

@@ -51,6 +51,20 @@ from rootseal.observation import (
 )
 
 PROBE_SECONDS = 30.0
+YAMA_ADMIN = 2  # only with CAP_SYS_PTRACE
+YAMA_FOR_GOOD = 3  # nobody, until the machine boots again
+REPORT = "Run `rootseal doctor` and report the kernel and this reason."
+_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+_REFUSALS = {
+    "traced": (
+        "another program traces the action already, and a task has one tracer",
+        "Run it without strace or gdb around it, or capture with fanotify.",
+    ),
+    "no-filter": (
+        "a seccomp filter cannot be installed",
+        "Allow the seccomp call in the container's seccomp profile.",
+    ),
+}
 
 # Every way to miss something, and the counter of the predicate that says so.
 LOSS_COUNTERS: Mapping[Loss, str] = {
@@ -101,13 +115,44 @@ def probe(launcher: Path) -> None:
             "ptrace", f"the launcher cannot be run ({error})", "Run `make build`."
         ) from None
     if done.returncode != 0:
-        reason = done.stdout.decode("utf-8", "replace").strip() or "the trace of a test failed"
-        raise BackendUnavailable(
-            "ptrace",
-            reason,
-            "Allow it: `sudo sysctl kernel.yama.ptrace_scope=1`, or for a container "
-            "`--cap-add SYS_PTRACE`.",
-        )
+        said = done.stdout.decode("utf-8", "replace").strip()
+        raise refused(said or f"broken: the launcher ended with {done.returncode}")
+
+
+def refused(said: str, yama: Optional[int] = None) -> BackendUnavailable:
+    """Why a launcher cannot trace, and what to do.
+
+    Args:
+        said: What it said (docs/protocol.md, TRACE_REFUSED).
+        yama: kernel.yama.ptrace_scope; None: as it is on this host.
+    """
+    word, _, detail = said.partition(":")
+    if word == "not-permitted":
+        return _not_permitted(_yama() if yama is None else yama)
+    if word == "broken":
+        return BackendUnavailable("ptrace", detail.strip()[:256], REPORT)
+    if word not in _REFUSALS:
+        return BackendUnavailable("ptrace", f"the launcher says {said[:256]!r}", REPORT)
+    return BackendUnavailable("ptrace", *_REFUSALS[word])
+
+
+def _not_permitted(yama: int) -> BackendUnavailable:
+    reason = f"ptrace is not permitted by kernel.yama.ptrace_scope={yama}"
+    if yama == YAMA_FOR_GOOD:
+        remedy = "No process can change that: boot with `sysctl.kernel.yama.ptrace_scope=1`."
+    elif yama == YAMA_ADMIN:
+        remedy = "Allow it: `sudo sysctl kernel.yama.ptrace_scope=1`."
+    else:
+        reason = "the ptrace call is not permitted (a container's seccomp filter, or SELinux)"
+        remedy = "Allow it: `--cap-add SYS_PTRACE`, or a seccomp profile that permits it."
+    return BackendUnavailable("ptrace", reason, remedy)
+
+
+def _yama() -> int:
+    try:
+        return int(_YAMA.read_text("ascii"))
+    except (OSError, ValueError):
+        return 0  # a kernel without Yama
 
 
 def mode_text(limits: CaptureLimits) -> str:
