@@ -12,6 +12,7 @@ from typing import Iterator
 
 import pytest
 from bcc_host import headers_are_of_this_kernel, inside, kernel_headers, python_inside
+from programs import KINDS, build_program, check_copy
 from rootseal import _native_trace
 from rootseal.capture import ebpf_bcc
 from rootseal.capture.ebpf import EbpfTracer
@@ -117,6 +118,16 @@ def test_call_is_seen_beside_fanotify(
     done = run_daemon(daemon, BOTH, root, str(program), name, ".")
     check(seen_in(done), row, str(program), sha256_text)
     assert done.field("capture", "ebpf", "loader") == "bcc"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", [EBPF, BOTH])
+def test_program_is_captured(
+    daemon: RunningDaemon, tmp_path: Path, backend: str, kind: str
+) -> None:
+    program = build_program(tmp_path, kind)
+    done = run_daemon(daemon, backend, make_root(tmp_path), str(program))
+    check_copy(done, program, kind)
 
 
 def test_a_dead_helper_is_an_error_not_an_empty_trace(
