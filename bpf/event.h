@@ -185,6 +185,8 @@ struct rs_exec_event {
 	__u32 environ_len;
 	__u32 base_len;	   /* of the working directory; 0 if the name is absolute */
 	__u32 interpreted; /* 1: the name is a script's, the file its interpreter */
+	__u32 task_flags;  /* atomic_flags of the task: PFA_SPEC_SSB_DISABLE and its kin */
+	__u32 pad;
 	__u8 comm[RS_COMM_BYTES];
 };
 

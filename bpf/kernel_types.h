@@ -122,6 +122,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct sigpending pending;
+	unsigned long atomic_flags;
 };
 
 struct linux_binprm {

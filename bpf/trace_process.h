@@ -120,6 +120,7 @@ static __always_inline int rs_on_exec(void *task, void *binprm)
 	u8 first = 0;
 	u64 scope;
 	unsigned long args = 0, args_end = 0, environ = 0, environ_end = 0;
+	unsigned long task_flags = 0;
 	u32 tgid = 0;
 
 	RS_GET(task_tgid, task, &tgid);
@@ -138,6 +139,8 @@ static __always_inline int rs_on_exec(void *task, void *binprm)
 	if (!RS_GET(task_real_parent, task, &parent))
 		RS_GET(task_tgid, parent, &event->parent_tgid);
 	RS_GET(task_comm, task, &event->comm);
+	RS_GET(task_atomic_flags, task, &task_flags);
+	event->task_flags = (u32)task_flags;
 	if (!RS_GET(task_mm, task, &mm) && mm) {
 		RS_GET(mm_arg_start, mm, &args);
 		RS_GET(mm_arg_end, mm, &args_end);

@@ -397,9 +397,10 @@ static uint8_t speculation(pid_t tid)
 	if (size < 0)
 		return 0;
 	line = strstr(data, "Speculation_Store_Bypass:");
-	if (line) {
+	if (line)
+		line += strcspn(line, "\t\n");
+	if (line && strncmp(line, "\tunknown", strlen("\tunknown")) != 0) {
 		flags = RS_TRACE_EXEC_SPEC_KNOWN;
-		line += strcspn(line, "\t");
 		if (strncmp(line, "\tvulnerable", 11) == 0 ||
 		    strncmp(line, "\tthread vulnerable", 18) == 0)
 			flags |= RS_TRACE_EXEC_SPEC_VULNERABLE;

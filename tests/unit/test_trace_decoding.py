@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from typing import Optional
 
 import pytest
 from hypothesis import given
@@ -99,3 +100,30 @@ def test_hostile_texts_become_path_text() -> None:
     assert name == ("name", canonical.path_text(b"a\xff"))
     _, address, _ = network_log.socket_address(b"\x01\x00/\xfe\x00garbage")
     assert address == canonical.path_text(b"/\xfe")
+
+
+@pytest.mark.parametrize(
+    ("state", "of_others", "of_one_that_asked"),
+    [
+        ("vulnerable", True, True),
+        ("thread vulnerable", True, False),
+        ("thread force mitigated", True, False),  # of the daemon: it says nothing of others
+        ("not vulnerable", False, False),
+        ("globally mitigated", False, False),
+        ("unknown", None, None),
+        ("of a later kernel", None, None),
+    ],
+)
+def test_store_bypass_of_a_process(
+    state: str, of_others: Optional[bool], of_one_that_asked: Optional[bool]
+) -> None:
+    status = f"Seccomp:\t0\nSpeculation_Store_Bypass:\t{state}\nCpus_allowed:\tf\n"
+    bypass = trace_events.StoreBypass.read(status)
+    no_new_privs = 1
+    assert bypass.of(no_new_privs) is of_others
+    for flag in (3, 4, 7):  # PFA_SPEC_SSB_DISABLE, _FORCE_DISABLE, _NOEXEC
+        assert bypass.of(1 << flag | no_new_privs) is of_one_that_asked
+
+
+def test_store_bypass_of_a_kernel_without_the_line() -> None:
+    assert trace_events.StoreBypass.read("Name:\tx\n").of(0) is None

@@ -17,7 +17,7 @@ from typing import Dict, Mapping, Optional, Tuple
 from rootseal import _native_trace, diagnostics
 from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.scope import CaptureLimits
-from rootseal.capture.trace_events import Reader
+from rootseal.capture.trace_events import Reader, StoreBypass
 from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
 from rootseal.executable import rootseal_command
 from rootseal.observation import Ledger, ProcessRecord, TracePrograms
@@ -32,7 +32,7 @@ LOADERS = ("auto", "co-re", "bcc")
 _OBJECT = pathlib.Path(__file__).resolve().parent.parent / "bin" / "trace.bpf.o"
 _LSM_PROGRAM = "trace_file_open"
 _KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
-_BYPASS = pathlib.Path("/sys/devices/system/cpu/vulnerabilities/spec_store_bypass")
+_STATUS = pathlib.Path("/proc/thread-self/status")
 _PID_NAMESPACE = pathlib.Path("/proc/self/ns/pid")
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
@@ -169,7 +169,7 @@ class EbpfScope:
         reader = Reader(
             root=self._root,
             clock_offset_ns=self._tracer.clock_offset_ns,
-            specbypassisvuln=self._tracer.specbypassisvuln,
+            bypass=self._tracer.bypass,
         )
         processes = reader.read(self._result.events())
         found = _diagnostics(counters)
@@ -244,7 +244,7 @@ class EbpfTracer:
         else:
             self.native = _load_core(ring_bytes)
         self.clock_offset_ns = time.time_ns() - time.monotonic_ns()
-        self.specbypassisvuln = _speculative_store_bypass()
+        self.bypass = _store_bypass()
         self.memory_device = _memory_device()
 
     @property
@@ -380,11 +380,11 @@ def _is_foreign(process: ProcessRecord) -> bool:
     return any(event.syscall == "foreign_abi" for event in events)
 
 
-def _speculative_store_bypass() -> Optional[bool]:
+def _store_bypass() -> StoreBypass:
     try:
-        return _BYPASS.read_text(encoding="ascii").startswith("Vulnerable")
+        return StoreBypass.read(_STATUS.read_text("utf-8", "replace"))
     except OSError:
-        return None
+        return StoreBypass(None)
 
 
 def _memory_device() -> int:

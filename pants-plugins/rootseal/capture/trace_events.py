@@ -33,7 +33,7 @@ HEAD = struct.Struct("=IIQQII")
 FILE = "QIIIIQ"
 LAYOUTS: Mapping[int, struct.Struct] = {
     1: struct.Struct("=32xII16s"),
-    2: struct.Struct("=32x" + FILE + "IIIIIIII16s"),
+    2: struct.Struct("=32x" + FILE + "IIIIIIIIIxxxx16s"),
     3: struct.Struct("=32xIIII"),
     4: struct.Struct("=32xIIII"),
     5: struct.Struct("=32xII16s"),
@@ -50,6 +50,7 @@ TAIL = 256  # RS_HEAD_BYTES
 _CONN_DNS = 2
 _MODE_KINDS = {0o140000: b"socket", 0o010000: b"pipe"}
 _CUT_AREA = 4 | 8
+_SSB_DISABLED = 1 << 3 | 1 << 4 | 1 << 7  # PFA_SPEC_SSB_DISABLE, _FORCE_DISABLE, _NOEXEC
 _NO_RESULT = ("io_uring_open", "mmap")  # of mmap only the address, which differs from run to run
 _CallKey = Tuple[str, Details, bool]
 
@@ -78,6 +79,35 @@ def environ_digests(area: bytes) -> Environ:
     return tuple(pairs)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoreBypass:
+    """Speculative store bypass on this host.
+
+    Attributes:
+        vulnerable: Of a process that asked for nothing; None: unknown.
+        by_process: Whether a process may switch it off for itself (prctl, seccomp).
+    """
+
+    vulnerable: Optional[bool]
+    by_process: bool = False
+
+    @staticmethod
+    def read(status: str) -> StoreBypass:
+        """From a /proc/PID/status."""
+        _, _, rest = status.partition("Speculation_Store_Bypass:")
+        state = rest.partition("\n")[0].strip()
+        if state.startswith("thread "):
+            return StoreBypass(True, by_process=True)
+        known = {"vulnerable": True, "not vulnerable": False, "globally mitigated": False}
+        return StoreBypass(known.get(state))
+
+    def of(self, task_flags: int) -> Optional[bool]:
+        """Of a process with these `atomic_flags`."""
+        if self.by_process and task_flags & _SSB_DISABLED:
+            return False
+        return self.vulnerable
+
+
 @dataclasses.dataclass
 class _Process:
     """One process while its events are read."""
@@ -90,6 +120,7 @@ class _Process:
     environ: bytes = b""
     args_total: int = 0
     environ_total: int = 0
+    task_flags: int = 0
     exitcode: Optional[int] = None
     ended: bool = False
     cut: bool = False
@@ -109,9 +140,7 @@ class _Process:
         count = event.count + (same.count if same else 0)
         self.calls[key] = dataclasses.replace(same or event, count=count)
 
-    def record(
-        self, specbypassisvuln: Optional[bool], environments: Dict[bytes, Environ]
-    ) -> ProcessRecord:
+    def record(self, bypass: StoreBypass, environments: Dict[bytes, Environ]) -> ProcessRecord:
         """The finished record; `environments` has those that were read before."""
         if self.environ not in environments:
             environments[self.environ] = environ_digests(self.environ)
@@ -128,7 +157,7 @@ class _Process:
             exitcode=self.exitcode,
             trace=ProcessTrace(
                 environ=environments[self.environ],
-                specbypassisvuln=specbypassisvuln,
+                specbypassisvuln=bypass.of(self.task_flags),
                 truncated=self.cut or short,
                 network=self.network.record(),
                 file_ops=FileOps(
@@ -176,16 +205,14 @@ class Reader:
     Args:
         root: The action's root, absolute and without symbolic links.
         clock_offset_ns: CLOCK_REALTIME minus CLOCK_MONOTONIC.
-        specbypassisvuln: As for `ProcessTrace`; the same for all processes of a host.
+        bypass: What the kernel does about speculative store bypass.
     """
 
-    def __init__(
-        self, *, root: bytes, clock_offset_ns: int, specbypassisvuln: Optional[bool]
-    ) -> None:
+    def __init__(self, *, root: bytes, clock_offset_ns: int, bypass: StoreBypass) -> None:
         """Start with no process."""
         self._root = root
         self._offset = clock_offset_ns
-        self._vulnerable = specbypassisvuln
+        self._bypass = bypass
         self._all: List[_Process] = []
         self._live: Dict[int, _Process] = {}
         self._handlers: Mapping[int, Callable[[_Process, _Event], None]] = {
@@ -212,7 +239,7 @@ class Reader:
                 self._all.append(process)
             self._handlers[event.type](process, event)
         environments: Dict[bytes, Environ] = {}
-        return tuple(process.record(self._vulnerable, environments) for process in self._all)
+        return tuple(process.record(self._bypass, environments) for process in self._all)
 
     def _path(self, walk: bytes, name: bytes) -> bytes:
         return relative_as_given(self._root, kernel_path(walk, name))
@@ -225,13 +252,13 @@ class Reader:
         origin = self._live.get(parent)
         if origin is not None:  # until it executes something it is a copy
             process.program, process.args = origin.program, origin.args
-            process.environ = origin.environ
+            process.environ, process.task_flags = origin.environ, origin.task_flags
             process.args_total, process.environ_total = origin.args_total, origin.environ_total
 
     def _exec(self, process: _Process, event: _Event) -> None:
-        *_file, parent, walk, name, cut, args, environ, _base, _script, comm = event.fields
+        *_file, parent, walk, name, cut, args, environ, _base, _script, flags, comm = event.fields
         process.parent = process.parent or parent
-        process.comm = _text(comm)
+        process.comm, process.task_flags = _text(comm), flags
         process.program = kernel_path(event.tail(0, walk), b"") if walk else event.tail(walk, name)
         process.args, process.environ = b"", b""
         process.args_total, process.environ_total = args, environ
