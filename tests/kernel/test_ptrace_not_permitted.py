@@ -6,19 +6,22 @@ Refused to the launcher alone (a container, a tracer around the build), or to th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple
 
 import pytest
 from refused_calls import refusing
-from running_daemon import Done, RunningDaemon, command, one_line, running_daemon
+from running_daemon import LAUNCHER, Done, RunningDaemon, command, one_line, running_daemon
 
 pytestmark = pytest.mark.requires("root", "launcher")
 PTRACE = "--option=capture-mode=trace:ptrace"
 AUTO = "--option=capture-mode=auto"
+YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 AROUND: List[Tuple[Sequence[str], str, str]] = [
     (refusing("ptrace"), "the ptrace call is not permitted", "--cap-add SYS_PTRACE"),
     (refusing("seccomp"), "a seccomp filter cannot be installed", "seccomp profile"),
@@ -99,3 +102,40 @@ def test_doctor_says_what_to_do() -> None:
     (finding,) = [one for one in json.loads(found)["findings"] if one["name"] == "ptrace"]
     assert not finding["good"] and "the ptrace call is not permitted" in finding["found"]
     assert "--cap-add SYS_PTRACE" in finding["remedy"] and finding["remedy"] in text
+
+
+@pytest.fixture
+def only_root_may_trace() -> Iterator[None]:
+    """kernel.yama.ptrace_scope=2, on a machine of its own."""
+    if not os.environ.get("ROOTSEAL_LAB_EMULATED"):
+        pytest.skip("optional: sets a sysctl of the machine, so only in `make lab`")
+    if not YAMA.exists():
+        pytest.skip("optional: this kernel runs without Yama")
+    before = YAMA.read_text()
+    YAMA.write_text("2")
+    yield
+    YAMA.write_text(before)
+
+
+def test_user_whom_yama_refuses_is_not_taken_for_root(only_root_may_trace: None) -> None:
+    """The daemon is root's and may trace; the launcher is nobody's and may not."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        launcher = shutil.copy(LAUNCHER, place)
+        sandbox = place / "sandbox"
+        sandbox.mkdir()
+        os.chown(sandbox, 65534, 65534)
+
+        def as_nobody(argv: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
+            words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", launcher]
+            return subprocess.Popen([*words, *argv[1:]], **options)  # type: ignore[call-overload,no-any-return]
+
+        with running_daemon(place, "--no-fanotify", "--allow-uid", "65534") as daemon:
+            stepped = daemon.run(sandbox, ["touch", "ran"], AUTO, popen=as_nobody)
+            assert stepped.returncode == 0, stepped.stderr
+            assert "ptrace_scope=2" in stepped.field("capture", "fallbacks")[1]["reason"]
+            (sandbox / "ran").unlink()
+            refused = daemon.run(sandbox, ["touch", "ran"], PTRACE, popen=as_nobody)
+    assert refused.returncode == 125
+    assert "sudo sysctl kernel.yama.ptrace_scope=1" in one_line(refused.stderr)
