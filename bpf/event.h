@@ -141,6 +141,8 @@ enum rs_call {
 	RS_CALL_MEMFD_SECRET = 81,
 	RS_CALL_UMOUNT = 82,   /* 32-bit x86 only: without flags */
 	RS_CALL_OLD_MMAP = 83, /* 32-bit x86 only: arguments in memory */
+	RS_CALL_DUP = 84,
+	RS_CALL_FCNTL = 85,
 };
 
 /* Every event begins with this. */

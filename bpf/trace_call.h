@@ -4,8 +4,10 @@
  */
 #pragma once
 
-#define RS_SIGSYS_BIT (1ULL << 30) /* signal 31 */
-#define RS_TEXTS      3		   /* texts of one call */
+#define RS_SIGSYS_BIT	   (1ULL << 30) /* signal 31 */
+#define RS_F_DUPFD	   0
+#define RS_F_DUPFD_CLOEXEC 1030
+#define RS_TEXTS	   3 /* texts of one call */
 
 /* What goes with a call: descriptors of its source and target, and its texts (0: an empty one). */
 struct rs_call_parts {
@@ -14,11 +16,19 @@ struct rs_call_parts {
 	s32 fd[2];
 };
 
-/* Is this call worth an event? Fills its parts. */
-RS_FN int rs_call_parts(struct rs_regs *regs, struct rs_call_parts *parts)
+/* Has a call put a socket on standard input, output or error? */
+RS_FN int rs_is_stdio_socket(s64 fd)
 {
 	struct rs_file described;
 
+	if (fd < 0 || fd > 2 || rs_describe(rs_file_of((s32)fd), &described))
+		return 0;
+	return (described.mode & RS_S_IFMT) == RS_S_IFSOCK;
+}
+
+/* Is this call worth an event? Fills its parts. */
+RS_FN int rs_call_parts(struct rs_regs *regs, struct rs_call_parts *parts)
+{
 	if (!regs || !parts)
 		return 0;
 	switch (regs->id) {
@@ -30,12 +40,17 @@ RS_FN int rs_call_parts(struct rs_regs *regs, struct rs_call_parts *parts)
 			return 0;
 		}
 		return regs->result != 0 && (regs->a[0] & RS_NAMESPACE_FLAGS);
+	case RS_CALL_FCNTL:
+		if (regs->a[1] != RS_F_DUPFD && regs->a[1] != RS_F_DUPFD_CLOEXEC)
+			return 0;
+		regs->a[1] = (u64)regs->result;
+		return rs_is_stdio_socket(regs->result);
+	case RS_CALL_DUP:
+		regs->a[1] = (u64)regs->result;
+		return rs_is_stdio_socket(regs->result);
 	case RS_CALL_DUP2:
 	case RS_CALL_DUP3:
-		if (regs->result < 0 || regs->a[1] > 2 ||
-		    rs_describe(rs_file_of((s32)regs->a[1]), &described))
-			return 0;
-		return (described.mode & RS_S_IFMT) == RS_S_IFSOCK;
+		return rs_is_stdio_socket(regs->result);
 	case RS_CALL_MPROTECT:
 		return regs->result == 0 && (regs->a[2] & RS_PROT_EXEC);
 	case RS_CALL_MMAP:

@@ -325,6 +325,8 @@ TABLE: Mapping[str, Wanted] = {
     "plain_send": Wanted(network=some("connections", address="127.0.0.1", hostname="")),
     "dup2_socket": Wanted(calls=some("dup2", to=0)),
     "dup3_socket": Wanted(calls=some("dup3", to=1)),
+    "dup_socket": Wanted(calls=some("dup", **{"from": 3}, to=0, count=1)),
+    "fcntl_socket": Wanted(calls=some("fcntl", **{"from": 3}, to=1, count=1)),
     "ptrace": Wanted(
         calls=some("ptrace", request="PTRACE_TRACEME"),
         processes=2,

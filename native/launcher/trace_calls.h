@@ -75,6 +75,10 @@ RS_CALL(init_module, ALWAYS, 175, 128, 105)
 RS_CALL(finit_module, ALWAYS, 313, 350, 273)
 RS_CALL(process_vm_writev, ALWAYS, 311, 348, 271)
 RS_CALL(ptrace, ALWAYS, 101, 26, 117)
+/* Noted if they put a socket on a closed 0, 1 or 2. */
+RS_CALL(dup, ALWAYS, 32, 41, 23)
+RS_CALL(fcntl, ARG2_STDIO, 72, 55, 25)
+RS_CALL(fcntl64, ARG2_STDIO, -1, 221, -1)
 /* Noted at the call. */
 RS_CALL(clone, CLONE_NAMESPACE, 56, 120, 220)
 RS_CALL(clone3, ALWAYS, 435, 435, 435)

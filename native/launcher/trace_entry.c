@@ -97,8 +97,6 @@ static int deny(struct rs_tracer *t, struct rs_task *task)
 /* Calls that are noted without waiting for their result. Returns 1 if this is one. */
 static int note_at_entry(struct rs_tracer *t, struct rs_task *task)
 {
-	char path[RS_PATH_BYTES];
-
 	switch (task->call) {
 	case RS_CALL_clone3:
 		note_clone3(t, task, RS_TRACE_RESULT_UNKNOWN, 0);
@@ -108,8 +106,7 @@ static int note_at_entry(struct rs_tracer *t, struct rs_task *task)
 		break;
 	case RS_CALL_dup2:
 	case RS_CALL_dup3:
-		if (rs_fd_path(task->tid, (int)task->args[0], path, NULL) < 0 ||
-		    strncmp(path, "socket:", 7) != 0)
+		if (!rs_is_socket(task->tid, (int)task->args[0]))
 			return 1;
 		break;
 	case RS_CALL_mmap:

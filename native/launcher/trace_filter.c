@@ -13,6 +13,7 @@
 #include "trace_filter.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
@@ -33,6 +34,7 @@ enum when {
 	ALWAYS,
 	ARG4_SET,
 	ARG1_STDIO,
+	ARG2_STDIO,
 	PROT_EXEC_SET,
 	MMAP_EXEC_SET,
 	PRCTL_SET,
@@ -43,6 +45,7 @@ enum when {
 #define WHEN_WATCHED	     NEVER
 #define WHEN_ARG4_SET	     ARG4_SET
 #define WHEN_ARG1_STDIO	     ARG1_STDIO
+#define WHEN_ARG2_STDIO	     ARG2_STDIO
 #define WHEN_PROT_EXEC	     PROT_EXEC_SET
 #define WHEN_MMAP_EXEC	     MMAP_EXEC_SET
 #define WHEN_PRCTL	     PRCTL_SET
@@ -157,6 +160,15 @@ static void add_condition(struct program *p, enum when when)
 		break;
 	case ARG1_STDIO:
 		load(p, argument(1, 0));
+		add(p, BPF_JMP | BPF_JGT | BPF_K, 0, 1, STDERR_FILENO);
+		give(p, SECCOMP_RET_ALLOW);
+		break;
+	case ARG2_STDIO: /* F_DUPFD and F_DUPFD_CLOEXEC, from there on */
+		load(p, argument(1, 0));
+		add(p, BPF_JMP | BPF_JEQ | BPF_K, 2, 0, F_DUPFD);
+		add(p, BPF_JMP | BPF_JEQ | BPF_K, 1, 0, F_DUPFD_CLOEXEC);
+		give(p, SECCOMP_RET_ALLOW);
+		load(p, argument(2, 0));
 		add(p, BPF_JMP | BPF_JGT | BPF_K, 0, 1, STDERR_FILENO);
 		give(p, SECCOMP_RET_ALLOW);
 		break;

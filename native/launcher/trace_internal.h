@@ -278,6 +278,8 @@ void rs_file_op(struct rs_tracer *t, uint32_t process, enum rs_trace_op op, cons
 		const char *second, uint32_t mode, uint64_t bytes);
 void rs_net_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_send_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
+int rs_is_socket(pid_t tid, int fd);
+void rs_dup_done(struct rs_tracer *t, struct rs_task *task, int64_t result);
 void rs_note(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t flags);
 void rs_notes_flush(struct rs_tracer *t);
 

@@ -150,6 +150,10 @@ static void on_exit_of_call(struct rs_tracer *t, struct rs_task *task, int64_t r
 	case RS_CALL_bind:
 	case RS_CALL_socketcall:
 		return rs_net_done(t, task, result);
+	case RS_CALL_dup:
+	case RS_CALL_fcntl:
+	case RS_CALL_fcntl64:
+		return rs_dup_done(t, task, result);
 	case RS_CALL_write:
 	case RS_CALL_writev:
 	case RS_CALL_sendto:

@@ -170,8 +170,11 @@ static void describe(struct draft *draft, const struct rs_task *task)
 	case RS_CALL_io_uring_setup:
 		return keep(draft, task, 0, 1);
 	case RS_CALL_fsconfig:
+	case RS_CALL_dup:
 	case RS_CALL_dup2:
 	case RS_CALL_dup3:
+	case RS_CALL_fcntl:
+	case RS_CALL_fcntl64:
 	case RS_CALL_ptrace:
 	case RS_CALL_setns:
 	case RS_CALL_seccomp:
@@ -252,4 +255,22 @@ void rs_note(struct rs_tracer *t, struct rs_task *task, int64_t result, uint8_t 
 		t->notes[found].count++;
 	else
 		add_note(t, &draft, hash);
+}
+
+int rs_is_socket(pid_t tid, int fd)
+{
+	char path[RS_PATH_BYTES];
+
+	return rs_fd_path(tid, fd, path, NULL) >= 0 &&
+	       strncmp(path, "socket:", strlen("socket:")) == 0;
+}
+
+/* dup, or fcntl with F_DUPFD: where the copy went is known now; it takes the second argument's
+ * place. */
+void rs_dup_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
+{
+	if (result < 0 || result > 2 || !rs_is_socket(task->tid, (int)result))
+		return;
+	task->args[1] = (uint64_t)result;
+	rs_note(t, task, result, 0);
 }

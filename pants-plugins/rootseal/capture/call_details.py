@@ -19,6 +19,7 @@ _SAME = {
     "sendfile64": "sendfile",
     "pkey_mprotect": "mprotect",
     "umount": "umount2",
+    "fcntl64": "fcntl",
 }
 
 # For each call: which argument has which name, and the names of its texts.
@@ -34,8 +35,10 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
     "fsmount": {"fd": 0},
     "io_uring_setup": {"entries": 0},
     "process_vm_writev": {"pid": 0},
+    "dup": {"from": 0, "to": 1},
     "dup2": {"from": 0, "to": 1},
     "dup3": {"from": 0, "to": 1},
+    "fcntl": {"from": 0, "to": 1},
     "ptrace": {"pid": 1},
     "seccomp": {"operation": 0, "flags": 1},
 }

@@ -78,6 +78,8 @@ CALLS: Mapping[int, str] = {
     79: "file_open",
     80: "open_tree_attr",
     81: "memfd_secret",
+    84: "dup",
+    85: "fcntl",
 }
 
 PRCTL: Mapping[int, str] = {
