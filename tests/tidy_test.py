@@ -37,7 +37,17 @@ LAYERS: Mapping[str, int] = {
         1,
     ),
     **dict.fromkeys(
-        ("keys", "wire", "schema", "opens_table", "keeper", "hardening", "build_id", "trace_ring"),
+        (
+            "privileges",
+            "keys",
+            "wire",
+            "schema",
+            "opens_table",
+            "keeper",
+            "hardening",
+            "build_id",
+            "trace_ring",
+        ),
         1,
     ),
     **dict.fromkeys(("capture",), 2),

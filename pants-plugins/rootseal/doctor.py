@@ -25,13 +25,12 @@ from rootseal.daemon_limits import GOOD_LIMIT, limit_remedy
 from rootseal.daemon_options import options_of
 from rootseal.executable import rootseal_command
 from rootseal.observation import Posture
+from rootseal.privileges import CAP_BPF, CAP_SYS_ADMIN, has_capability
 
 HELPER_PLACES = (
     "/usr/local/libexec/rootseal/rootseal-scope",
     "/usr/libexec/rootseal/rootseal-scope",
 )
-CAP_SYS_ADMIN = 21
-CAP_BPF = 39
 KERNEL_MIN = (5, 10)
 ACCESS_KERNEL_MIN = (6, 14)
 GROUPS_GOOD = 32
@@ -143,16 +142,8 @@ def _launcher() -> Finding:
     return Finding("launcher", good, True, str(LAUNCHER), "" if good else "Run `make build`.")
 
 
-def effective_capabilities() -> int:
-    """Effective capabilities of this process, as a bit set."""
-    for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
-
-
 def _privileges() -> Finding:
-    good = bool(effective_capabilities() >> CAP_SYS_ADMIN & 1)
+    good = has_capability(CAP_SYS_ADMIN)
     found = f"uid {os.getuid()}, {'with' if good else 'without'} CAP_SYS_ADMIN"
     return Finding(
         "privileges", good, False, found, "" if good else "None: the helper replaces it."
@@ -308,13 +299,13 @@ def _file(name: str, path: str, remedy: str) -> Finding:
 
 
 def _bpf() -> Finding:
-    admin = effective_capabilities() >> CAP_BPF & 1
+    admin = has_capability(CAP_BPF)
     path = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
     setting = path.read_text().strip() if path.exists() else "absent"
     lsm = _text("/sys/kernel/security/lsm") or "unknown"
     found = f"{'with' if admin else 'without'} CAP_BPF, unprivileged_bpf_disabled={setting}"
     remedy = "" if admin else f"Run the system daemon as root: {_ensure_system()}"
-    return Finding("bpf", bool(admin), False, f"{found}, lsm={lsm}", remedy)
+    return Finding("bpf", admin, False, f"{found}, lsm={lsm}", remedy)
 
 
 def _ebpf(daemon: Optional[Dict[str, object]]) -> Finding:

@@ -8,8 +8,8 @@ from typing import List
 
 # By machine: numbers of the calls, and of the architecture as seccomp knows it.
 NUMBERS = {
-    "x86_64": {"ptrace": 101, "seccomp": 317},
-    "aarch64": {"ptrace": 117, "seccomp": 277},
+    "x86_64": {"ptrace": 101, "seccomp": 317, "bpf": 321, "fanotify_init": 300},
+    "aarch64": {"ptrace": 117, "seccomp": 277, "bpf": 280, "fanotify_init": 262},
 }
 # Each call of sys.argv[1] fails with EPERM; the rest is the command.
 _SCRIPT = """

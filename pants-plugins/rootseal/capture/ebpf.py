@@ -21,6 +21,7 @@ from rootseal.capture.trace_events import Reader, StoreBypass
 from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
 from rootseal.executable import rootseal_command
 from rootseal.observation import Ledger, ProcessRecord, TracePrograms
+from rootseal.privileges import ALLOW_CALL, CAP_BPF, has_capability
 from rootseal.trace_ring import RING_BYTES_DEFAULT, RING_BYTES_MIN, check_size
 
 OPENS_MAX = 1 << 22  # (process, file) pairs of one scope, 56 bytes each
@@ -128,6 +129,9 @@ def _check_host() -> None:
 
 
 def _explain(error: NativeError) -> BackendUnavailable:
+    if error.errno == errno.EPERM and has_capability(CAP_BPF):
+        reason = f"the kernel refused a program: {error}"
+        return unavailable(reason, ALLOW_CALL.format(call="bpf"))
     if error.errno == errno.EPERM:
         return unavailable(
             f"the kernel refused a program: {error}",

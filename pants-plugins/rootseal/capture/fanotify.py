@@ -25,6 +25,7 @@ from rootseal.observation import (
     Posture,
     ProcessRecord,
 )
+from rootseal.privileges import ALLOW_CALL, CAP_SYS_ADMIN, has_capability
 
 _GROUPS_PATH = pathlib.Path("/proc/sys/fs/fanotify/max_user_groups")
 _GROUPS_DEFAULT = 128
@@ -59,6 +60,9 @@ _COUNTER_NAMES: Mapping[str, str] = {
 
 
 def _unavailable(error: NativeError) -> BackendUnavailable:
+    if error.errno == errno.EPERM and has_capability(CAP_SYS_ADMIN):
+        reason = "the call fanotify_init is not permitted"
+        return BackendUnavailable("fanotify", reason, ALLOW_CALL.format(call="fanotify_init"))
     if error.errno == errno.EPERM:
         return BackendUnavailable(
             "fanotify",
