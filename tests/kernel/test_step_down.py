@@ -9,7 +9,7 @@ from typing import Dict, List
 
 import pytest
 from refused_calls import refusing
-from running_daemon import command, running_daemon
+from running_daemon import command, one_line, running_daemon
 
 pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "launcher", "core")
 # What the kernel refuses: what `auto` is then, and each step down to it.
@@ -48,6 +48,24 @@ def test_doctor_has_a_remedy_for_what_is_missing(calls: tuple[str, ...]) -> None
         assert findings[name]["remedy"] and f"remedy: {findings[name]['remedy']}" in text
         wanted = "--cap-add SYS_PTRACE" if name == "ptrace" else "seccomp profile"
         assert wanted in findings[name]["remedy"]  # root has the capability: that is not missing
+
+
+NAMED = {
+    "bpf": ("--option=capture-mode=trace:ebpf",),
+    "ptrace": ("--option=capture-mode=trace:ptrace",),
+    "fanotify_init": ("--option=fanotify=on",),
+}
+
+
+@pytest.mark.parametrize("call", NAMED)
+def test_what_is_named_and_missing_fails_before_the_action_starts(
+    tmp_path: Path, sandbox: Path, call: str
+) -> None:
+    with running_daemon(tmp_path, prefix=refusing(call)) as daemon:
+        done = daemon.run(sandbox, ["touch", "ran"], *NAMED[call])
+    assert done.returncode == 125 and not done.record.exists()
+    assert "not permitted" in one_line(done.stderr).lower()
+    assert not (sandbox / "ran").exists()
 
 
 def doctor(calls: tuple[str, ...]) -> tuple[Dict[str, Dict[str, str]], str]:

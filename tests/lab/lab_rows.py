@@ -57,6 +57,7 @@ RUN_HERE = tuple(
 MATERIALS, PRODUCTS = kernel("fanotify_materials"), kernel("fanotify_products")
 CAPTURE = MATERIALS + PRODUCTS
 EBPF = kernel("ebpf", "ebpf_daemon", "ebpf_net", "observed")
+WHICH = kernel("step_down", "programs", "process_fields")
 BOTH_HERE = tuple(
     f"tests/kernel/test_ebpf_daemon.py::test_{name}"
     for name in (
@@ -163,7 +164,9 @@ DISKS = {
 # The host's own kernel runs what the guests run; `make test` runs all of the group there.
 ROWS = (
     Row(
-        "host", "own", FACTS + VERITY + IMA + RUN + TOOLCHAINS + CAPTURE + EBPF + LAUNCHER + TRACED
+        "host",
+        "own",
+        FACTS + VERITY + IMA + RUN + TOOLCHAINS + CAPTURE + EBPF + WHICH + LAUNCHER + TRACED,
     ),
     Row("6.12-nobpf", "overlay", FACTS + TOOLCHAINS_HERE + PRODUCTS + EBPF_HERE),
     Row("6.12-nobpf", "ext4", HERE + VERITY + SEALING, ("fs-verity",), 1 << 30),
