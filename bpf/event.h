@@ -143,6 +143,7 @@ enum rs_call {
 	RS_CALL_OLD_MMAP = 83, /* 32-bit x86 only: arguments in memory */
 	RS_CALL_DUP = 84,
 	RS_CALL_FCNTL = 85,
+	RS_CALL_IO_URING_REQUEST = 86, /* of a ring: a deed that is no open; its opcode */
 };
 
 /* Every event begins with this. */

@@ -218,18 +218,29 @@ static __always_inline struct rs_member *rs_member_get(void)
 	return RS_LOOKUP(rs_members, &tgid);
 }
 
-/* A request of an io_uring: opens made by a ring have no system call of their own. */
+/* IORING_OP_OPENAT and _OPENAT2; and _CONNECT, _RENAMEAT, _UNLINKAT, _SYMLINKAT, _LINKAT, _SOCKET,
+ * _FTRUNCATE, _BIND. Not what is done a million times: writes and sends. */
+#define RS_RING_OPENS (1ULL << 18 | 1ULL << 28)
+#define RS_RING_DEEDS                                                                              \
+	(1ULL << 16 | 1ULL << 35 | 1ULL << 36 | 1ULL << 38 | 1ULL << 39 | 1ULL << 45 |             \
+	 1ULL << 55 | 1ULL << 56)
+
+/* A request of an io_uring: what a ring does has no system call of its own. */
 static __always_inline int rs_on_ring_request(u8 opcode)
 {
 	struct rs_regs regs = {};
 	struct rs_member *member;
 
-	if (opcode != 18 && opcode != 28) /* IORING_OP_OPENAT, IORING_OP_OPENAT2 */
+	if (opcode > 63 || !((RS_RING_OPENS | RS_RING_DEEDS) >> opcode & 1))
 		return 0;
 	member = rs_member_get();
 	if (!member)
 		return 0;
 	regs.id = RS_CALL_IO_URING_OPEN;
+	if (RS_RING_DEEDS >> opcode & 1) {
+		regs.id = RS_CALL_IO_URING_REQUEST;
+		regs.a[0] = opcode;
+	}
 	regs.scope = member->scope;
 	return rs_on_call(&regs);
 }

@@ -115,6 +115,11 @@ NO_RINGS = Unlike(
     "io_uring_setup is refused (deniedIoUringCalls), so that programs use ordinary calls",
     {"code": 77, "calls": some("io_uring_setup", entries=4, verdict="denied")},
 )
+UNTOLD = Unlike(
+    (BCC,),
+    "what a ring does is not told; without fanotify its ring is counted as lost",
+    {"calls": (), "perhaps": ("unhashedOpensTotal",)},
+)
 OPEN = {"in": IN}
 FILTERED = some("seccomp", operation=1, flags=0)
 TOLD = Unlike(TRACERS, "the call `seccomp` is told too", {"calls": FILTERED})
@@ -198,6 +203,14 @@ TABLE: Mapping[str, Wanted] = {
                 {"calls": ()},
             ),
         ),
+    ),
+    "io_uring_connect": Wanted(
+        calls=some("io_uring_request", operation="IORING_OP_CONNECT", count=1),
+        unlike=(NO_RINGS, UNTOLD),
+    ),
+    "io_uring_unlinkat": Wanted(
+        calls=some("io_uring_request", operation="IORING_OP_UNLINKAT", count=1),
+        unlike=(NO_RINGS, UNTOLD),
     ),
     "memfd_create": Wanted(calls=some("memfd_create", name="secret")),
     "execve": READS,

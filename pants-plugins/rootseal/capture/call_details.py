@@ -92,6 +92,8 @@ def call_details(name: str, args: Sequence[int], texts: Sequence[bytes]) -> Deta
 
 def _special(name: str, args: Sequence[int]) -> Dict[str, Union[int, str]]:
     """Arguments that say more as words."""
+    if name == "io_uring_request":
+        return {"operation": trace_names.RING_OPERATIONS.get(args[0], str(args[0]))}
     if name in _NAMESPACE_ARGUMENT:
         value = args[_NAMESPACE_ARGUMENT[name]]
         value &= ~_SIGNAL_BITS if name == "clone" else -1

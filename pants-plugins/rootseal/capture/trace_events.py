@@ -51,7 +51,11 @@ _CONN_DNS = 2
 _MODE_KINDS = {0o140000: b"socket", 0o010000: b"pipe"}
 _CUT_AREA = 4 | 8
 _SSB_DISABLED = 1 << 3 | 1 << 4 | 1 << 7  # PFA_SPEC_SSB_DISABLE, _FORCE_DISABLE, _NOEXEC
-_NO_RESULT = ("io_uring_open", "mmap")  # of mmap only the address, which differs from run to run
+_NO_RESULT = (
+    "io_uring_open",
+    "io_uring_request",
+    "mmap",
+)  # of mmap only the address, which differs from run to run
 _CallKey = Tuple[str, Details, bool]
 
 

@@ -80,6 +80,18 @@ CALLS: Mapping[int, str] = {
     81: "memfd_secret",
     84: "dup",
     85: "fcntl",
+    86: "io_uring_request",
+}
+
+RING_OPERATIONS: Mapping[int, str] = {
+    16: "IORING_OP_CONNECT",
+    35: "IORING_OP_RENAMEAT",
+    36: "IORING_OP_UNLINKAT",
+    38: "IORING_OP_SYMLINKAT",
+    39: "IORING_OP_LINKAT",
+    45: "IORING_OP_SOCKET",
+    55: "IORING_OP_FTRUNCATE",
+    56: "IORING_OP_BIND",
 }
 
 PRCTL: Mapping[int, str] = {
