@@ -120,6 +120,17 @@ def test_call_is_seen_beside_fanotify(
     assert done.field("capture", "ebpf", "loader") == "bcc"
 
 
+@pytest.mark.heavy
+def test_burst_is_complete_every_time(daemon: RunningDaemon, program: Path, root: Path) -> None:
+    """As of each backend that claims `held` (test_backends.py), 100 times."""
+    row = wanted("burst", BOTH, BCC)
+    for _ in range(100):
+        done = run_daemon(daemon, BOTH, root, str(program), "burst", ".")
+        assert done.field("capture", "posture", "achieved") == "held"
+        check(seen_in(done), row, str(program), sha256_text)
+        done.record.unlink()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", [EBPF, BOTH])
 def test_program_is_captured(
