@@ -76,5 +76,5 @@ int rs_trace_run(const struct rs_trace_config *config, pid_t child,
 /* Whether tracing works here: traces a process of its own. `ret_reason` names what failed. */
 int rs_trace_probe(const char **ret_reason);
 
-/* The same in a fraction of the time, without an open, and without another signal's state. */
+/* The same in a fraction of the time, without an open; changes no signal's state. */
 int rs_trace_check(const char **ret_reason);

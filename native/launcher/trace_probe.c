@@ -111,7 +111,10 @@ int rs_trace_probe(const char **ret_reason)
 	return result;
 }
 
-/* Its filter must be accepted; it stops nowhere. */
+/*
+ * Its filter must be accepted; it stops nowhere. A traced child can be waited for where SIGCHLD is
+ * ignored too.
+ */
 static int check_filter(pid_t child, const char **ret_reason)
 {
 	int status;
@@ -124,11 +127,12 @@ static int check_filter(pid_t child, const char **ret_reason)
 	return -EPERM;
 }
 
-static int check(const char **ret_reason)
+int rs_trace_check(const char **ret_reason)
 {
 	int pair[2], result;
 	pid_t child;
 
+	*ret_reason = "broken: no process could be started";
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
 		return -errno;
 	child = fork();
@@ -147,20 +151,5 @@ static int check(const char **ret_reason)
 	*ret_reason = refusal(result);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, __WALL);
-	return result;
-}
-
-int rs_trace_check(const char **ret_reason)
-{
-	struct sigaction before, act = {.sa_handler = SIG_DFL};
-	int result;
-
-	*ret_reason = "broken: no process could be started";
-	/* Where SIGCHLD is ignored the kernel reaps our child unseen. */
-	if (sigaction(SIGCHLD, &act, &before) < 0)
-		return -errno;
-	result = check(ret_reason);
-	if (sigaction(SIGCHLD, &before, NULL) < 0 && result >= 0)
-		result = -errno;
 	return result;
 }
