@@ -20,6 +20,8 @@ STEPS = {
     ("fanotify_init", "ptrace"): ("ebpf", ["fanotify", "ptrace"]),
     ("fanotify_init", "ptrace", "bpf"): ("walk", ["fanotify", "ptrace"]),
 }
+# A daemon of this machine would speak for the host.
+WITHOUT_DAEMON = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh")
 MISSING = {"fanotify_init": "fanotify", "ptrace": "ptrace", "bpf": "ebpf"}
 
 
@@ -70,7 +72,7 @@ def test_what_is_named_and_missing_fails_before_the_action_starts(
 
 def doctor(calls: tuple[str, ...]) -> tuple[Dict[str, Dict[str, str]], str]:
     """Its findings by name, and what it says to people, on such a host without a daemon."""
-    argv: List[str] = [*refusing(*calls), *command("doctor")]
+    argv: List[str] = [*WITHOUT_DAEMON, *refusing(*calls), *command("doctor")]
     text = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
     found = subprocess.run([*argv, "--json"], capture_output=True, text=True, check=False).stdout
     return {one["name"]: one for one in json.loads(found)["findings"]}, text
