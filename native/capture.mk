@@ -21,7 +21,7 @@ TEST_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/test_*.c)))
 FUZZ_NAMES := $(basename $(notdir $(wildcard $(CORE_TESTS)/fuzz_*.c)))
 # Of the trace core (native/trace) what needs no kernel: the aggregator, its parser and the ledger.
 TRACE_SOURCES := trace/agg.c trace/check.c trace/ledger.c trace/result.c trace/clock.c $(sort $(wildcard trace/content*.c)) \
-	capture/filestat.c capture/sha.c
+	$(addprefix capture/,dcache.c filestat.c mem.c sha.c spill.c)
 TRACE_FLAGS = $(subst -Icapture,-Itrace,$(CORE_FLAGS))
 TRACE_HEADERS := $(wildcard trace/*.h) ../bpf/event.h $(CORE_TESTS)/check.h capture.mk
 TRACE_TESTS := $(basename $(notdir $(wildcard $(CORE_TESTS)/trace_test_*.c)))

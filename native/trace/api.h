@@ -162,7 +162,7 @@ const rs_trace_content_open *rs_trace_content_opens(const rs_trace_result *resul
 						    size_t *ret_count);
 /* Of each reason the files; bytes that were hashed. */
 void rs_trace_content_failures(const rs_trace_result *result, uint64_t *ret_failures8,
-			       uint64_t *ret_hashed_bytes);
+			       uint64_t *ret_hashed_bytes, uint64_t *ret_cache_hits);
 /* Whether a file (by index) has no failure, so that its digest stands for all its opens. */
 int rs_trace_content_stands(const rs_trace_result *result, size_t index);
 void rs_trace_counters_of(const rs_trace_result *result, rs_trace_counters *ret_counters);

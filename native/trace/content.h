@@ -6,12 +6,14 @@
 #include <stdbool.h>
 
 #include "../../bpf/event.h"
+#include "../capture/dcache.h"
 #include "../capture/filestat.h"
 #include "agg.h"
 
 #define RS_CONTENT_THREADS_MAX 4
 #define RS_CONTENT_JOBS_MAX    65536U
 #define RS_CONTENT_JOB_BYTES   (64U << 20) /* of all jobs that wait */
+#define RS_CONTENT_KEPT_MAX    (1U << 18)  /* digests for later actions: 20 MiB at most */
 
 /* Keys of two words to a number, open addressing; a slot without `used` is free. */
 struct rs_table_slot {
@@ -47,7 +49,7 @@ struct rs_contents {
 	int64_t begun_ns;  /* CLOCK_REALTIME_COARSE before the action */
 	uint64_t memory_device;
 	uint64_t max_files, max_hashed_bytes;
-	_Atomic uint64_t hashed_bytes;
+	_Atomic uint64_t hashed_bytes, cache_hits;
 	_Atomic bool dropped; /* nobody wants what is still under way */
 
 	pthread_mutex_t mutex; /* guards everything below */
@@ -107,6 +109,7 @@ struct rs_content_worker {
 
 struct rs_content_pool *rs_content_pool_open(int *ret_error);
 void rs_content_pool_close(struct rs_content_pool *pool);
+struct rs_dcache *rs_content_pool_cache(struct rs_content_pool *pool);
 /* Takes over the job. False: no room, the job is freed. */
 bool rs_content_pool_add(struct rs_content_pool *pool, struct rs_content_job *job);
 

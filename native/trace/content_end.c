@@ -118,12 +118,13 @@ const char *rs_trace_outputs(const rs_trace_result *result, size_t *ret_length)
 }
 
 void rs_trace_content_failures(const rs_trace_result *result, uint64_t *ret_failures8,
-			       uint64_t *ret_hashed_bytes)
+			       uint64_t *ret_hashed_bytes, uint64_t *ret_cache_hits)
 {
 	memset(ret_failures8, 0, RS_CONTENT_REASONS * sizeof(*ret_failures8));
-	*ret_hashed_bytes = 0;
+	*ret_hashed_bytes = *ret_cache_hits = 0;
 	if (!result->contents)
 		return;
 	memcpy(ret_failures8, result->contents->failures, sizeof(result->contents->failures));
 	*ret_hashed_bytes = result->contents->hashed_bytes;
+	*ret_cache_hits = result->contents->cache_hits;
 }

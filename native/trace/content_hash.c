@@ -12,14 +12,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/openat2.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define NS_OF_SECOND 1000000000LL
+#ifndef XFS_SUPER_MAGIC
+#define XFS_SUPER_MAGIC 0x58465342
+#endif
 
 bool rs_content_is(const struct rs_content_job *job, const struct rs_stat *stat)
 {
@@ -73,6 +79,47 @@ bool rs_content_is_unchanged(const struct rs_content_job *job, const struct rs_s
 	return stat->ctime_ns < job->settled_ns - lag;
 }
 
+/* The filesystems whose times let a digest be kept: see ../capture/dcache.c. */
+static bool may_be_kept(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs))
+		return false;
+	switch ((uint32_t)fs.f_type) {
+	case EXT4_SUPER_MAGIC:
+	case XFS_SUPER_MAGIC:
+	case BTRFS_SUPER_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Hash, and keep the digest by the rules of ../capture/dcache.c. */
+static int hash_to_keep(struct rs_content_worker *worker, struct rs_contents *contents, int fd,
+			struct rs_stat *stat, struct rs_hash_result *ret_result)
+{
+	const struct rs_stat before = *stat;
+	bool keep = rs_settled(stat, rs_coarse_now_ns()) && may_be_kept(fd) && rs_no_writer(fd);
+	int error = rs_hash_fd(&worker->hasher, fd, stat, &contents->hashed_bytes, ret_result);
+
+	if (!error && keep && !ret_result->unstable && rs_same_state(&before, stat))
+		rs_dcache_insert(rs_content_pool_cache(worker->pool), stat, &ret_result->content);
+	return error;
+}
+
+/* A digest that another action took of this very state. */
+static bool is_kept(struct rs_content_worker *worker, struct rs_contents *contents, int fd,
+		    const struct rs_stat *stat, struct rs_content *ret_content)
+{
+	if (!may_be_kept(fd) ||
+	    !rs_dcache_lookup(rs_content_pool_cache(worker->pool), stat, ret_content))
+		return false;
+	atomic_fetch_add(&contents->cache_hits, 1);
+	return true;
+}
+
 static enum rs_content_reason hash(struct rs_content_worker *worker,
 				   const struct rs_content_job *job, int fd, struct rs_stat *stat,
 				   struct rs_content *ret_content)
@@ -88,7 +135,7 @@ static enum rs_content_reason hash(struct rs_content_worker *worker,
 	copy = open(link, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (copy < 0)
 		return RS_CONTENT_UNREADABLE;
-	error = rs_hash_fd(&worker->hasher, copy, stat, &contents->hashed_bytes, &result);
+	error = hash_to_keep(worker, contents, copy, stat, &result);
 	close(copy);
 	if (error)
 		return RS_CONTENT_UNREADABLE;
@@ -109,7 +156,8 @@ void rs_content_take(struct rs_content_worker *worker, const struct rs_content_j
 		reason = RS_CONTENT_UNREADABLE;
 	else if (!rs_content_is_unchanged(job, &stat))
 		reason = RS_CONTENT_CHANGED;
-	else if (!rs_contents_known(job->contents, &stat, &content))
+	else if (!rs_contents_known(job->contents, &stat, &content) &&
+		 !is_kept(worker, job->contents, fd, &stat, &content))
 		reason = hash(worker, job, fd, &stat, &content);
 	if (reason)
 		rs_contents_fail(job->contents, job, reason);

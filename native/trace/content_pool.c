@@ -1,11 +1,12 @@
 /*
  * content_pool.c: the threads that hash what members opened, and the line of files before them.
  *
- * Owns: the threads, the jobs that wait. Must not: let the line grow without bound; what finds no
- * room is for the caller to count. Hand-off: ring consumer -> line -> content_hash.c.
- * Privilege: none of its own.
+ * Owns: the threads, the jobs that wait, the digests for later actions. Must not: let the line grow
+ * without bound; what finds no room is for the caller to count. Hand-off: ring consumer -> line ->
+ * content_hash.c. Privilege: none of its own.
  */
 #include "content.h"
+#include "../capture/mem.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@ struct rs_content_pool {
 	struct rs_content_job *first, **last; /* owned */
 	size_t jobs, bytes;
 	bool stop;
+	struct rs_dcache *cache; /* owned */
 	struct rs_content_worker workers[RS_CONTENT_THREADS_MAX];
 	int threads;
 };
@@ -79,6 +81,11 @@ bool rs_content_pool_add(struct rs_content_pool *pool, struct rs_content_job *jo
 	return room;
 }
 
+struct rs_dcache *rs_content_pool_cache(struct rs_content_pool *pool)
+{
+	return pool->cache;
+}
+
 static int start(struct rs_content_pool *pool, struct rs_content_worker *worker)
 {
 	int error = rs_hasher_open(&worker->hasher);
@@ -97,9 +104,12 @@ struct rs_content_pool *rs_content_pool_open(int *ret_error)
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct rs_content_pool *pool = calloc(1, sizeof(*pool));
 
-	*ret_error = pool ? 0 : -ENOMEM;
-	if (!pool)
+	*ret_error = pool ? rs_dcache_open(RS_CONTENT_KEPT_MAX, &pool->cache) : -ENOMEM;
+	if (*ret_error) {
+		free(pool);
 		return NULL;
+	}
+	rs_hash_setup();
 	pthread_mutex_init(&pool->mutex, NULL);
 	pthread_cond_init(&pool->more, NULL);
 	pool->last = &pool->first;
@@ -127,6 +137,7 @@ void rs_content_pool_close(struct rs_content_pool *pool)
 		pthread_join(pool->workers[i].thread, NULL);
 		rs_hasher_close(&pool->workers[i].hasher);
 	}
+	rs_dcache_close(pool->cache);
 	pthread_cond_destroy(&pool->more);
 	pthread_mutex_destroy(&pool->mutex);
 	free(pool);

@@ -79,7 +79,8 @@ def _sources_in(folder: str, *shared: str) -> List[str]:
 SOURCES: Mapping[str, List[str]] = {
     "native/capture": _sources_in("native/capture"),
     "native/trace": _sources_in(
-        "native/trace", "native/capture/filestat.c", "native/capture/sha.c"
+        "native/trace",
+        *(f"native/capture/{name}.c" for name in ("dcache", "filestat", "mem", "sha", "spill")),
     ),
 }
 """What each core is compiled from, by its folder; relative to the repository."""

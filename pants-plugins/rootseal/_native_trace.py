@@ -268,13 +268,13 @@ class Result:
         for index in range(int(count[0])):
             yield int(opens[index].tgid), int(opens[index].content), int(opens[index].access)
 
-    def content_failures(self) -> Tuple[Dict[str, int], int]:
-        """Files by `CONTENT_REASONS`, and bytes that were hashed."""
+    def content_failures(self) -> Tuple[Dict[str, int], int, int]:
+        """Files by `CONTENT_REASONS`, bytes that were hashed, digests that were known."""
         failures = self._ffi.new("uint64_t[8]")
-        hashed = self._ffi.new("uint64_t *")
-        self._lib.rs_trace_content_failures(self._handle, failures, hashed)
+        hashed, hits = self._ffi.new("uint64_t *"), self._ffi.new("uint64_t *")
+        self._lib.rs_trace_content_failures(self._handle, failures, hashed, hits)
         found = {name: int(failures[number]) for number, name in enumerate(CONTENT_REASONS, 1)}
-        return found, int(hashed[0])
+        return found, int(hashed[0]), int(hits[0])
 
     def counters(self) -> Dict[str, int]:
         """Every counter of the scope, by name."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Dict, Iterator, List
 
@@ -21,6 +23,7 @@ ALONE = OPTIONS[EBPF]
 ZERO = "--option=require-zero-drops=1"
 BUSY_FILES = 4  # as many as there are threads at most
 BUSY_BYTES = 1 << 27
+SETTLED_NS = 100_000_000  # far more than CLOCK_STEP_NS in native/capture/dcache.c
 JUST_BEFORE = 40  # one of ten was lost where only a tick was waited for
 
 
@@ -116,6 +119,53 @@ def test_what_was_written_just_before_the_action_is_no_loss(
         done = run(daemon, sandbox, "cat in")
         assert unhashed(done) == {}
         assert inside(done)["in"].digest.hex() == sha256_text(f"{number}\n")
+
+
+def hits(done: Done) -> int:
+    return int(done.verified().counters["digestCacheHits"])
+
+
+def test_digests_are_kept_for_later_actions_while_nothing_changes(
+    daemon: RunningDaemon, tmp_path: Path, sandbox: Path
+) -> None:
+    """Kept by the state of the file: not its times alone, which anybody may set back."""
+    path = tmp_path / "outside"
+    path.write_text("first\n")
+    before = path.stat()
+    long_ago(path)
+    text = f"read x <{path}"
+    run(daemon, sandbox, text)
+    known = run(daemon, sandbox, text)
+    assert known.materials()[os.fsencode(path)].digest.hex() == sha256_text("first\n")
+    assert hits(known) == len(known.materials())  # the shell and its libraries, too
+    assert known.verified().counters["bytesHashed"] == 0
+    path.write_text("other\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    long_ago(path)
+    changed = run(daemon, sandbox, text)
+    assert changed.materials()[os.fsencode(path)].digest.hex() == sha256_text("other\n")
+    assert hits(changed) == len(changed.materials()) - 1
+
+
+def test_what_is_open_for_writing_is_not_kept(
+    daemon: RunningDaemon, tmp_path: Path, sandbox: Path
+) -> None:
+    """A store through a mapping that is there already leaves the times as they are."""
+    path = tmp_path / "outside"
+    path.write_bytes(b"first\n".ljust(mmap.PAGESIZE, b"-"))
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
+        mapped[:5] = b"FIRST"
+        long_ago(path)
+        for word in (b"FIRST", b"OTHER"):
+            mapped[:5] = word
+            done = run(daemon, sandbox, f"read x <{path}")
+            leaf = done.materials()[os.fsencode(path)]
+            assert leaf.digest == digest.sha256(path.read_bytes()), word
+
+
+def long_ago(path: Path) -> None:
+    """Wait until its last change is older than the clock of files can tell apart."""
+    until(lambda: time.time_ns() - path.stat().st_ctime_ns > SETTLED_NS, "it has settled")
 
 
 # --- races -----------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ class Contents:
         opens: Process id, index in `files`, and how (4: executed).
         failures: Files that could not be hashed, by `_native_trace.CONTENT_REASONS`.
         hashed_bytes: How much was read.
+        cache_hits: Digests that were known from earlier actions.
         written: Pairs of native u64 (st_dev, st_ino) of what was opened to write.
         outputs: Paths of these.
     """
@@ -85,6 +86,7 @@ class Contents:
     opens: Tuple[Tuple[int, int, int], ...]
     failures: Mapping[str, int]
     hashed_bytes: int
+    cache_hits: int
     written: bytes = dataclasses.field(repr=False)
     outputs: Tuple[bytes, ...]
 
@@ -359,12 +361,13 @@ def _load_core(ring_bytes: int) -> _native_trace.Tracer:
 
 def _contents(result: _native_trace.Result) -> Contents:
     result.settle()
-    failures, hashed_bytes = result.content_failures()
+    failures, hashed_bytes, cache_hits = result.content_failures()
     return Contents(
         files=tuple(result.contents()),
         opens=tuple(result.content_opens()),
         failures=failures,
         hashed_bytes=hashed_bytes,
+        cache_hits=cache_hits,
         written=result.written(),
         outputs=result.outputs(),
     )

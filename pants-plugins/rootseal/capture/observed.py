@@ -112,6 +112,7 @@ class ObservedScope:
         counters: Dict[str, int] = collections.Counter(diagnostics.zeros())
         counters.update(trace.counters)
         counters["bytesHashed"] = seen.hashed_bytes
+        counters["digestCacheHits"] = seen.cache_hits
         hashed = b"".join(_PAIR.pack(item.dev, item.ino) for item in seen.files if item.stands)
         ledger = self._ledger(trace, seen, hashed)
         _count(counters, seen, ledger, self._trace.block_devices)
