@@ -52,13 +52,18 @@ enum rs_trace_record {
 	 * digest later 32 (else zeros), path: one of the losses RS_TRACE_LOSS_MUTATED; at most
 	 * RS_TRACE_MUTATIONS_MAX of them */
 	RS_TRACE_MUTATION = 13,
+	/* a line of the mountinfo of the task that opened it: a mount of RS_TRACE_FILE_REMOTE, each
+	 * once and at most RS_TRACE_MOUNTS_MAX of them */
+	RS_TRACE_MOUNT = 14,
 };
 #define RS_TRACE_MUTATIONS_MAX 1024u
+#define RS_TRACE_MOUNTS_MAX    1024u
 
 enum rs_trace_file_flag {
 	RS_TRACE_FILE_BORN = 1,	     /* made or written by the action before this open */
 	RS_TRACE_FILE_ANONYMOUS = 2, /* never had a path: a memfd that was executed */
 	RS_TRACE_FILE_FOREIGN = 4,   /* of a product: somebody else wrote or replaced it */
+	RS_TRACE_FILE_REMOTE = 8,    /* others serve it: content can change after it was hashed */
 };
 
 enum rs_trace_exec_flag {

@@ -7,6 +7,7 @@
  */
 #include "mounts.h"
 #include "core.h"
+#include "../remote_filesystems.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -30,12 +31,8 @@ static const char *const pseudo[] = {
 /* ctime on these is a proof of change: see dcache.c. */
 static const char *const reliable[] = {"ext4", "xfs", "btrfs"};
 
-/*
- * Served by others: what is read after the hash may differ from what was hashed, and no event says
- * so. FUSE types are told by their prefix.
- */
-static const char *const remote[] = {"9p",     "afs", "ceph", "cifs",  "coda", "fuseblk", "gfs2",
-				     "lustre", "nfs", "nfs4", "ocfs2", "smb3", "virtiofs"};
+#define NAME(name, magic) name,
+static const char *const remote[] = {RS_REMOTE_FILESYSTEMS(NAME)};
 
 static bool listed(const char *name, const char *const *list, size_t count)
 {
@@ -51,7 +48,7 @@ static bool listed(const char *name, const char *const *list, size_t count)
 
 static bool is_remote(const char *fstype)
 {
-	return LISTED(fstype, remote) || !strcmp(fstype, "fuse") || !strncmp(fstype, "fuse.", 5);
+	return LISTED(fstype, remote) || !strncmp(fstype, "fuse.", 5);
 }
 
 static bool is_octal(char c)

@@ -122,7 +122,7 @@ static uint32_t take_file(struct rs_tracer *t, struct exec *e, int fd, const cha
 		return RS_TRACE_NONE;
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
-	flags = rs_born_flag(t, &st);
+	flags = rs_born_flag(t, &st) | rs_remote_flag(t, e->tid, fd);
 	if (rs_is_anonymous(path, &st))
 		flags |= RS_TRACE_FILE_ANONYMOUS;
 	file = rs_file_seen(t, path, &st, &digest, KIND_EXECUTABLE, flags);

@@ -14,10 +14,12 @@
  * then, which the kernel refuses while anybody has the file open for writing (only the owner of a
  * file may take one; the action cannot write files of others); (3) the file may change while it is
  * hashed: its state is compared before and after.
+ * Where others serve the file the times are what they say: it is hashed at each open.
  *
  * Privilege: none.
  */
 #include "trace_internal.h"
+#include "../remote_filesystems.h"
 
 #include <elf.h>
 #include <errno.h>
@@ -110,7 +112,8 @@ static void cache_add(struct rs_tracer *t, int fd, const struct rs_file_id *id, 
 	uint32_t found;
 
 	if (id->ctime_ns > begun_ns - rs_time_step_ns(id->ctime_ns) ||
-	    rs_inode_written(t, id->device, id->inode))
+	    rs_inode_written(t, id->device, id->inode) ||
+	    rs_filesystem_of(fd) == RS_FILESYSTEM_REMOTE)
 		return;
 	found = rs_index_find(&t->cache_index, id_hash(id), cached_equal, t, id);
 	if (found != UINT32_MAX) {
@@ -222,10 +225,22 @@ int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_dig
 	return -RS_TRACE_LOSS_UNSTABLE;
 }
 
-/* Files that the kernel makes up as they are read: a typed exclusion, as for fanotify. Not
- * remembered by device: the number of an unmounted filesystem is used again. */
-int rs_filesystem_is_pseudo(int fd)
+static int has_magic(const struct statfs *fs, const uint32_t *list, size_t count)
 {
+	for (size_t i = 0; i < count; i++)
+		if ((uint32_t)fs->f_type == list[i])
+			return 1;
+	return 0;
+}
+
+#define HAS_MAGIC(fs, list) has_magic(fs, list, sizeof(list) / sizeof((list)[0]))
+#define MAGIC(name, magic)  magic,
+
+/* Not remembered by device: the number of an unmounted filesystem is used again. Only one that
+ * somebody serves can fail to say what it is. */
+enum rs_filesystem rs_filesystem_of(int fd)
+{
+	static const uint32_t remote[] = {RS_REMOTE_FILESYSTEMS(MAGIC)};
 	static const uint32_t pseudo[] = {
 	    PROC_SUPER_MAGIC, SYSFS_MAGIC,    CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC,
 	    DEBUGFS_MAGIC,    TRACEFS_MAGIC,  SECURITYFS_MAGIC,	  BPF_FS_MAGIC,
@@ -235,10 +250,7 @@ int rs_filesystem_is_pseudo(int fd)
 	};
 	struct statfs fs;
 
-	if (fstatfs(fd, &fs) < 0)
-		return 0;
-	for (size_t i = 0; i < sizeof(pseudo) / sizeof(pseudo[0]); i++)
-		if ((uint32_t)fs.f_type == pseudo[i])
-			return 1;
-	return 0;
+	if (fstatfs(fd, &fs) < 0 || HAS_MAGIC(&fs, remote))
+		return RS_FILESYSTEM_REMOTE;
+	return HAS_MAGIC(&fs, pseudo) ? RS_FILESYSTEM_PSEUDO : RS_FILESYSTEM_LOCAL;
 }

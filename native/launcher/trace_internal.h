@@ -183,6 +183,10 @@ struct rs_tracer {
 		uint32_t count, capacity;
 	} foreign;
 
+	/* trace_remote.c */
+	uint64_t *remote_mounts; /* that were sent, by their number */
+	uint32_t remote_count, remote_capacity;
+
 	/* trace_exec.c */
 	struct rs_digest *environments;
 	uint32_t environment_count, environment_capacity;
@@ -240,7 +244,15 @@ int rs_hash_anew(struct rs_tracer *t, int fd, struct statx *state, struct rs_dig
 /* The digest of a file in this state, if the cache has it. */
 int rs_hash_cached(struct rs_tracer *t, const struct statx *st, struct rs_digest *ret_digest,
 		   uint8_t *ret_is_code);
-int rs_filesystem_is_pseudo(int fd);
+enum rs_filesystem {
+	RS_FILESYSTEM_LOCAL,
+	RS_FILESYSTEM_PSEUDO, /* its files are made up as they are read: excluded, as by fanotify */
+	RS_FILESYSTEM_REMOTE, /* others serve it */
+};
+enum rs_filesystem rs_filesystem_of(int fd);
+
+/* trace_remote.c: RS_TRACE_FILE_REMOTE if others serve the file, whose mount is then sent; or 0. */
+uint8_t rs_remote_flag(struct rs_tracer *t, pid_t tid, int fd);
 
 /* trace_file.c */
 uint32_t rs_path_intern(struct rs_tracer *t, const char *path, size_t length);

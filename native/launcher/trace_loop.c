@@ -360,7 +360,7 @@ static void free_all(struct rs_tracer *t)
 	void *all[] = {t->tasks,	t->processes,	   t->arena,	   t->files,
 		       t->opens,	t->cache,	   t->read_buffer, t->candidates,
 		       t->written,	t->environments,   t->notes,	   t->out.data,
-		       t->scratch.data, t->note_text.data, t->peers};
+		       t->scratch.data, t->note_text.data, t->peers,	   t->remote_mounts};
 	struct rs_index *indexes[] = {&t->task_index,	 &t->process_index,	&t->file_index,
 				      &t->open_index,	 &t->cache_index,	&t->candidate_index,
 				      &t->written_index, &t->environment_index, &t->note_index,

@@ -78,6 +78,7 @@ struct opened {
 	int fd;	      /* owned */
 	int readable; /* pread() on fd is possible; else it must be opened anew to be read */
 	int flags;
+	pid_t tid;
 	uint32_t process;
 	struct statx st;
 	char path[RS_PATH_BYTES];
@@ -114,7 +115,7 @@ static int is_readable(const struct opened *o)
 /* On a block device there is content; only filesystems without one can be made up by the kernel. */
 static int is_pseudo(const struct opened *o)
 {
-	return o->st.stx_dev_major == 0 && rs_filesystem_is_pseudo(o->fd);
+	return o->st.stx_dev_major == 0 && rs_filesystem_of(o->fd) == RS_FILESYSTEM_PSEUDO;
 }
 
 static int hash_content(struct rs_tracer *t, struct opened *o, struct rs_digest *ret_digest,
@@ -148,7 +149,7 @@ static void take_material(struct rs_tracer *t, struct opened *o)
 	}
 	rs_counted(t, RS_TRACE_C_HASHED);
 	file = rs_file_seen(t, o->path, &o->st, &digest, is_code ? KIND_CODE : KIND_FILE,
-			    rs_born_flag(t, &o->st));
+			    rs_born_flag(t, &o->st) | rs_remote_flag(t, o->tid, o->fd));
 	rs_file_opened(t, o->process, file);
 }
 
@@ -201,7 +202,8 @@ static void take_opened(struct rs_tracer *t, const struct rs_task *task, struct 
 
 void rs_open_done(struct rs_tracer *t, struct rs_task *task, int64_t result)
 {
-	struct opened opened = {.flags = flags_of(task), .process = rs_process_of(t, task)->number};
+	struct opened opened = {
+	    .flags = flags_of(task), .tid = task->tid, .process = rs_process_of(t, task)->number};
 	int error;
 
 	if (result < 0)

@@ -329,10 +329,10 @@ def describe(announced: Announcement, decision: Decision) -> Callable[..., Actio
 
 def served_by_others(observation: Observation) -> Tuple[Fallback, ...]:
     """The step down to `observed` that files of FUSE, NFS and the like are, if there were any."""
-    if not observation.backend.startswith("fanotify") or observation.posture is Posture.HELD:
+    if observation.posture is not Posture.OBSERVED or observation.backend == "ebpf":
         return ()
     weaker = [mount for mount in observation.mounts if mount.posture is Posture.OBSERVED]
-    names = ", ".join(sorted({mount.filesystem for mount in weaker}))[:256]
+    names = ", ".join(sorted({mount.filesystem for mount in weaker}))[:256] or "not named"
     reason = f"it used files that others serve ({names}): content can change after it was hashed"
     return (Fallback(Posture.HELD.value, observation.posture.value, reason),)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from rootseal import fsverity
+from rootseal.capture import mountinfo
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, CaptureError, ConfigError
 from rootseal.observation import MountMark, Posture
@@ -165,17 +166,12 @@ REMOTE = frozenset(
 
 
 def _parse(line: bytes) -> Optional[MountMark]:
-    before, _, after = line.partition(b" - ")
-    words, types = before.split(b" "), after.split(b" ")
-    if len(words) < 5 or types[0].decode("ascii", "replace") in PSEUDO:
+    found = mountinfo.read_line(line)
+    if found is None or found[1] in PSEUDO:
         return None
-    kind = types[0].decode("ascii", "backslashreplace")
-    point = words[4]
-    for code in (b"\\040", b"\\011", b"\\012", b"\\134"):  # the backslash itself last
-        point = point.replace(code, bytes([int(code[1:], 8)]))
+    point, kind = found
     remote = kind in REMOTE or kind.startswith("fuse.")
-    reason = "served by others: content can change after it was hashed" if remote else ""
-    return MountMark(point, kind, True, reason)
+    return MountMark(point, kind, True, mountinfo.SERVED_BY_OTHERS if remote else "")
 
 
 def rows(findings: Sequence[MountFinding]) -> List[Tuple[str, str, str, str]]:

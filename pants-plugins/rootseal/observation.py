@@ -218,7 +218,7 @@ class Observation:
         products: Leaf table of domain `P`.
         opens: Opens table (which process opened which material), not compressed.
         processes: The process table; the opens table refers to it by index.
-        mounts: Mounts of the namespace; empty for `walk`.
+        mounts: Mounts of the namespace; of `ptrace` those that others serve, of others none.
         counters: Every counter of `diagnostics.NAMES`.
         hashed_files: Pairs of native u64 (st_dev, st_ino), each file that was given a digest, for
             the ledger; empty where the backend does not keep them. Not part of the predicate.

@@ -1,8 +1,10 @@
 """A FUSE filesystem with one file, `material`, spoken in the kernel's own protocol.
 
-Usage: python fuse_server.py MOUNTPOINT [UID [BYTES]]. Only that user (root) may look at it. A read
-gets at most BYTES, past the page cache. Writes one line to stdout once it is mounted, and serves
-until it is killed. Needs root, no library and no package.
+Usage: python fuse_server.py MOUNTPOINT [UID [BYTES [BACKING]]]. Only that user (root) may look at
+it. A read gets at most BYTES, past the page cache; 0: all that it asks for. With the file BACKING
+the content is what that holds just now, of the same size, and statfs(2) is answered; else it fails.
+Writes one line to stdout once it is mounted, and serves until it is killed. Needs root, no library
+and no package.
 
 Source: include/uapi/linux/fuse.h.
 """
@@ -15,16 +17,18 @@ import os
 import stat
 import struct
 import sys
+from pathlib import Path
 from typing import Callable, Dict, Tuple
 
 CONTENT = b"served by a process\n"
 ROOT, MATERIAL = 1, 2
-NODES = {ROOT: (stat.S_IFDIR | 0o755, 0), MATERIAL: (stat.S_IFREG | 0o644, len(CONTENT))}
+NODES = {ROOT: (stat.S_IFDIR | 0o755, 0), MATERIAL: (stat.S_IFREG | 0o755, len(CONTENT))}
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH = 1, 2, 3, 14, 15, 18, 25
-INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 26, 27, 28, 29, 36, 42
+STATFS, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 17, 26, 27, 28, 29, 36, 42
 SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
 FOPEN_DIRECT_IO = 1
 READ_BYTES_MAX = int("".join(sys.argv[3:4]) or 0)  # 0: whatever is asked for
+BACKING = Path(sys.argv[4]) if len(sys.argv) > 4 else None
 REQUEST_BYTES_MAX = 1 << 20
 _IN = struct.Struct("<IIQQIIIHH")
 _OUT = struct.Struct("<IiQ")
@@ -58,7 +62,15 @@ def get_attributes(node: int, _: bytes) -> bytes:
 def read(_: int, body: bytes) -> bytes:
     """The content, from an offset on."""
     _, offset, size = struct.unpack_from("<QQI", body)
-    return CONTENT[offset : offset + min(size, READ_BYTES_MAX or size)]
+    content = BACKING.read_bytes() if BACKING else CONTENT
+    return content[offset : offset + min(size, READ_BYTES_MAX or size)]
+
+
+def statfs(_: int, body: bytes) -> bytes:
+    """struct fuse_kstatfs."""
+    if BACKING is None:
+        raise OSError(errno.ENOSYS, "")
+    return struct.pack("<QQQQQIIII24x", 1, 0, 0, 2, 0, 4096, 255, 4096, 0)
 
 
 def handle(_: int, body: bytes) -> bytes:
@@ -83,6 +95,7 @@ ANSWERS: Dict[int, Callable[[int, bytes], bytes]] = {
     OPEN: handle,
     OPENDIR: handle,
     READ: read,
+    STATFS: statfs,
     READDIR: unreadable,
     RELEASE: nothing,
     RELEASEDIR: nothing,

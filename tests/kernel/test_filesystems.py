@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator, List, Optional
 
 import pytest
 from fanotify_action import Lab, build_fixture
-from rootseal import diagnostics, digest
+from rootseal import diagnostics, digest, keys, leaf_table
 from rootseal.doctor_mounts import look_at_mounts
+from rootseal.leaf_table import Domain
 from rootseal.observation import MountMark, Posture
-from running_daemon import running_daemon
+from running_daemon import LAUNCHER, Done, rootseal, running_daemon
 
 NOBODY = 65534
 LAB_SHARE = Path("/lab/out")  # 9p, in the guests of the kernel lab
@@ -87,13 +90,16 @@ SERVED = b"served by a process\n"
 
 
 @contextlib.contextmanager
-def fuse(place: Path, uid: int = 0, read_bytes_max: int = 0) -> Iterator[Path]:
-    """A FUSE mount of this user, with the file `material`; 0: reads get what they ask for."""
+def fuse(
+    place: Path, uid: int = 0, read_bytes_max: int = 0, backing: Optional[Path] = None
+) -> Iterator[Path]:
+    """A FUSE mount of this user, with the file `material` (fuse_server.py has the arguments)."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("optional: no /dev/fuse here")
     place.mkdir()
     program = Path(__file__).with_name("fuse_server.py")
     command = [sys.executable, str(program), str(place), str(uid), str(read_bytes_max)]
+    command += [str(backing)] if backing else []
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
@@ -130,6 +136,133 @@ def test_reads_that_end_early_are_completed_counted_and_no_loss(tmp_path: Path) 
     assert capture["posture"] == {"requested": "held", "achieved": "observed"}
     step = capture["fallbacks"][-1]
     assert (step["from"], step["to"]) == ("held", "observed") and "(fuse)" in step["reason"]
+
+
+TRACED = ("--option=capture-mode=trace:ptrace", "--option=fanotify=off")
+PTRACE = pytest.mark.requires("root", "launcher")
+
+
+def is_only_observed(done: Done, place: Path) -> None:
+    """The record says that, why, and because of which mount."""
+    assert (done.returncode, done.stdout) == (0, SERVED), done.stderr
+    assert done.verified().losses == {}
+    assert os.fsencode(place / "material") in done.materials()
+    capture = done.field("capture")
+    assert capture["backend"] == "ptrace"
+    assert capture["posture"] == {"requested": "held", "achieved": "observed"}
+    (step,) = capture["fallbacks"]
+    assert (step["from"], step["to"]) == ("held", "observed") and "(fuse)" in step["reason"]
+    (mount,) = capture["mounts"]
+    assert (mount["mountPoint"], mount["filesystem"]) == (str(place), "fuse")
+    assert mount["posture"] == "observed"
+    assert "can change after it was hashed" in mount["reason"]
+
+
+@PTRACE
+@pytest.mark.parametrize("answers", [True, False], ids=["statfs", "no statfs"])
+def test_the_tracer_does_not_hold_what_a_process_serves(tmp_path: Path, answers: bool) -> None:
+    """Whether statfs(2) says what it is or fails, as many a server of FUSE lets it."""
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "backing").write_bytes(SERVED)
+    served = fuse(tmp_path / "a b", backing=tmp_path / "backing" if answers else None)
+    with running_daemon(tmp_path) as daemon, served as place:
+        argv = ["/bin/cat", str(place / "material")]
+        is_only_observed(daemon.run(tmp_path / "sandbox", argv, *TRACED), place)
+
+
+@PTRACE
+def test_nor_does_a_users_own_tracer(tmp_path: Path, unprivileged_user: Any) -> None:
+    sandbox, launcher = tmp_path / "sandbox", tmp_path / "rootseal-exec"
+    sandbox.mkdir()
+    os.chown(sandbox, unprivileged_user.uid, unprivileged_user.uid)
+    shutil.copy(LAUNCHER, launcher)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)  # pytest keeps its own folders to root
+
+    def as_user(words: List[str], **more: Any) -> subprocess.Popen[bytes]:
+        number = unprivileged_user.uid  # as fuse() has it, which wants the group too
+        ids = {"user": number, "group": number, "extra_groups": []}
+        return subprocess.Popen([str(launcher), *words[1:]], **ids, **more)
+
+    allowed = ("--allow-uid", str(unprivileged_user.uid))
+    served = fuse(tmp_path / "served", unprivileged_user.uid)
+    with running_daemon(tmp_path, *allowed) as daemon, served as place:
+        (tmp_path / "run").chmod(0o755)
+        argv = ["/bin/cat", str(place / "material")]
+        is_only_observed(daemon.run(sandbox, argv, *TRACED, popen=as_user), place)
+
+
+@PTRACE
+def test_nor_a_program_that_is_executed_and_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "backing").write_bytes(b"#!/bin/true\n".ljust(len(SERVED)))
+    served = fuse(tmp_path / "served", 0, 0, tmp_path / "backing")
+    with running_daemon(tmp_path) as daemon, served as place:
+        done = daemon.run(tmp_path / "sandbox", [str(place / "material")], *TRACED)
+    assert done.returncode == 0, done.stderr
+    assert done.field("capture", "posture", "achieved") == "observed"
+
+
+@PTRACE
+def test_a_verifier_that_requires_held_refuses_it(tmp_path: Path) -> None:
+    (tmp_path / "sandbox").mkdir()
+    key, out = tmp_path / "sign.key", str(tmp_path / "out.rootseal")
+    keys.create_key_files(key, "ed25519")
+    how = ("--capture-mode=trace:ptrace", "--fanotify=off", "--key", str(key), "--out", out)
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "served") as place:
+        words = ("run", "--socket", str(daemon.socket), *how, "--", "cat", str(place / "material"))
+        done = rootseal(*words, cwd=tmp_path / "sandbox")
+    assert done.returncode == 0 and "posture observed" in done.stderr, done.stderr
+    verify = ("verify", out, "--key", str(key.with_suffix(".pub")))
+    assert rootseal(*verify).returncode == 0
+    refused = rootseal(*verify, "--require-posture", "held", "--json")
+    assert refused.returncode == 1
+    error = json.loads(refused.stdout)["error"]
+    assert error["check"] == "POLICY" and "observed" in error["message"]
+
+
+@PTRACE
+def test_what_is_held_is_said_to_be_held(tmp_path: Path) -> None:
+    """The mount is there, and the action reads nothing of it."""
+    (tmp_path / "sandbox").mkdir()
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "served"):
+        done = daemon.run(tmp_path / "sandbox", ["/bin/cat", "/etc/passwd"], *TRACED)
+    capture = done.field("capture")
+    assert capture["posture"] == {"requested": "held", "achieved": "held"}
+    assert capture["fallbacks"] == capture["mounts"] == []
+
+
+@PTRACE
+def test_what_others_serve_is_hashed_at_each_open(tmp_path: Path) -> None:
+    """Its times tell nothing: the third digest does not come from the cache."""
+    (tmp_path / "sandbox").mkdir()
+    backing, later = tmp_path / "backing", SERVED.swapcase()
+    backing.write_bytes(SERVED)
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "a", 0, 4096, backing) as place:
+        cat = f"cat {place}/material"
+        script = f"{cat}; {cat}; echo '{later.decode().strip()}' >{backing}; {cat}"
+        done = daemon.run(tmp_path / "sandbox", ["/bin/sh", "-c", script], *TRACED)
+        assert done.stdout == 2 * SERVED + later
+    table = leaf_table.decompress(done.verified().record.tables.materials)
+    found = [
+        leaf.digest
+        for leaf in leaf_table.iter_leaves(table, Domain.MATERIAL)
+        if leaf.path == os.fsencode(place / "material")
+    ]
+    assert sorted(found) == sorted([digest.sha256(SERVED), digest.sha256(later)])
+
+
+@pytest.mark.requires("root", "fanotify", "launcher", "core")
+def test_both_together_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "sandbox").mkdir()
+    options = ("--option=capture-mode=trace:ptrace", "--option=fanotify=on", "--error=error")
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "served") as place:
+        done = daemon.run(tmp_path / "sandbox", ["/bin/cat", str(place / "material")], *options)
+    error = (tmp_path / "sandbox" / "error").read_text()
+    assert done.returncode == 125 and error.startswith("PostureError\n"), done.stderr
+    assert "posture observed, held was required" in error
+    assert not done.record.exists()
 
 
 def test_an_output_directory_that_cannot_be_listed_is_counted(lab: Lab, tmp_path: Path) -> None:

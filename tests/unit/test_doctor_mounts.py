@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from rootseal import doctor_mounts
 from rootseal.observation import MountMark, Posture
@@ -32,6 +35,11 @@ def test_what_others_serve_is_never_held(kind: str) -> None:
         found = doctor_mounts._posture(mark, reachable)
         assert found.rank <= Posture.OBSERVED.rank
         assert found.rank <= reachable.rank
+
+
+def test_the_types_that_others_serve_are_those_of_the_cores() -> None:
+    header = Path(__file__).resolve().parents[2] / "native" / "remote_filesystems.h"
+    assert set(re.findall(r'X\("([^"]+)",', header.read_text("utf-8"))) == doctor_mounts.REMOTE
 
 
 def test_local_files_get_what_the_host_reaches() -> None:

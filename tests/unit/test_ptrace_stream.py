@@ -12,12 +12,22 @@ from rootseal import diagnostics, leaf_table
 from rootseal.capture import ptrace_stream
 from rootseal.capture.paths import relative_to
 from rootseal.capture.ptrace import LOSS_COUNTERS, PtraceScope, mode_text
-from rootseal.capture.ptrace_stream import COUNTER_COUNT, NONE, Loss, Record, TraceStream
+from rootseal.capture.ptrace_stream import (
+    COUNTER_COUNT,
+    FILE_BORN,
+    FILE_REMOTE,
+    MOUNTS_MAX,
+    NONE,
+    Loss,
+    Record,
+    TraceStream,
+)
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import CaptureError, EncodingError
 from rootseal.leaf_table import Domain
 from rootseal.observation import (
     MUTATIONS_MAX,
+    MountMark,
     Mutation,
     MutationTime,
     Observation,
@@ -70,6 +80,33 @@ def test_good_stream() -> None:
     assert [leaf.path for leaf in leaves] == [b"/etc/b", b"a"]
     assert found.posture == Posture.HELD
     assert [p.parentpid for p in found.processes] == [0, 7]
+
+
+MOUNT = rb"36 35 0:50 / /mnt/a\040b rw shared:1 - fuse.sshfs host: rw"
+SERVED = "served by others: content can change after it was hashed"
+
+
+def test_what_others_serve_is_observed_and_its_mount_named() -> None:
+    data = process() + files(b"/mnt/a b/x", flags=FILE_REMOTE) + record(Record.MOUNT, MOUNT)
+    found = observe(data + counters())
+    assert found.posture is Posture.OBSERVED
+    assert found.mounts == (MountMark(b"/mnt/a b", "fuse.sshfs", True, SERVED),)
+
+
+def test_what_the_action_made_there_itself_is_no_material() -> None:
+    made = files(b"/mnt/x", flags=FILE_REMOTE | FILE_BORN)
+    assert observe(process() + made + counters()).posture is Posture.HELD
+
+
+@pytest.mark.parametrize("line", [b"", b"36 35 0:50 / /x", MOUNT.replace(b" - ", b"   ")])
+def test_a_mount_that_is_none_is_refused(line: bytes) -> None:
+    with pytest.raises(CaptureError, match="MOUNT record is malformed"):
+        observe(record(Record.MOUNT, line) + counters())
+
+
+def test_mounts_have_a_limit() -> None:
+    with pytest.raises(CaptureError, match="too many"):
+        observe(record(Record.MOUNT, MOUNT) * (MOUNTS_MAX + 1) + counters())
 
 
 def mutation(path: bytes, readable: int = 1, zero: int = 0, length: int = -1) -> bytes:
@@ -246,6 +283,11 @@ def test_numbers_are_those_of_the_header() -> None:
     assert {name[len("RS_TRACE_LOSS_") :]: n for name, n in losses.items()} == {
         item.name: item.value for item in Loss
     }
+    flags = enumerators("rs_trace_file_flag")
+    assert {name.replace("RS_TRACE_", ""): n for name, n in flags.items()} == {
+        name: value for name, value in vars(ptrace_stream).items() if name.startswith("FILE_")
+    }
+    assert f"#define RS_TRACE_MOUNTS_MAX    {MOUNTS_MAX}u" in HEADER.read_text("utf-8")
     counts = enumerators("rs_trace_counter")
     assert counts.pop("RS_TRACE_COUNTER_COUNT") == COUNTER_COUNT
     assert {name[len("RS_TRACE_C_") :]: n for name, n in counts.items()} == {

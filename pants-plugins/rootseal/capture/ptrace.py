@@ -32,6 +32,7 @@ from rootseal.capture.ptrace_stream import (
     FILE_ANONYMOUS,
     FILE_BORN,
     FILE_FOREIGN,
+    FILE_REMOTE,
     Count,
     FileFields,
     Loss,
@@ -214,8 +215,8 @@ class PtraceScope:
 
     @property
     def mounts(self) -> Tuple[MountMark, ...]:
-        """None: the tracer marks no mounts."""
-        return ()
+        """The mounts so far that others serve; of the rest the tracer does not tell."""
+        return tuple(self._stream.mounts)
 
     def progress(self) -> Mapping[str, int]:
         """How much has come."""
@@ -304,15 +305,22 @@ class PtraceScope:
         products += declared
         return Observation(
             backend="ptrace",
-            posture=Posture.HELD,
+            posture=self._posture(),
             materials=leaf_table.encode(Domain.MATERIAL, materials),
             products=leaf_table.encode(Domain.PRODUCT, products),
             opens=self._opens(numbers),
             processes=process_table(stream, self._root),
-            mounts=(),
+            mounts=self.mounts,
             counters=counters,
             mutations=self._mutations(),
         )
+
+    def _posture(self) -> Posture:
+        """What others serve can change between its hash and a read, though the opener was held."""
+        remote = (
+            fields[4] & FILE_REMOTE and not fields[4] & FILE_BORN for fields in self._stream.files
+        )
+        return Posture.OBSERVED if any(remote) else Posture.HELD
 
     def _mutations(self) -> Mutations:
         return self._stream.mutated(lambda path: relative_to(self._root, path))

@@ -14,16 +14,18 @@ import struct
 import sys
 from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
+from rootseal.capture import mountinfo
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import EncodingError
-from rootseal.observation import MUTATIONS_MAX, Mutation, Mutations, MutationTime
+from rootseal.observation import MUTATIONS_MAX, MountMark, Mutation, Mutations, MutationTime
 
 NONE = 0xFFFFFFFF
 RECORD_BYTES_MAX = 16 << 20
 EVENTS_MAX = 1 << 20  # network, file operations and system calls of one action
 OPENS_MAX = 1 << 24
 ENVIRONMENTS_MAX = 4096
-FILE_BORN, FILE_ANONYMOUS, FILE_FOREIGN = 1, 2, 4
+MOUNTS_MAX = 1024
+FILE_BORN, FILE_ANONYMOUS, FILE_FOREIGN, FILE_REMOTE = 1, 2, 4, 8
 EXEC_SETUID, EXEC_SPEC_VULNERABLE, EXEC_SPEC_KNOWN = 1, 2, 4
 
 _HEADER = struct.Struct(">HHI")
@@ -56,6 +58,7 @@ class Record(enum.IntEnum):
     LOSS = 11
     COUNTERS = 12
     MUTATION = 13
+    MOUNT = 14
 
 
 class Loss(enum.IntEnum):
@@ -185,6 +188,7 @@ class TraceStream:
         self.call_events: List[CallEvent] = []
         self.losses: List[Tuple[Loss, bytes]] = []
         self.mutations: List[Mutation] = []
+        self.mounts: List[MountMark] = []
         self.counters: Tuple[int, ...] = ()
         self.events_dropped = 0
         self._limits = limits
@@ -203,6 +207,7 @@ class TraceStream:
             Record.LOSS: self._loss,
             Record.COUNTERS: self._counters,
             Record.MUTATION: self._mutation,
+            Record.MOUNT: self._mount,
         }
 
     def feed(self, data: bytes) -> None:
@@ -381,6 +386,12 @@ class TraceStream:
             raise EncodingError("a MUTATION record is malformed, or there are too many")
         found = Mutation(path, at_open, later if readable else None, MutationTime.END)
         self.mutations.append(found)
+
+    def _mount(self, body: bytes) -> None:
+        found = mountinfo.read_line(body)
+        if found is None or len(self.mounts) >= MOUNTS_MAX:
+            raise EncodingError("a MOUNT record is malformed, or there are too many")
+        self.mounts.append(MountMark(*found, True, mountinfo.SERVED_BY_OTHERS))
 
     def _counters(self, body: bytes) -> None:
         self.counters = struct.unpack(f">{COUNTER_COUNT}Q", body)
