@@ -120,13 +120,15 @@ def add_capture(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hardening",
         choices=HARDENING,
-        default="standard",
         help="off: walk or trace, as chosen, fanotify and fs-verity only if asked for; standard: "
         "both where they work, losses reported; strict: fanotify and a trace, nothing lost, or "
-        "refuse (default: %(default)s)",
+        "refuse (default: $ROOTSEAL_HARDENING, else standard)",
     )
     parser.add_argument(
-        "--require-zero-drops", action="store_true", help="fail if anything may have been missed"
+        "--require-zero-drops",
+        action="store_true",
+        help="fail if anything may have been missed (also: $ROOTSEAL_REQUIRE_ZERO_DROPS, 0|off|1|"
+        "on)",
     )
     parser.add_argument(
         "--max-digests", metavar="N", type=int, help="files this action may read (default: 262144)"
@@ -208,23 +210,36 @@ def capture_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -
         name: hardening.switch(name, getattr(arguments, name), environ)
         for name in ("fanotify", "fsverity")
     }
+    demanded = _level(arguments, environ)
+    zero_drops = [*hardening.zero_drops_variable(environ)]
+    level, mode = demanded.value, arguments.capture_mode
     hardening.check_level(
-        hardening.Said(arguments.hardening, f"--hardening={arguments.hardening}"),
-        hardening.Said(arguments.capture_mode, f"--capture-mode={arguments.capture_mode}"),
-        list(switches.values()),
+        demanded,
+        hardening.Said(mode, f"--capture-mode={mode}"),
+        [*switches.values(), *zero_drops],
     )
-    level, mode = arguments.hardening, arguments.capture_mode
+    if arguments.require_zero_drops:
+        zero_drops.append(hardening.Said("on", "--require-zero-drops"))
     options = {
         "capture-mode": mode,
         **{name: hardening.at_level(level, mode, name, s.value) for name, s in switches.items()},
         "hardening": level,
-        "require-zero-drops": "1" if arguments.require_zero_drops else "0",
+        "require-zero-drops": str(int(any(said.value == "on" for said in zero_drops))),
     }
     for name in CAPS:
         value = getattr(arguments, name.replace("-", "_"))
         if value is not None:
             options[name] = str(value)
     return options
+
+
+def _level(arguments: argparse.Namespace, environ: Mapping[str, str]) -> hardening.Said:
+    """What the flag and the variable demand; the flag may strengthen the variable."""
+    said = [*hardening.level_variable(environ)]
+    if arguments.hardening is not None:
+        said.append(hardening.Said(arguments.hardening, f"--hardening={arguments.hardening}"))
+    standard = hardening.Said("standard", "the default")
+    return hardening.strengthened(said or [standard], hardening.LEVELS)
 
 
 def drop_to(environ: Mapping[str, str]) -> Optional[str]:
@@ -360,7 +375,7 @@ def _manifest(
 ) -> Dict[str, object]:
     """A run manifest (docs/formats.md) of one action."""
     requested = capture_options(arguments, os.environ)
-    strict = arguments.hardening == "strict"
+    strict = requested["hardening"] == "strict"
     must_hold = strict or requested["fanotify"] == "on"
     name = digest.sha256_hex(data)
     artifacts = artifacts_of(verified, Path(arguments.root))
@@ -374,8 +389,8 @@ def _manifest(
             "captureMode": requested["capture-mode"],
             "fanotify": requested["fanotify"],
             "fsverity": requested["fsverity"],
-            "hardening": arguments.hardening,
-            "requireZeroDrops": strict or arguments.require_zero_drops,
+            "hardening": requested["hardening"],
+            "requireZeroDrops": strict or requested["require-zero-drops"] == "1",
             "posture": (Posture.HELD if must_hold else Posture.WALKED).value,
         },
         "captureKeys": [],

@@ -11,6 +11,7 @@ from typing import List, Mapping, NamedTuple, Optional, Sequence
 from rootseal.errors import ConfigError
 
 LEVELS = ("off", "standard", "strict")
+OFF_ON = ("off", "on")
 _WORDS = {"0": "off", "off": "off", "auto": "auto", "1": "on", "on": "on"}
 WEAK_MODES = ("walk", "ima", "trace:ptrace")  # those that hold nobody in the kernel for a digest
 
@@ -36,6 +37,34 @@ def switch(name: str, flag: Optional[str], environ: Mapping[str, str]) -> Said:
     if flag is not None:
         said.append(Said(flag, f"--{name}={flag}"))
     return decided(said)
+
+
+def level_variable(environ: Mapping[str, str]) -> Sequence[Said]:
+    """What ROOTSEAL_HARDENING says; nothing, if it is not set.
+
+    Raises:
+        ConfigError: The variable has an unknown value.
+    """
+    return _variable("ROOTSEAL_HARDENING", {level: level for level in LEVELS}, environ)
+
+
+def zero_drops_variable(environ: Mapping[str, str]) -> Sequence[Said]:
+    """What ROOTSEAL_REQUIRE_ZERO_DROPS says, off or on; nothing, if it is not set.
+
+    Raises:
+        ConfigError: The variable has an unknown value.
+    """
+    words = {word: value for word, value in _WORDS.items() if value in OFF_ON}
+    return _variable("ROOTSEAL_REQUIRE_ZERO_DROPS", words, environ)
+
+
+def _variable(name: str, words: Mapping[str, str], environ: Mapping[str, str]) -> Sequence[Said]:
+    text = environ.get(name, "").lower()
+    if not text:
+        return ()
+    if text not in words:
+        raise ConfigError(f"{name} must be one of {', '.join(words)}; not {text!r}")
+    return (Said(words[text], f"{name}={text}"),)
 
 
 def decided(said: Sequence[Said]) -> Said:
@@ -84,8 +113,8 @@ def strengthened(said: Sequence[Said], order: Sequence[str]) -> Said:
     for earlier, later in zip(said, said[1:]):
         if order.index(later.value) < order.index(earlier.value):
             raise ConfigError(
-                f"{later.source} is weaker than {earlier.source}; flags and environment may "
-                "strengthen what a file demands, never weaken it: drop one of them"
+                f"{later.source} is weaker than {earlier.source}; flags may strengthen what the "
+                "environment demands, both what a file demands, never weaken it: drop one of them"
             )
     return said[-1]
 

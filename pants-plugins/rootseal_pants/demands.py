@@ -12,11 +12,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Mapping, Sequence
 
-from rootseal.hardening import LEVELS, Said, at_level, check_level, decided, strengthened, switch
+from rootseal.hardening import (
+    LEVELS,
+    OFF_ON,
+    Said,
+    at_level,
+    check_level,
+    decided,
+    level_variable,
+    strengthened,
+    switch,
+    zero_drops_variable,
+)
 
 SCOPE = "rootseal"
 SWITCHES = ("fanotify", "fsverity")
-_OFF_ON = ("off", "on")
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,9 @@ def demands_of(options: Any, environ: Mapping[str, str]) -> Demands:
     switches = [
         decided([switch(name, None, environ), *said_of(options, name)]) for name in SWITCHES
     ]
-    hardening = strengthened(said_of(options, "hardening"), LEVELS)
-    zero_drops = strengthened(said_of(options, "require_zero_drops"), _OFF_ON)
+    levels = _with_variable(said_of(options, "hardening"), level_variable(environ))
+    refusing = _with_variable(said_of(options, "require_zero_drops"), zero_drops_variable(environ))
+    hardening, zero_drops = strengthened(levels, LEVELS), strengthened(refusing, OFF_ON)
     mode = said_of(options, "capture_mode")[-1]
     refusals = [zero_drops] if zero_drops.source else []
     check_level(hardening, mode, [*switches, *refusals])
@@ -67,6 +78,17 @@ def said_of(options: Any, name: str) -> Sequence[Said]:
         if value is not None and rank.name not in ("NONE", "HARDCODED")
     ]
     return found or [final]
+
+
+def _with_variable(said: Sequence[Said], variable: Sequence[Said]) -> Sequence[Said]:
+    """A variable of the user's own may strengthen files, and flags may strengthen it.
+
+    The default, which has no source, gives way to it.
+    """
+    if not variable:
+        return said
+    flags = [item for item in said if item.source.startswith("--")]
+    return [*(item for item in said if item.source and item not in flags), *variable, *flags]
 
 
 def _history(options: Any, name: str) -> list[tuple[Any, Any, str | None]]:
@@ -93,7 +115,7 @@ def _history(options: Any, name: str) -> list[tuple[Any, Any, str | None]]:
 
 def _word(value: object) -> str:
     if isinstance(value, bool):
-        return _OFF_ON[value]
+        return OFF_ON[value]
     return str(value.value if isinstance(value, Enum) else value)
 
 

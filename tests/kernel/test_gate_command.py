@@ -28,6 +28,7 @@ WAYS = {
     "ima": (["--capture-mode=ima"], "walk+ima", 0),
 }
 BY_EBPF = ("auto", "trace:ebpf", "ebpf alone")
+EBPF = pytest.mark.requires("ebpf")
 EACH = [
     pytest.param(name, marks=[pytest.mark.requires("ebpf")] if name in BY_EBPF else [])
     for name in WAYS
@@ -152,7 +153,50 @@ WEAKER: List[tuple[List[str], Dict[str, str], str, str]] = [
     (["--hardening=strict", "--capture-mode=ima"], {}, "=strict", "--capture-mode=ima"),
     (["--fanotify=off"], {"ROOTSEAL_FANOTIFY": "1"}, "--fanotify=off", "ROOTSEAL_FANOTIFY=1"),
     (["--fsverity=on"], {"ROOTSEAL_FSVERITY": "0"}, "--fsverity=on", "ROOTSEAL_FSVERITY=0"),
+    ([], {"ROOTSEAL_HARDENING": "strict", "ROOTSEAL_FANOTIFY": "0"}, "HARDENING=strict", "IFY=0"),
+    (["--hardening=standard"], {"ROOTSEAL_HARDENING": "strict"}, "=standard", "HARDENING=strict"),
+    (["--hardening=off"], {"ROOTSEAL_HARDENING": "standard"}, "--hardening=off", "ING=standard"),
+    (["--hardening=strict"], {"ROOTSEAL_REQUIRE_ZERO_DROPS": "0"}, "=strict", "ZERO_DROPS=0"),
 ]
+
+
+STRONGER: List[tuple[List[str], Dict[str, str], str, bool]] = [
+    ([], {"ROOTSEAL_HARDENING": "off"}, "off", False),
+    (["--hardening=standard"], {"ROOTSEAL_HARDENING": "off"}, "standard", False),
+    ([], {"ROOTSEAL_REQUIRE_ZERO_DROPS": "1"}, "standard", True),
+    (["--require-zero-drops"], {"ROOTSEAL_REQUIRE_ZERO_DROPS": "0"}, "standard", True),
+    pytest.param([], {"ROOTSEAL_HARDENING": "strict"}, "strict", True, marks=EBPF),
+]
+
+
+@pytest.mark.parametrize(("options", "environ", "level", "zero_drops"), STRONGER)
+def test_the_environment_demands_and_flags_demand_more(
+    cli: Cli,
+    options: List[str],
+    environ: Dict[str, str],
+    level: str,
+    zero_drops: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    done = cli.run("echo > ran", *options)
+    assert done.returncode == 0, done.stderr
+    record, _ = opened(cli)
+    capture = record.predicate.document["capture"]
+    assert isinstance(capture, dict)
+    asked = capture["requested"]
+    assert (asked["hardening"], asked["requireZeroDrops"]) == (level, zero_drops)
+
+
+def test_what_the_environment_demands_fails_an_action_that_lost_something(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOTSEAL_REQUIRE_ZERO_DROPS", "on")
+    done = cli.run("true", "--max-digests=1", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] == "ZeroDropsError"
+    assert not cli.bundle.exists()
 
 
 @pytest.mark.parametrize(("options", "environ", "one", "other"), WEAKER)

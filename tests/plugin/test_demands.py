@@ -56,6 +56,12 @@ def test_each_source_may_strengthen(read: Read) -> None:
     assert read(variables={"PANTS_ROOTSEAL_HARDENING": "strict"}).hardening == "strict"
     assert read(flags=["--rootseal-require-zero-drops"]).require_zero_drops
     assert read(environ={"ROOTSEAL_FANOTIFY": "1"}).fanotify == "on"
+    assert read(environ={"ROOTSEAL_HARDENING": "strict"}).hardening == "strict"
+    assert read('hardening = "off"', environ={"ROOTSEAL_HARDENING": "strict"}).hardening == "strict"
+    weak = {"ROOTSEAL_HARDENING": "off", "ROOTSEAL_REQUIRE_ZERO_DROPS": "0"}
+    assert read(environ=weak) == Demands("auto", "off", "off", "off", False)
+    assert read(flags=["--rootseal-hardening=strict"], environ={"ROOTSEAL_HARDENING": "off"})
+    assert read(environ={"ROOTSEAL_REQUIRE_ZERO_DROPS": "1"}).require_zero_drops
     assert read(flags=["--rootseal-hardening=off"]).hardening == "off"  # no file demands more
 
 
@@ -83,6 +89,20 @@ CONTRADICTIONS = [
     ('fanotify = "on"', ["--rootseal-fanotify=off"], {}, ["--rootseal-fanotify=off", "= on ("]),
     ('fanotify = "on"', [], {"ROOTSEAL_FANOTIFY": "0"}, ["ROOTSEAL_FANOTIFY=0", "= on ("]),
     (STRICT, [], {"ROOTSEAL_FSVERITY": "off"}, ["strict (", "ROOTSEAL_FSVERITY=off"]),
+    (STRICT, [], {"ROOTSEAL_HARDENING": "standard"}, ["strict (", "ROOTSEAL_HARDENING=standard"]),
+    (STRICT, [], {"ROOTSEAL_REQUIRE_ZERO_DROPS": "0"}, ["strict (", "_REQUIRE_ZERO_DROPS=0"]),
+    (
+        "",
+        ["--no-rootseal-require-zero-drops"],
+        {"ROOTSEAL_REQUIRE_ZERO_DROPS": "1"},
+        ["--no-rootseal-require-zero-drops", "ROOTSEAL_REQUIRE_ZERO_DROPS=1"],
+    ),
+    (
+        "",
+        ["--rootseal-hardening=standard"],
+        {"ROOTSEAL_HARDENING": "strict"},
+        ["--rootseal-hardening=standard", "ROOTSEAL_HARDENING=strict"],
+    ),
     (STRICT, ["--rootseal-capture-mode=walk"], {}, ["strict (", "--rootseal-capture-mode=walk"]),
     (
         STRICT,

@@ -6,7 +6,16 @@ from typing import Dict, Optional, Tuple
 
 import pytest
 from rootseal.errors import ConfigError
-from rootseal.hardening import LEVELS, WEAK_MODES, Said, check_level, strengthened, switch
+from rootseal.hardening import (
+    LEVELS,
+    WEAK_MODES,
+    Said,
+    check_level,
+    level_variable,
+    strengthened,
+    switch,
+    zero_drops_variable,
+)
 
 AUTO = Said("auto", "ROOTSEAL_FANOTIFY=auto")
 STRICT = Said("strict", "--hardening=strict")
@@ -86,3 +95,23 @@ def test_a_level_is_never_weakened_and_both_sources_are_named(values: Tuple[str,
     said = [Said(value, f"source of {value}") for value in values]
     with pytest.raises(ConfigError, match=f"source of {values[-1]} is weaker than source of str"):
         strengthened(said, LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", "on"), ("ON", "on"), ("0", "off"), ("off", "off")]
+)
+def test_zero_drops_may_be_required_by_the_environment(text: str, value: str) -> None:
+    name = "ROOTSEAL_REQUIRE_ZERO_DROPS"
+    assert zero_drops_variable({name: text}) == (Said(value, f"{name}={text.lower()}"),)
+
+
+@pytest.mark.parametrize("environ", [{}, {"ROOTSEAL_HARDENING": ""}])
+def test_a_variable_that_is_not_set_says_nothing(environ: Dict[str, str]) -> None:
+    assert (*level_variable(environ), *zero_drops_variable(environ)) == ()
+
+
+def test_an_unknown_word_is_no_level_and_no_demand() -> None:
+    with pytest.raises(ConfigError, match="ROOTSEAL_HARDENING must be one of off, standard, stri"):
+        level_variable({"ROOTSEAL_HARDENING": "strickt"})
+    with pytest.raises(ConfigError, match="ZERO_DROPS must be one of 0, off, 1, on; not 'auto'"):
+        zero_drops_variable({"ROOTSEAL_REQUIRE_ZERO_DROPS": "auto"})
