@@ -147,6 +147,7 @@ class BuildPredicate:
     fsverity: str
     required_posture: Posture
     require_zero_drops: bool
+    strict: bool
     run_id: str
     document: Mapping[str, object] = dataclasses.field(repr=False)
 
@@ -260,6 +261,7 @@ def read_build_predicate(value: object) -> BuildPredicate:
         fsverity=str(policy["fsverity"]),
         required_posture=Posture(policy["posture"]),
         require_zero_drops=policy["requireZeroDrops"] is True,
+        strict=policy["hardening"] == "strict",
         run_id=str(schema.as_object(document["run"])["id"]),
         document=document,
     )

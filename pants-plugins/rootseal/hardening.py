@@ -137,6 +137,16 @@ def weakness(requested: Mapping[str, object], *, held: bool) -> str:
     return "" if held else "a posture weaker than held"
 
 
+def has_two_witnesses(backend: str) -> bool:
+    """Whether a capture had what `strict` needs: fanotify, and a trace beside it.
+
+    Args:
+        backend: `capture.backend` of a predicate.
+    """
+    parts = set(backend.split("+"))
+    return "fanotify" in parts and not parts.isdisjoint({"ebpf", "ptrace"})
+
+
 def check_level(hardening: Said, capture_mode: Said, others: Sequence[Said]) -> None:
     """Refuse what would weaken the level `strict`.
 

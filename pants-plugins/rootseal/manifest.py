@@ -113,6 +113,7 @@ class Manifest:
         run_id: `run.id`.
         required_posture: `policy.posture`.
         require_zero_drops: `policy.requireZeroDrops`.
+        strict: Whether `policy.hardening` is strict.
         fsverity: `policy.fsverity`.
         capture_keys: Capture keys that are trusted beside this machine's.
         actions: Each record once.
@@ -124,6 +125,7 @@ class Manifest:
     run_id: str
     required_posture: Posture
     require_zero_drops: bool
+    strict: bool
     fsverity: str
     capture_keys: Tuple[keys.PublicKey, ...]
     actions: Tuple[ManifestAction, ...]
@@ -157,6 +159,7 @@ def read_manifest(value: object) -> Manifest:
         run_id=str(schema.as_object(document["run"])["id"]),
         required_posture=Posture(policy["posture"]),
         require_zero_drops=policy["requireZeroDrops"] is True,
+        strict=policy["hardening"] == "strict",
         fsverity=str(policy["fsverity"]),
         capture_keys=tuple(
             keys.parse_public_key(str(pem).encode("utf-8"), where=f"manifest.captureKeys[{index}]")

@@ -416,6 +416,10 @@ def _check_agreement(
     weak = hardening.weakness(asked, held=found.posture.rank >= Posture.HELD.rank)
     if weak:
         raise StatementError(f"predicate.capture: hardening strict contradicts {weak}")
+    if asked["hardening"] == "strict" and not hardening.has_two_witnesses(str(capture["backend"])):
+        raise StatementError(
+            f"predicate.capture: hardening strict, but captured by {capture['backend']} alone"
+        )
     predicate_trace.check_environments(found.document)
     predicate_ledger.check(found.document["ledger"])
     predicate_mutations.check(found.document, found.counters)

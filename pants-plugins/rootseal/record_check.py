@@ -14,6 +14,7 @@ from rootseal import (
     diagnostics,
     digest,
     envelope,
+    hardening,
     leaf_table,
     opens_table,
     schema,
@@ -176,6 +177,17 @@ def read_counters(
         if counters["descendantsKilled"] != predicate.document["descendantsKilled"]:
             raise IncompleteError("descendantsKilled differs from its counter")
     return counters, losses
+
+
+def check_witnesses(predicate: ActionPredicate, *, strict: bool, about: str) -> None:
+    """Check 16: each action of a build that calls itself strict had two witnesses."""
+    with checking(Check.RECORD_POSTURE, PolicyError, about=about):
+        backend = str(schema.as_object(predicate.document["capture"])["backend"])
+        if strict and not hardening.has_two_witnesses(backend):
+            raise PolicyError(
+                f"captured by {backend} alone, but the build's own hardening is strict: "
+                "fanotify and a trace; build again with `--hardening strict`"
+            )
 
 
 def refuse_losses(

@@ -193,6 +193,7 @@ def _verify_action(
                 f"posture {achieved.value} is weaker than the required "
                 f"{manifest.required_posture.value}; run `rootseal doctor`"
             )
+    record_check.check_witnesses(verified.predicate, strict=manifest.strict, about=about)
     with checking(Check.RECORD_OUTPUTS, PolicyError, about=about):
         record_check.check_exit_code(verified.predicate, action.exit_code)
     record_check.check_tools(verified, tools, about=about)

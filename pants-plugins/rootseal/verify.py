@@ -314,6 +314,7 @@ def _verify_entry(
     allow = not (policy.require_zero_losses or root.predicate.require_zero_drops)
     record_check.refuse_losses(verified.predicate, verified.losses, allow=allow, about=about)
     check_record_posture(root.predicate, verified.predicate.posture, about=about)
+    record_check.check_witnesses(verified.predicate, strict=root.predicate.strict, about=about)
     record_check.check_tools(verified, policy.tools, about=about)
     policy_check.check_policy_action(verified, policy, about=about)
     totals.add(verified.predicate, verified.counters)

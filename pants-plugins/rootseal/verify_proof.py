@@ -234,6 +234,7 @@ def _genuine_action(
     allow = not (policy.require_zero_losses or root.predicate.require_zero_drops)
     record_check.refuse_losses(action, losses, allow=allow, about=about)
     verify.check_record_posture(root.predicate, action.posture, about=about)
+    record_check.check_witnesses(action, strict=root.predicate.strict, about=about)
     with checking(Check.POLICY, PolicyError, about=about):
         verify.check_policy(action.posture, policy)
     return action, action_leaf_hash(action.action_key, digest.sha256(data))

@@ -98,11 +98,12 @@ def test_the_forgers_do_not_break_what_they_do_not_change(tmp_path: Path) -> Non
 
 
 def test_a_strict_build_of_strict_actions_is_accepted(tmp_path: Path) -> None:
-    made = factory.forged_record(
-        CAPTURE, 2, change=lambda found: strict(found["capture"]["requested"])
-    )
-    change: Any = lambda root: strict(root["policy"])  # noqa: E731
-    forged(tmp_path / "b", records=three_records(made), change=change)
+    def with_a_trace(found: Any) -> None:
+        strict(found["capture"]["requested"])
+        found["capture"]["backend"] = "fanotify+ebpf"
+
+    made = [factory.forged_record(CAPTURE, number, change=with_a_trace) for number in (1, 2, 3)]
+    forged(tmp_path / "b", records=made, change=lambda root: strict(root["policy"]))
     run(tmp_path / "b")
 
 
@@ -429,6 +430,11 @@ def strict_action_without_fanotify(path: Path) -> None:
 
 
 @case(Check.RECORD_STATEMENT)
+def strict_action_without_a_trace(path: Path) -> None:
+    second_record(path, change=lambda found: strict(found["capture"]["requested"]))
+
+
+@case(Check.RECORD_STATEMENT)
 def strict_action_that_held_nobody(path: Path) -> None:
     observed = factory.observation(posture=Posture.OBSERVED)
     second_record(
@@ -527,6 +533,12 @@ def loss_that_the_caller_accepts_but_the_build_did_not(path: Path) -> None:
 def action_weaker_than_the_builds_own_policy(path: Path) -> None:
     observed = factory.observation(posture=Posture.WALKED)
     second_record(path, observed=observed)
+
+
+@case(Check.RECORD_POSTURE)
+def action_without_a_trace_in_a_strict_build(path: Path) -> None:
+    forged(path, change=lambda root: strict(root["policy"]))
+    run(path)
 
 
 @case(Check.RECORD_OUTPUTS)

@@ -99,6 +99,17 @@ def test_losses_are_sealed_only_where_the_build_allows_them(tmp_path: Path) -> N
     assert sealed.summary["diagnostics"]["lateEvents"] == 4  # type: ignore[index]
 
 
+def test_a_strict_build_is_not_sealed_over_an_action_without_a_trace(tmp_path: Path) -> None:
+    records = [factory.signed_record(CAPTURE, number) for number in (1, 2)]
+    policy = {**factory.manifest([])["policy"], "hardening": "strict", "posture": "held"}  # type: ignore[dict-item]
+    with pytest.raises(VerificationError, match="captured by fanotify alone") as caught:
+        factory.seal_to(
+            tmp_path / "b", capture=CAPTURE, signer=SIGNER, records=records, policy=policy
+        )
+    assert caught.value.check == "RECORD_POSTURE"
+    assert list(tmp_path.iterdir()) == []
+
+
 class ChangingRecords:
     """Records whose bytes are different the second time they are read."""
 
