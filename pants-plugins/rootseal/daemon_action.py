@@ -152,8 +152,8 @@ def _open_scope(
             with as_user(connection.peer):
                 scope = backends.open_ptrace(announced)
         elif decision.backend == "ebpf":
-            with backends.working(), as_user(connection.peer):
-                scope = backends.open_ebpf(sender.pid, announced)
+            with backends.working():
+                scope = backends.open_ebpf(sender.pid, announced, as_user(connection.peer))
         else:
             with backends.working(), as_user(connection.peer):
                 scope = backends.open_walk(announced)

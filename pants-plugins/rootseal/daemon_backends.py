@@ -329,8 +329,8 @@ class Backends:
         held = 0 if self._keeper is None else self._keeper.orphans_killed
         return held + self.follower.orphans_killed
 
-    def open_ebpf(self, pid: int, announced: Announcement) -> Scope:
-        """A scope of eBPF alone for a process that waits.
+    def open_ebpf(self, pid: int, announced: Announcement, reading: Any) -> Scope:
+        """A scope of eBPF alone for a process that waits; `reading` as the engine has it.
 
         Raises:
             BackendUnavailable: Not on this host.
@@ -339,7 +339,7 @@ class Backends:
         if self._observed is None:
             raise self.ebpf_unavailable or BackendUnavailable("ebpf", "it was not started", "")
         scope: Scope = self._observed.open_scope(
-            pid=pid, root=announced.root, limits=announced.limits
+            pid=pid, root=announced.root, limits=announced.limits, reading=reading
         )
         return scope
 

@@ -135,7 +135,7 @@ def test_reads_that_end_early_are_completed_counted_and_no_loss(tmp_path: Path) 
     capture = done.field("capture")
     assert capture["posture"] == {"requested": "held", "achieved": "observed"}
     step = capture["fallbacks"][-1]
-    assert (step["from"], step["to"]) == ("held", "observed") and "(fuse)" in step["reason"]
+    assert (step["from"], step["to"]) == ("held", "observed") and "fuse" in step["reason"]
 
 
 TRACED = ("--option=capture-mode=trace:ptrace", "--option=fanotify=off")
@@ -151,7 +151,7 @@ def is_only_observed(done: Done, place: Path) -> None:
     assert capture["backend"] == "ptrace"
     assert capture["posture"] == {"requested": "held", "achieved": "observed"}
     (step,) = capture["fallbacks"]
-    assert (step["from"], step["to"]) == ("held", "observed") and "(fuse)" in step["reason"]
+    assert (step["from"], step["to"]) == ("held", "observed") and "fuse" in step["reason"]
     (mount,) = capture["mounts"]
     assert (mount["mountPoint"], mount["filesystem"]) == (str(place), "fuse")
     assert mount["posture"] == "observed"

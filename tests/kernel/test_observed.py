@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Sequence
 
 import pytest
 from rootseal import digest
 from rootseal.leaf_table import Leaf
 from rootseal.observation import DigestSource, LeafKind
-from running_daemon import Done, RunningDaemon, one_line, running_daemon, until
+from running_daemon import LAUNCHER, Done, RunningDaemon, one_line, running_daemon, until
 from syscall_table import BURST, EBPF, burst_text
 from table_runs import OPTIONS, make_root, named, sha256_text
 from trace_action import build_syscalls
@@ -24,15 +26,16 @@ ZERO = "--option=require-zero-drops=1"
 BUSY_FILES = 4  # as many as there are threads at most
 BUSY_BYTES = 1 << 27
 SETTLED_NS = 100_000_000  # far more than CLOCK_STEP_NS in native/capture/dcache.c
+NOBODY = 65534
 JUST_BEFORE = 40  # one of ten was lost where only a tick was waited for
 
 
-@pytest.fixture
-def busy(tmp_path: Path) -> str:
-    """A shell command after which all threads hash for a while: sparse files."""
+def keep_busy(directory: Path) -> str:
+    """A shell command after which all threads hash for a while: sparse files, not known yet."""
     names = []
     for number in range(BUSY_FILES):
-        path = tmp_path / f"busy{number}"
+        path = directory / f"busy{number}"
+        path.unlink(missing_ok=True)
         with path.open("wb") as stream:
             stream.truncate(BUSY_BYTES)
         names.append(str(path))
@@ -74,6 +77,27 @@ def test_posture_is_observed_and_says_how(daemon: RunningDaemon, sandbox: Path) 
 
 def sha256_file(path: str) -> str:
     return digest.sha256(Path(path).read_bytes()).hex()
+
+
+def test_an_ordinary_user_under_the_daemon_of_root() -> None:
+    """His action is not dumpable, so its /proc entries are not his to read."""
+    with tempfile.TemporaryDirectory() as name:
+        place, sandbox = Path(name), Path(name) / "sandbox"
+        place.chmod(0o755)
+        sandbox.mkdir()
+        (sandbox / "in").write_text("input\n")
+        os.chown(sandbox, NOBODY, NOBODY)
+        launcher = shutil.copy(LAUNCHER, place)
+
+        def as_nobody(argv: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
+            who = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+            return subprocess.Popen([*who, launcher, *argv[1:]], **options)  # type: ignore[call-overload,no-any-return]
+
+        with running_daemon(place, "--allow-uid", str(NOBODY)) as daemon:
+            done = run(daemon, sandbox, "cat in > out", ZERO, popen=as_nobody)
+            assert done.returncode == 0, done.stderr
+            assert inside(done)["in"].digest.hex() == sha256_text("input\n")
+            assert set(named(done.products())) == {"out"}
 
 
 # --- what is opened, and not by a call of the action ------------------------------------------
@@ -176,18 +200,18 @@ def long_ago(path: Path) -> None:
     [("mv other in", "gone"), ("rm in", "gone"), ("echo more >> in", "changed")],
 )
 def test_what_is_too_late_is_counted(
-    daemon: RunningDaemon, sandbox: Path, busy: str, deed: str, reason: str
+    daemon: RunningDaemon, tmp_path: Path, sandbox: Path, deed: str, reason: str
 ) -> None:
     for name in ("in", "other"):
         (sandbox / name).write_text(f"{name}\n")
-    text = f"{busy}; cat in; {deed}"
-    done = run(daemon, sandbox, text)
+    done = run(daemon, sandbox, f"{keep_busy(tmp_path)}; cat in; {deed}")
     assert done.returncode == 0 and b"in\n" in done.stdout, done.stderr
     assert unhashed(done) == {reason: 1}
     assert "in" not in inside(done)
     for name in ("in", "other"):
         (sandbox / name).write_text(f"{name}\n")
     record = sandbox / "refused"
+    text = f"{keep_busy(tmp_path)}; cat in; {deed}"
     refused = run(daemon, sandbox, text, ZERO, record=record)
     assert refused.returncode == 125 and not record.exists()
     assert "unhashedOpensTotal" in one_line(refused.stderr)

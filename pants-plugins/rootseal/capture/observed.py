@@ -11,10 +11,11 @@ number.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import struct
-from typing import AbstractSet, Dict, Iterable, List, Mapping, Sequence, Set, Tuple
+from typing import AbstractSet, ContextManager, Dict, Iterable, List, Mapping, Sequence, Set, Tuple
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal._native_trace import Content
@@ -311,19 +312,29 @@ class ObservedEngine:
         """Use a tracer; it stays the caller's."""
         self._tracer = tracer
 
-    def open_scope(self, *, pid: int, root: bytes, limits: CaptureLimits) -> ObservedScope:
+    def open_scope(
+        self,
+        *,
+        pid: int,
+        root: bytes,
+        limits: CaptureLimits,
+        reading: ContextManager[None] = contextlib.nullcontext(),  # noqa: B008  keeps no state
+    ) -> ObservedScope:
         """Start for a process that has not been let run yet.
 
         Args:
             pid: The process, blocked.
             root: The action's root directory, absolute.
             limits: Caps of this action.
+            reading: Entered while the root is read: with the rights of the action's user. The
+                process itself may be closed to its own user (it is not dumpable).
 
         Raises:
             CaptureError: The root cannot be read, or the trace has no room.
         """
-        real = os.path.realpath(root)
-        before = RootState(real)
+        with reading:
+            real = os.path.realpath(root)
+            before = RootState(real)
         trace = self._tracer.add_scope(pid, root=real, hashing=limits)
         return ObservedScope(self._tracer, trace, real, before, limits)
 
