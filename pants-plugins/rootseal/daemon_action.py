@@ -15,7 +15,7 @@ import functools
 import os
 import select
 import time
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record, toolchain
 from rootseal.capture.ptrace import TracedByLauncher, mode_text
@@ -23,7 +23,14 @@ from rootseal.capture.scope import Scope
 from rootseal.daemon_announce import Announcement, Decision, decide, read_announcement
 from rootseal.daemon_backends import Backends, open_ima
 from rootseal.daemon_connection import FRAME_SECONDS, Connection
-from rootseal.daemon_peer import Peer, as_user, check_child, check_root, opened_namespace
+from rootseal.daemon_peer import (
+    Peer,
+    as_user,
+    check_child,
+    check_root,
+    opened_namespace,
+    opened_process,
+)
 from rootseal.daemon_seal import require_fsverity, seal_outputs
 from rootseal.daemon_tools import ToolCache, judge_tools, require_sight
 from rootseal.errors import (
@@ -144,7 +151,10 @@ def _open_scope(
         raise EncodingError(f"expected READY, not {kind.name}")
     private = decision.backend == "fanotify"
     check_child(sender, connection.peer, private_namespace=private)
-    with _watch(sender.pid) as process, connection.pulse(b"arming the capture"):
+    with (
+        opened_process(sender.pid, "the action's process") as process,
+        connection.pulse(b"arming the capture"),
+    ):
         scope: Scope
         if private:
             scope = _open_fanotify(connection, announced, decision, backends, sender.pid, process)
@@ -190,19 +200,6 @@ def _open_fanotify(
             time.sleep(seconds)
 
     return backends.open_fanotify(pid, announced, traced=decision.traced, pause=pause)
-
-
-@contextlib.contextmanager
-def _watch(pid: int) -> Iterator[int]:
-    """A pidfd: the pid cannot come to mean another process unseen."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError as error:
-        raise CaptureError(f"the action's process {pid} is gone: {error.strerror}") from None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _has_ended(process: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import select
 import socket
 import struct
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Optional, Set, Tuple
 
 from rootseal import keeper
+from rootseal.daemon_peer import opened_process
 from rootseal.errors import CaptureError
 
 FULL_SECONDS = 30  # that a keeper leaves its queue full
@@ -56,7 +56,7 @@ class Keeper:
             CaptureError: Nobody can hold it: the action must not start.
         """
         token = next(self._tokens).to_bytes(keeper.TOKEN_BYTES, "big")
-        with _watched(launcher) as process:
+        with opened_process(launcher, "the launcher") as process:
             self._hold(token, group, process, namespace)
             try:
                 yield
@@ -96,19 +96,6 @@ class Keeper:
         """Let it end, once the actions that it still watches over have ended."""
         with self._lock:
             self._socket.close()
-
-
-@contextlib.contextmanager
-def _watched(launcher: int) -> Iterator[int]:
-    """A pidfd of it."""
-    try:
-        process = os.pidfd_open(launcher)
-    except OSError as error:
-        raise CaptureError(f"the launcher {launcher} is gone: {error.strerror}") from None
-    try:
-        yield process
-    finally:
-        os.close(process)
 
 
 def end_orphans(process: int, where: Where) -> int:
@@ -159,7 +146,7 @@ class Follower:
         Raises:
             CaptureError: The launcher is gone.
         """
-        with _watched(launcher) as process:
+        with opened_process(launcher, "the launcher") as process:
             try:
                 yield
             except BaseException:

@@ -191,6 +191,27 @@ def mount_namespace(pid: int) -> Tuple[int, int]:
 
 
 @contextlib.contextmanager
+def opened_process(pid: int, what: str) -> Iterator[int]:
+    """A pidfd: the pid cannot come to mean another process unseen.
+
+    Args:
+        pid: Process id.
+        what: How an error names it.
+
+    Raises:
+        CaptureError: It is gone.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError as error:
+        raise CaptureError(f"{what} {pid} is gone: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def opened_namespace(pid: int) -> Iterator[int]:
     """A descriptor of a process's mount namespace: as long as it is open, no other is that one.
 
