@@ -442,6 +442,37 @@ def test_drop_to_gives_the_action_that_identity_and_no_capability(
     assert done.field("capture", "posture", "achieved") == "held"
 
 
+EVERY_SET = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+RAISED = ("--inh-caps", "+net_admin,+sys_admin", "--ambient-caps", "+net_admin,+sys_admin")
+
+
+@pytest.mark.parametrize("mode", ["fanotify=on", "capture-mode=trace:ptrace", "capture-mode=walk"])
+def test_drop_to_gives_up_what_would_outlive_a_change_of_the_ids(
+    daemon: RunningDaemon, sandbox: Path, mode: str
+) -> None:
+    """Inheritable and ambient capabilities, a securebit that keeps them, and other groups."""
+
+    def raised(argv: List[str], **more: object) -> subprocess.Popen[bytes]:
+        words = ["setpriv", *RAISED, "--securebits", "+no_setuid_fixup", *argv]
+        return subprocess.Popen(words, extra_groups=[0, 4], **more)  # type: ignore[call-overload, no-any-return]
+
+    show = "cat /proc/self/status; setpriv -d | grep Securebits; grep ^Cap /proc/$PPID/status"
+    identity = f"--drop-to={NOBODY.pw_uid}:{NOBODY.pw_gid}:50"
+    words = ["/bin/sh", "-c", show]
+    kept = daemon.run(sandbox, words, f"--option={mode}", popen=raised)
+    assert all(int(status_field(kept.stdout, name), 16) for name in EVERY_SET), "they are raised"
+    assert status_field(kept.stdout, "Securebits") == "no_setuid_fixup"
+    (sandbox / "the-record").unlink()
+    done = daemon.run(sandbox, words, f"--option={mode}", identity, popen=raised)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [line.split() for line in done.stdout.decode().splitlines() if line.startswith("Cap")]
+    assert len(found) == 2 * (len(EVERY_SET) + 1)  # of the action, and of its launcher
+    assert {int(value, 16) for name, value in found if name.rstrip(":") in EVERY_SET} == {0}
+    assert status_field(done.stdout, "Securebits") == "[none]"
+    groups = {NOBODY.pw_gid, 50}
+    assert set(map(int, status_field(done.stdout, "Groups").split())) == groups
+
+
 def test_run_under_sudo_drops_to_who_called_it(daemon: RunningDaemon, sandbox: Path) -> None:
     environ = {
         **os.environ,
