@@ -48,6 +48,7 @@ from rootseal.wire import Frame, FrameType, Tag
 CONNECTIONS_MAX = 1024
 MEMORY_BYTES_DEFAULT = 512 * 2**20  # about two and a half million materials at once
 LARGE_PAYLOADS_MAX = 4
+PATIENT_REFUSALS_MAX = 8  # clients that are not served and are listened to, at once
 STOP_SECONDS = 10.0
 SOCKET_CHECK_SECONDS = 2.0  # so long may clients miss a socket whose file was removed
 LAUNCHER = Path(__file__).resolve().parent / "bin" / "rootseal-exec"
@@ -152,6 +153,7 @@ class Daemon:
         self._backends.trust_sealed(options.sealed)
         self._pulse = Pulse()
         self._large = threading.BoundedSemaphore(LARGE_PAYLOADS_MAX)
+        self._patience = threading.BoundedSemaphore(PATIENT_REFUSALS_MAX)
         self._counts = Counts()
         self._known_tools = ToolCache()
         self._made = MadeRecords(signer.public_key.keyid)
@@ -214,6 +216,9 @@ class Daemon:
     def _own(self, sock: socket.socket) -> None:
         """All that a thread does for one client."""
         connection = Connection(sock, self._pulse, self._large)
+        if not self._options.allowed.serves(connection.peer):
+            self._turn_away(connection)
+            return
         with self._lock:
             stopping = self._stopping
             full = len(self._connections) >= self._clients or sock.fileno() >= self._ceiling
@@ -239,10 +244,6 @@ class Daemon:
     def _serve_one(self, connection: Connection) -> None:
         peer = connection.peer
         try:
-            if not self._options.allowed.serves(peer):
-                self._counts.add("notAllowed")
-                self._refuse(connection)
-                return
             self._answer(connection, connection.receive(FRAME_SECONDS))
         except (EOFError, ConnectionError):
             self._counts.add("aborted")
@@ -270,11 +271,23 @@ class Daemon:
             raise EncodingError(f"a connection does not begin with {frame.type.name}")
         answer(connection, frame)
 
-    def _refuse(self, connection: Connection) -> None:
+    def _turn_away(self, connection: Connection) -> None:
+        """Refuse a client that is not served: it takes no place of those that are."""
+        self._counts.add("notAllowed")
+        patient = self._patience.acquire(blocking=False)
+        try:
+            self._refuse(connection, patient)
+        finally:
+            connection.close()
+            if patient:
+                self._patience.release()
+
+    def _refuse(self, connection: Connection, patient: bool) -> None:
         """Read what the client says first, so that it reads our answer and not a reset."""
         uid = connection.peer.uid
-        with contextlib.suppress(EncodingError, TimeoutError, EOFError, OSError):
-            connection.receive(FRAME_SECONDS)
+        if patient:
+            with contextlib.suppress(EncodingError, TimeoutError, EOFError, OSError):
+                connection.receive(FRAME_SECONDS)
         text = (
             f"the daemon at {self._options.place.socket} does not serve uid {uid}. As its owner: "
             f"`{rootseal_command('daemon', 'ensure', '--allow-uid', str(uid))}`, or run your own."

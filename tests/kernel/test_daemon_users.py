@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -352,6 +353,34 @@ def test_a_user_who_is_not_allowed_is_told_the_option(place: Path, sandbox: Path
         assert closed.counts()["notAllowed"] == 1
     with running_daemon(other, "--allow-group", str(NOBODY.pw_gid)) as by_group:
         assert as_nobody(by_group, sandbox, ["touch", "ran"]).returncode == 0
+
+
+def test_who_is_not_served_takes_no_place_of_those_who_are(place: Path, sandbox: Path) -> None:
+    """Neither by silence nor by number: the daemon listens to few of them, and not for long."""
+    crowded = place / "crowded"
+    crowded.mkdir(mode=0o755)
+    with running_daemon(crowded, "--clients", "3") as closed:
+        read_end, write_end = os.pipe()
+        crowd = os.fork()
+        if crowd == 0:
+            os.setresgid(*[NOBODY.pw_gid] * 3)
+            os.setresuid(*[NOBODY.pw_uid] * 3)
+            silent = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(20)]
+            for sock in silent:
+                sock.connect(str(closed.socket))
+            os.write(write_end, b"x")
+            signal.pause()
+        try:
+            assert os.read(read_end, 1) == b"x"
+            assert closed.run(sandbox, ["true"], HELD).returncode == 0
+            late = as_nobody(closed, sandbox, ["touch", "ran"])
+        finally:
+            os.kill(crowd, signal.SIGKILL)
+            os.waitpid(crowd, 0)
+        assert late.returncode == 125 and f"--allow-uid={NOBODY.pw_uid}" in one_line(late.stderr)
+        assert closed.counts()["notAllowed"] == 21
+    for end in (read_end, write_end):
+        os.close(end)
 
 
 def test_only_root_and_the_owner_may_stop_it(daemon: RunningDaemon) -> None:
