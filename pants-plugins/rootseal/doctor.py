@@ -23,7 +23,7 @@ from rootseal.daemon_backends import (
 )
 from rootseal.daemon_limits import GOOD_LIMIT, limit_remedy
 from rootseal.daemon_options import options_of
-from rootseal.executable import rootseal_command
+from rootseal.executable import rootseal_command, system_daemon_command
 from rootseal.observation import Posture
 from rootseal.privileges import CAP_BPF, CAP_SYS_ADMIN, has_capability
 
@@ -158,7 +158,7 @@ def _fanotify(system: Optional[Dict[str, object]]) -> Finding:
         return Finding("fanotify", True, False, "permission events work", "")
     remedy = problem.remedy
     if os.getuid() != 0:
-        remedy = f"Run `{_ensure_system()}`."
+        remedy = f"Run `{system_daemon_command()}`."
     return Finding("fanotify", False, False, problem.reason, remedy)
 
 
@@ -207,12 +207,6 @@ def _awake(daemon: Optional[Dict[str, object]]) -> Finding:
 
 def _sudo() -> str:
     return "" if os.getuid() == 0 else "sudo "
-
-
-def _ensure_system() -> str:
-    """The command that has a system daemon serve this user."""
-    allow = () if os.getuid() == 0 else ("--allow-uid", str(os.getuid()))
-    return rootseal_command("daemon", "ensure", *allow, sudo=True)
 
 
 def _access(daemon: Optional[Dict[str, object]]) -> Finding:
@@ -287,7 +281,7 @@ def _daemon(name: str, places: Tuple[str, ...]) -> Tuple[Finding, Optional[Dict[
         text = f"{found['socket']}, posture {found['posture']}, pid {found['pid']}"
         return Finding(name, True, False, text, ""), found
     own = rootseal_command("daemon", "ensure")
-    remedy = f"Run `{_ensure_system() if name == 'systemDaemon' else own}`."
+    remedy = f"Run `{system_daemon_command() if name == 'systemDaemon' else own}`."
     return Finding(name, False, False, "; ".join(problems), remedy), None
 
 
@@ -304,7 +298,7 @@ def _bpf() -> Finding:
     setting = path.read_text().strip() if path.exists() else "absent"
     lsm = _text("/sys/kernel/security/lsm") or "unknown"
     found = f"{'with' if admin else 'without'} CAP_BPF, unprivileged_bpf_disabled={setting}"
-    remedy = "" if admin else f"Run the system daemon as root: {_ensure_system()}"
+    remedy = "" if admin else f"Run the system daemon as root: {system_daemon_command()}"
     return Finding("bpf", admin, False, f"{found}, lsm={lsm}", remedy)
 
 

@@ -37,3 +37,9 @@ def rootseal_command(*arguments: str, sudo: bool = False) -> str:
     if sudo and os.getuid() != 0:
         words.insert(0, "sudo")
     return " ".join(map(shlex.quote, words))
+
+
+def system_daemon_command() -> str:
+    """The command with which root has a system daemon serve this user."""
+    allow = () if os.getuid() == 0 else ("--allow-uid", str(os.getuid()))
+    return rootseal_command("daemon", "ensure", *allow, sudo=True)

@@ -350,7 +350,8 @@ def connect(path: str, *, timeout_seconds: float = 10.0) -> socket.socket:
         owner = peer_ids(sock)[1]
     except (OSError, ValueError) as error:
         sock.close()
-        raise DaemonError(f"no daemon answers at {path}: {error}", code="Unavailable") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DaemonError(f"no daemon answers at {path}: {reason}", code="Unavailable") from None
     if owner not in (0, uid):
         sock.close()
         raise DaemonError(

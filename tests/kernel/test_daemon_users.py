@@ -15,7 +15,7 @@ from typing import Callable, Iterator, List, Tuple
 
 import pytest
 import rootseal.capture.fanotify  # the fork below cannot: it may not read the interpreter's files
-from rootseal import cli, cli_daemon, wire
+from rootseal import cli, cli_daemon, doctor, wire
 from rootseal.daemon_peer import Peer, as_user
 from rootseal.wire import Frame, FrameType, Tag
 from running_daemon import (
@@ -262,6 +262,22 @@ def test_a_guarded_call_fails_at_once_when_the_listener_is_gone(helper: Path) ->
     assert b"mount" in err and process.returncode == 0  # of ls
 
 
+def test_who_is_not_root_is_told_how_to_install_it(place: Path) -> None:
+    native = BIN.parents[2] / "native"
+    for name in ("Makefile", "capture.mk"):
+        shutil.copy(native / name, place)
+    done = subprocess.run(
+        ["make", "-C", str(place), "install-helper", f"PREFIX={place}/nowhere"],
+        capture_output=True,
+        text=True,
+        user=NOBODY.pw_uid,
+        group=NOBODY.pw_gid,
+        extra_groups=[],
+    )
+    assert done.returncode == 2 and not (place / "nowhere").exists()
+    assert "run: sudo make install-helper" in done.stderr.splitlines()[0]
+
+
 def test_the_helper_without_its_capability_says_what_to_do(place: Path) -> None:
     path = place / "libexec" / "bare"
     shutil.copy(BIN / "rootseal-scope", path)
@@ -353,6 +369,16 @@ def test_a_user_who_is_not_allowed_is_told_the_option(place: Path, sandbox: Path
         assert closed.counts()["notAllowed"] == 1
     with running_daemon(other, "--allow-group", str(NOBODY.pw_gid)) as by_group:
         assert as_nobody(by_group, sandbox, ["touch", "ran"]).returncode == 0
+
+
+def test_every_remedy_that_starts_a_daemon_of_root_has_it_serve_the_user() -> None:
+    def remedies() -> str:
+        return "\n".join(item.remedy for item in doctor.diagnose().findings)
+
+    lines = in_child_as_nobody(remedies).splitlines()
+    of_root = [line for line in lines if "sudo" in line and "daemon ensure" in line]
+    assert len(of_root) >= 3, lines
+    assert not [line for line in of_root if f"--allow-uid {NOBODY.pw_uid}" not in line]
 
 
 def test_who_is_not_served_takes_no_place_of_those_who_are(place: Path, sandbox: Path) -> None:

@@ -19,7 +19,7 @@ from rootseal.capture.ebpf_bcc import BccLoader
 from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.trace_events import Reader, StoreBypass
 from rootseal.errors import BackendUnavailable, CaptureError, ConfigError, NativeError
-from rootseal.executable import rootseal_command
+from rootseal.executable import system_daemon_command
 from rootseal.observation import Ledger, ProcessRecord, TracePrograms
 from rootseal.privileges import ALLOW_CALL, CAP_BPF, has_capability
 from rootseal.trace_ring import RING_BYTES_DEFAULT, RING_BYTES_MIN, check_size
@@ -137,7 +137,7 @@ def _explain(error: NativeError) -> BackendUnavailable:
     if error.errno == errno.EPERM:
         return unavailable(
             f"the kernel refused a program: {error}",
-            f"Run the system daemon as root: {rootseal_command('daemon', 'ensure', sudo=True)}",
+            f"Run the system daemon as root: {system_daemon_command()}",
         )
     if error.errno == errno.EACCES:  # a privilege that is missing is EPERM
         return unavailable(

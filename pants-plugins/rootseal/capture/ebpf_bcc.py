@@ -16,7 +16,7 @@ from typing import IO, List, Mapping, Sequence, Tuple
 from rootseal import _native_trace
 from rootseal._native_trace import Program
 from rootseal.errors import BackendUnavailable, NativeError
-from rootseal.executable import rootseal_command
+from rootseal.executable import system_daemon_command
 
 SYSTEM_PYTHON = pathlib.Path("/usr/bin/python3")
 START_LINES_MAX = 64
@@ -78,7 +78,7 @@ def _make_maps(ring_bytes: int) -> Tuple[int, ...]:
         raise BackendUnavailable(
             "ebpf",
             str(error),
-            f"Run the system daemon as root: {rootseal_command('daemon', 'ensure', sudo=True)}",
+            f"Run the system daemon as root: {system_daemon_command()}",
         ) from error
 
 

@@ -14,7 +14,7 @@ from rootseal import _native, diagnostics
 from rootseal.capture import digest_cache_file
 from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, CaptureError, GroupsTaken, NativeError
-from rootseal.executable import rootseal_command
+from rootseal.executable import system_daemon_command
 from rootseal.observation import (
     LeafTable,
     MountMark,
@@ -67,7 +67,7 @@ def _unavailable(error: NativeError) -> BackendUnavailable:
         return BackendUnavailable(
             "fanotify",
             "permission events need CAP_SYS_ADMIN",
-            f"Run the system daemon as root: {rootseal_command('daemon', 'ensure', sudo=True)}",
+            f"Run the system daemon as root: {system_daemon_command()}",
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return GroupsTaken(
