@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,48 @@ def test_what_is_refused_has_one_exit_code_and_one_line(
             assert len(done.stderr.splitlines()) == 1
     assert (cli.sandbox / "ran").exists() == (code == 1)
     assert not cli.bundle.exists()
+
+
+# Option, a value that is too low for the action, one that is enough, and the counter that tells.
+CAPS = [
+    ("--max-digests", "20", "200", "fanotifyDigestsCapHit"),
+    ("--max-record-bytes", "2K", "1M", "recordBytesCapHit"),
+    ("--max-hashed-bytes", "400K", "100M", "hashedBytesCapHit"),
+]
+READ_ALL = "cat many/* > /dev/null"
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["--capture-mode=walk", "--fanotify=on"],
+        ["--capture-mode=trace:ptrace"],
+        pytest.param(
+            ["--capture-mode=trace:ebpf", "--fanotify=off"], marks=pytest.mark.requires("ebpf")
+        ),
+        ["--capture-mode=walk"],
+    ],
+    ids=["fanotify", "ptrace", "ebpf", "walk"],
+)
+@pytest.mark.parametrize(("option", "low", "enough", "counter"), CAPS)
+def test_a_cap_fails_its_action_alone_and_names_the_option_that_raises_it(
+    cli: Cli, tmp_path: Path, mode: list[str], option: str, low: str, enough: str, counter: str
+) -> None:
+    (cli.sandbox / "many").mkdir()
+    for number in range(100):
+        (cli.sandbox / "many" / str(number)).write_bytes(os.urandom(10_000))
+    other = tmp_path / "other"
+    other.mkdir()
+    process = cli.daemon.start(other, ["/bin/sh", "-c", "read line; cat; exec cat /bin/sh"])
+    options = [*mode, "--require-zero-drops"]
+    done = cli.run(READ_ALL, *options, f"{option}={low}")
+    assert done.returncode == 1 and not cli.bundle.exists()
+    (line,) = done.stderr.splitlines()
+    assert f" {counter} " in line and f"({option}, " in line
+    again = cli.run(READ_ALL, *options, f"{option}={enough}")
+    assert again.returncode == 0, again.stderr
+    beside = cli.daemon.end(process, other / "the-record", b"go on\n")
+    assert beside.returncode == 0 and beside.verified().losses == {}
 
 
 def test_a_launcher_that_cannot_say_why_is_a_refusal(cli: Cli) -> None:

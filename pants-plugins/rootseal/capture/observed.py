@@ -15,14 +15,25 @@ import contextlib
 import dataclasses
 import os
 import struct
-from typing import AbstractSet, ContextManager, Dict, Iterable, List, Mapping, Sequence, Set, Tuple
+from typing import (
+    AbstractSet,
+    ContextManager,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal._native_trace import Content
 from rootseal.capture.ebpf import Contents, EbpfScope, EbpfTracer, TraceObservation
 from rootseal.capture.paths import relative_to
 from rootseal.capture.root_state import Changed, RootState, own_names
-from rootseal.capture.scope import CaptureLimits
+from rootseal.capture.scope import CaptureLimits, RecordRoom
 from rootseal.capture.traced import names_told
 from rootseal.capture.walk import declared_leaves, leaves_of
 from rootseal.errors import CaptureError, EncodingError
@@ -117,8 +128,9 @@ class ObservedScope:
         hashed = b"".join(_PAIR.pack(item.dev, item.ino) for item in seen.files if item.stands)
         ledger = self._ledger(trace, seen, hashed)
         _count(counters, seen, ledger, self._trace.block_devices)
-        products = self._products(trace, seen, files, directories, counters)
-        places, materials = self._materials(seen.files)
+        room = RecordRoom(self._limits, counters)
+        places, materials = self._materials(seen.files, room)
+        products = room.keep(self._products(trace, seen, files, directories, counters))
         mutations = self._mutations(seen.files)
         counters["mutatedAfterOpen"] = len(mutations.found) + mutations.left_out
         top = diagnostics.COUNTER_VALUE_MAX
@@ -166,8 +178,10 @@ class ObservedScope:
             if event.syscall == wanted and (event.result or 0) >= 0
         )
 
-    def _materials(self, files: Sequence[Content]) -> Tuple[List[int], List[Leaf]]:
-        """For each file its index in the table; the leaves in the table's order."""
+    def _materials(
+        self, files: Sequence[Content], room: RecordRoom
+    ) -> Tuple[List[Optional[int]], List[Leaf]]:
+        """For each file its index in the table, if it fits; the leaves in the table's order."""
         leaves = [
             Leaf(
                 relative_to(self._root, item.path),
@@ -179,9 +193,9 @@ class ObservedScope:
             )
             for item in files
         ]
-        ordered = sorted(set(leaves))
+        ordered = room.keep(sorted(set(leaves)))
         places = {leaf: index for index, leaf in enumerate(ordered)}
-        return [places[leaf] for leaf in leaves], ordered
+        return [places.get(leaf) for leaf in leaves], ordered
 
     def _mutations(self, files: Sequence[Content]) -> Mutations:
         found = [
@@ -281,13 +295,15 @@ def _indices(processes: Sequence[ProcessRecord]) -> Dict[int, int]:
     return {process.processid: index for index, process in enumerate(processes)}
 
 
-def _opens(processes: Sequence[ProcessRecord], seen: Contents, places: Sequence[int]) -> bytes:
+def _opens(
+    processes: Sequence[ProcessRecord], seen: Contents, places: Sequence[Optional[int]]
+) -> bytes:
     opened: List[List[int]] = [[] for _ in processes]
     indices = _indices(processes)
     for tgid, number, _access in seen.opens:
-        index = indices.get(tgid)
-        if index is not None:
-            opened[index].append(places[number])
+        index, place = indices.get(tgid), places[number]
+        if index is not None and place is not None:
+            opened[index].append(place)
     return opens_table.encode(opened)
 
 

@@ -38,7 +38,7 @@ from rootseal.capture.ptrace_stream import (
     Loss,
     TraceStream,
 )
-from rootseal.capture.scope import CaptureLimits
+from rootseal.capture.scope import CaptureLimits, RecordRoom
 from rootseal.capture.walk import Declared, declared_leaves, declared_state
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
@@ -283,7 +283,8 @@ class PtraceScope:
     ) -> Observation:
         stream = self._stream
         counters = self._diagnostics(stream.finish())
-        numbers, materials = self._materials()
+        room = RecordRoom(self._limits, counters)
+        numbers, materials = self._materials(room)
         products = [
             self._leaf(path, fields, DigestSource.OPENAT_PATH_HASH)
             for path, fields in zip(stream.product_paths, stream.products)
@@ -302,7 +303,7 @@ class PtraceScope:
             for leaf, fields in zip(products, stream.products)
         )
         counters["foreignProducts"] += self._came(declared, known)
-        products += declared
+        products = room.keep(products + declared)
         return Observation(
             backend="ptrace",
             posture=self._posture(),
@@ -343,7 +344,7 @@ class PtraceScope:
         digest, size, mode, kind = fields[:4]
         return Leaf(relative_to(self._root, path), digest, size, mode, kind, int(source))
 
-    def _materials(self) -> Tuple[Dict[int, int], List[Leaf]]:
+    def _materials(self, room: RecordRoom) -> Tuple[Dict[int, int], List[Leaf]]:
         """Index in the table for each file of the stream, and the leaves in the table's order."""
         stream = self._stream
         leaves = {
@@ -351,9 +352,10 @@ class PtraceScope:
             for number, (path, fields) in enumerate(zip(stream.paths, stream.files))
             if not fields[4] & (FILE_BORN | FILE_ANONYMOUS)
         }
-        ordered = sorted(set(leaves.values()))
+        ordered = room.keep(sorted(set(leaves.values())))
         places = {leaf: index for index, leaf in enumerate(ordered)}
-        return {number: places[leaf] for number, leaf in leaves.items()}, ordered
+        kept = {number: places[leaf] for number, leaf in leaves.items() if leaf in places}
+        return kept, ordered
 
     def _opens(self, numbers: Dict[int, int]) -> bytes:
         opened: List[List[int]] = [[] for _ in self._stream.processes]

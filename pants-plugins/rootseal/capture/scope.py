@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Mapping, Protocol, Sequence, Tuple
+from typing import Iterable, List, Mapping, MutableMapping, Protocol, Sequence, Tuple
 
 from rootseal.errors import ConfigError
+from rootseal.leaf_table import Leaf
 from rootseal.observation import MountMark, Observation
 
 DIGESTS_MAX_DEFAULT = 262_144
@@ -16,6 +17,7 @@ PROCESSES_MAX_DEFAULT = 262_144
 DIGESTS_MAX_LIMIT = 2**24  # a leaf table holds no more (docs/formats.md)
 RECORD_BYTES_MAX_LIMIT = 2**30
 PROCESSES_MAX_LIMIT = 2**22
+LEAF_BYTES = 64  # of a table entry beside its path, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,27 @@ class CaptureLimits:
         for name, value, limit in bounds:
             if not 1 <= value <= limit:
                 raise ConfigError(f"{name} must be from 1 to {limit}, not {value}")
+
+
+class RecordRoom:
+    """What is left of `max_record_bytes` for the tables of one action."""
+
+    def __init__(self, limits: CaptureLimits, counters: MutableMapping[str, int]) -> None:
+        """All of it; leaves for which there is no room are counted in `recordBytesCapHit`."""
+        self._left = limits.max_record_bytes
+        self._counters = counters
+
+    def keep(self, leaves: Iterable[Leaf]) -> List[Leaf]:
+        """Those that fit, in their order."""
+        return [leaf for leaf in leaves if self._takes(leaf)]
+
+    def _takes(self, leaf: Leaf) -> bool:
+        size = len(leaf.path) + LEAF_BYTES
+        if size > self._left:
+            self._counters["recordBytesCapHit"] += 1
+            return False
+        self._left -= size
+        return True
 
 
 class Scope(Protocol):

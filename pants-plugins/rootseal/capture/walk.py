@@ -32,7 +32,7 @@ from typing import (
 
 from rootseal import diagnostics, leaf_table, opens_table
 from rootseal.capture.paths import relative_to
-from rootseal.capture.scope import CaptureLimits
+from rootseal.capture.scope import LEAF_BYTES, CaptureLimits
 from rootseal.errors import CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.observation import DigestSource, LeafKind, LeafTable, MountMark, Observation, Posture
@@ -40,7 +40,6 @@ from rootseal.observation import DigestSource, LeafKind, LeafTable, MountMark, O
 CACHE_ENTRIES_DEFAULT = 262_144
 DEPTH_MAX = 512
 HASH_TRIES = 4
-LEAF_BYTES = 64  # of a table entry beside its path, at most
 SETTLED_SECONDS = 0.02  # older than any clock's granularity: a later change must show in ctime
 _READ_BYTES = 1 << 20
 _Identity = Tuple[int, int, int, int, int]
