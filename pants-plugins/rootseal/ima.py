@@ -38,7 +38,13 @@ _DIGEST_BYTES: Mapping[str, int] = {
     "sha256": 32,
     "sha384": 48,
     "sha512": 64,
+    "rmd160": 20,
+    "sm3": 32,
+    "sha3-256": 32,
+    "sha3-384": 48,
+    "sha3-512": 64,
 }
+_KINDS = ("ima", "verity")
 _VIOLATION = bytes(TEMPLATE_HASH_BYTES)
 _EXTENDED_FOR_VIOLATION = b"\xff" * TEMPLATE_HASH_BYTES
 
@@ -74,8 +80,17 @@ class Measurement:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is about a file and not a buffer or the boot."""
+        """Whether it is about a file that has a path, and not a buffer or the boot."""
         return self.template != "ima-buf" and self.name.startswith(b"/")
+
+    @property
+    def is_nameless_file(self) -> bool:
+        """Whether it is about a file without a path (memfd, or on a detached mount).
+
+        The kernel gives the last component of its name, `boot_aggregate` not excepted; only the
+        first entry of a list is about the boot.
+        """
+        return self.template != "ima-buf" and not self.name.startswith(b"/")
 
 
 def parse_binary(data: bytes, *, byte_order: str = sys.byteorder) -> Tuple[Measurement, ...]:
@@ -154,13 +169,13 @@ def _digest_field(field: bytes, *, version_2: bool) -> Tuple[str, str, bytes]:
     if not zero or parts.pop() != "" or len(parts) != (2 if version_2 else 1):
         raise EncodingError(f"an IMA entry has the malformed digest field {field[:40]!r}")
     kind, algorithm = parts if version_2 else ["ima", parts[0]]
-    if kind not in ("ima", "verity"):
-        raise EncodingError(f"an IMA entry has the digest kind {kind!r}")
-    _check_digest(algorithm, found)
+    _check_digest(kind, algorithm, found)
     return kind, algorithm, found
 
 
-def _check_digest(algorithm: str, found: bytes) -> None:
+def _check_digest(kind: str, algorithm: str, found: bytes) -> None:
+    if kind not in _KINDS:
+        raise EncodingError(f"an IMA entry has the digest kind {kind!r}")
     if _DIGEST_BYTES.get(algorithm) != len(found):
         raise EncodingError(f"an IMA entry has {len(found)} bytes as its {algorithm} digest")
 
@@ -199,12 +214,12 @@ def _parse_line(line: bytes) -> Measurement:
     if len(kinds) != template.endswith("v2"):
         raise EncodingError("a malformed digest")
     found = bytes.fromhex(hexadecimal)
-    _check_digest(algorithm, found)
+    kind = kinds[0] if kinds else "ima"
+    _check_digest(kind, algorithm, found)
     has_extra = len(_TEMPLATES[template]) > 2
     if len(words) > (6 if has_extra else 5):
         raise EncodingError("more words than the template has fields")
     extra = bytes.fromhex(words[5].decode("ascii")) if len(words) > 5 else b""
-    kind = kinds[0] if kinds else "ima"
     return Measurement(pcr, template_hash, template, kind, algorithm, found, words[4], extra)
 
 
@@ -236,8 +251,10 @@ def check_list(entries: Sequence[Measurement], *, pcrs: Optional[Mapping[int, by
     Raises:
         VerificationError: Names the entry.
     """
-    if not entries or entries[0].name != BOOT_AGGREGATE:
+    if not entries or entries[0].name != BOOT_AGGREGATE or entries[0].template == "ima-buf":
         raise VerificationError("the IMA list does not begin with the boot aggregate")
+    if entries[0].is_violation or entries[0].kind != "ima":  # a violation has no hash to check
+        raise VerificationError("the boot aggregate is a violation or no digest of content")
     expected = boot_aggregate(entries[0].algorithm, pcrs)
     if expected is not None and entries[0].digest != expected:
         raise VerificationError(

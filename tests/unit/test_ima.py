@@ -55,6 +55,7 @@ FORMS = [
     made(template="ima-sigv2", extra=b"s"),
     made(algorithm="sha512", digest=bytes(64)),
     made(algorithm="sha1", digest=bytes(20), name=b"/odd/\xff"),
+    made(algorithm="sm3", digest=bytes(32)),
 ]
 
 
@@ -99,6 +100,45 @@ def test_a_list_cut_short_is_refused(cut: int) -> None:
         ima.parse_binary(BINARY[:-cut], byte_order="little")
 
 
+def fields(*parts: bytes, template: bytes = b"ima-ng", pcr: int = 10) -> bytes:
+    """An entry with these fields, whatever they are."""
+    body = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+    head = struct.pack("<I", pcr) + bytes(20) + struct.pack("<I", len(template)) + template
+    return head + struct.pack("<I", len(body)) + body
+
+
+D_NG = b"sha256:\0" + bytes(32)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (fields(D_NG, b"/x\0", template=b"ima"), "template 'ima'"),
+        (fields(D_NG, b"/x\0", template=b"evm-sig"), "template 'evm-sig'"),
+        (fields(D_NG, b"/x\0", b"surplus"), "more fields than ima-ng"),
+        (fields(D_NG), "cut short"),
+        (fields(D_NG, b"/x"), "not one C string"),
+        (fields(D_NG, b"/x\0/y\0"), "not one C string"),
+        (fields(D_NG, b""), "not one C string"),
+        (fields(D_NG, b"/x\0", pcr=24), "for PCR 24"),
+        (fields(D_NG[:-1], b"/x\0"), "31 bytes as its sha256 digest"),
+        (fields(b"sha256:", b"/x\0"), "malformed digest"),
+        (fields(b"sha256\0" + bytes(32), b"/x\0"), "malformed digest"),
+        (fields(b"ima:sha256:\0" + bytes(32), b"/x\0"), "malformed digest"),
+        (fields(b"no:sha256:\0" + bytes(32), b"/x\0", template=b"ima-ngv2"), "digest kind 'no'"),
+        (fields(b"new:\0" + bytes(32), b"/x\0"), "32 bytes as its new digest"),
+        (fields(D_NG, b"/x\0")[:24] + struct.pack("<I", 2**32 - 1), "length 4294967295"),
+        (fields(D_NG, b"/x\0")[:24] + struct.pack("<I", 256) + bytes(256), "length 256"),
+        (fields(D_NG, b"/x\0")[:34] + struct.pack("<I", 2**31), "length 2147483648"),
+        (fields(D_NG, b"/x\0")[:34] + struct.pack("<II", 4, 2**20 + 1), "length 1048577"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_malformed_entry_says_what_is_wrong(data: bytes, words: str) -> None:
+    with pytest.raises(EncodingError, match=words):
+        ima.parse_binary(BINARY + data, byte_order="little")
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, len(BINARY)), st.integers(0, 40))
 def test_any_bytes_give_entries_or_the_one_error(junk: bytes, at: int, drop: int) -> None:
@@ -119,6 +159,8 @@ def test_any_bytes_give_entries_or_the_one_error(junk: bytes, at: int, drop: int
         b"10 " + b"0" * 40 + b" ima-xx sha256:" + b"0" * 64 + b" /x",
         b"ten " + b"0" * 40 + b" ima-ng sha256:" + b"0" * 64 + b" /x",
         b"10 " + b"0" * 40 + b" ima-ng :sha256:" + b"0" * 64 + b" /x",
+        b"10 " + b"0" * 40 + b" ima-ngv2 other:sha256:" + b"0" * 64 + b" /x",
+        b"10 " + b"0" * 40 + b" ima-ng sha512:" + b"0" * 64 + b" /x",
         b"second half of a name with a newline in it",
     ],
 )
@@ -147,6 +189,26 @@ def test_list_without_its_beginning_is_refused() -> None:
     for entries in ([], [made()]):
         with pytest.raises(VerificationError, match="does not begin"):
             ima.check_list(entries, pcrs=None)
+
+
+def test_boot_aggregate_that_no_hash_vouches_for_is_refused() -> None:
+    """A violation has no template hash: anybody could have written its fields."""
+    violation = dataclasses.replace(BOOT, template_hash=bytes(20))
+    verity = made(name=ima.BOOT_AGGREGATE, digest=bytes(32), template="ima-ngv2", kind="verity")
+    for entry in (violation, verity):
+        with pytest.raises(VerificationError, match="is a violation or no digest"):
+            ima.check_list([entry, made()], pcrs=None)
+    buffer = made(name=ima.BOOT_AGGREGATE, digest=bytes(32), template="ima-buf")
+    with pytest.raises(VerificationError, match="does not begin"):
+        ima.check_list([buffer, made()], pcrs=None)
+
+
+def test_only_the_first_entry_is_the_boots() -> None:
+    """After kexec there is one of each boot; and a file may have that name."""
+    again = made(name=ima.BOOT_AGGREGATE, digest=digest.sha256(b"program"))
+    ima.check_list([BOOT, again], pcrs=None)
+    assert again.is_nameless_file and not again.is_file
+    assert not made(template="ima-buf", name=b"kexec-cmdline").is_nameless_file
 
 
 def test_boot_aggregate_is_that_of_the_tpm_or_zero_without_one() -> None:
