@@ -389,7 +389,7 @@ def open_ima(walk: Scope, announced: Announcement) -> Scope:
         CaptureError: The kernel's list is not genuine.
     """
     try:
-        return ImaScope(walk, ImaWindow(), root=announced.root)
+        return ImaScope(walk, ImaWindow(), root=announced.root, limits=announced.limits)
     except BaseException:
         walk.abort()
         raise

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Iterator
 
+import core_factory
 import pytest
 from rootseal import diagnostics, digest, ima, leaf_table
 from rootseal.capture import ima as backend
+from rootseal.capture import ima_files
 from rootseal.capture.scope import CaptureLimits
 from rootseal.capture.walk import WalkEngine, WalkInputs
+from rootseal.daemon_peer import Peer, as_user
 from rootseal.errors import BackendUnavailable, EncodingError
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, Posture
 from running_daemon import RunningDaemon, one_line, rootseal, running_daemon
+from throwaway_user import UnprivilegedUser
 
 EXPECTED = "ima" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
 ASCII = backend.LIST.with_name("ascii_runtime_measurements")
@@ -62,6 +67,78 @@ def test_read_file_is_measured_with_its_content(window: backend.ImaWindow, tmp_p
     window.close()
 
 
+def test_a_content_is_listed_once_per_boot(window: backend.ImaWindow, tmp_path: Path) -> None:
+    """Also where the file had another one meanwhile: the docs say so (docs/ima.md)."""
+    path = measured_here(tmp_path) / "material"
+    first, second = os.urandom(100), os.urandom(100)
+    for content in (first, second, first):
+        path.write_bytes(content)
+        assert path.read_bytes() == content
+    found = ima.by_path(window.entries())[bytes(path)]
+    assert [entry.digest for entry in found] == [digest.sha256(first), digest.sha256(second)]
+    window.close()
+
+
+def test_odd_names_of_this_kernel_are_found_again(
+    window: backend.ImaWindow, tmp_path: Path
+) -> None:
+    """Spaces are `_` in the list, other bytes as they are; a deleted file keeps its name."""
+    folder = measured_here(tmp_path) / "two words"
+    folder.mkdir()
+    paths = [folder / name for name in ("a b_c", "line\nbreak", "x (deleted)", "boot_aggregate")]
+    for path in paths:
+        path.write_bytes(os.urandom(100))
+        path.read_bytes()
+    gone = folder / "gone"
+    gone.write_bytes(os.urandom(100))
+    with gone.open("rb") as file:
+        gone.unlink()
+        Path(f"/proc/self/fd/{file.fileno()}").read_bytes()
+    entries = window.entries()
+    assert {bytes(path).replace(b" ", b"_") for path in (*paths, gone)} <= {
+        entry.name for entry in entries
+    }
+    window.close()
+    measured = [(entry.name, entry.digest) for entry in entries if b"/two_words/" in entry.name]
+    counters = diagnostics.zeros()
+    leaves, mutations = ima_files.find(
+        measured, root=b"/sandbox", limits=CaptureLimits(), counters=counters
+    )
+    assert {leaf.path for leaf in leaves} == set(map(bytes, paths))
+    assert mutations == []
+
+
+def test_a_file_without_a_path_is_a_loss(window: backend.ImaWindow, tmp_path: Path) -> None:
+    """On a detached mount the kernel names a file `boot_aggregate` if that is its last name."""
+    path = measured_here(tmp_path) / "boot_aggregate"
+    content = os.urandom(100)
+    path.write_bytes(content)
+    tree = open_tree_clone(tmp_path)
+    try:
+        descriptor = os.open("boot_aggregate", os.O_RDONLY, dir_fd=tree)
+        assert os.read(descriptor, 200) == content
+        os.close(descriptor)
+    finally:
+        os.close(tree)
+    entries = [entry for entry in window.entries() if entry.digest == digest.sha256(content)]
+    window.close()
+    assert [entry.name for entry in entries] == [ima.BOOT_AGGREGATE]
+    base = core_factory.observation(posture=Posture.WALKED)
+    found = backend.merge(base, entries, root=b"/sandbox", limits=CaptureLimits())
+    assert diagnostics.losses(found.counters) == {"unhashedOpensTotal": 1}
+    ima.check_list(ima.parse_binary(backend.LIST.read_bytes()), pcrs=backend.read_pcrs())
+
+
+def open_tree_clone(folder: Path) -> int:
+    """A detached copy of the mount that a folder is on, from that folder on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number, clone, at_fdcwd = 428, 1, -100
+    found: int = libc.syscall(number, at_fdcwd, bytes(folder), clone | os.O_CLOEXEC)
+    if found < 0:
+        raise OSError(ctypes.get_errno(), "open_tree")
+    return found
+
+
 def test_writing_what_is_being_read_is_a_violation(
     window: backend.ImaWindow, tmp_path: Path
 ) -> None:
@@ -69,8 +146,25 @@ def test_writing_what_is_being_read_is_a_violation(
     path.write_bytes(os.urandom(100))
     with path.open("rb"), path.open("r+b"):
         pass
+    counted = window.violations()
     entries = [entry for entry in window.entries() if entry.name == bytes(path)]
     assert [entry.is_violation for entry in entries] == [False, True]
+    assert counted >= 1
+    window.close()
+
+
+def test_reading_what_is_being_written_is_a_violation_each_time(
+    window: backend.ImaWindow, tmp_path: Path
+) -> None:
+    """open_writers; also where the one before was in another window."""
+    path = measured_here(tmp_path) / "material"
+    with path.open("wb") as writer:
+        for _ in range(2):
+            writer.write(os.urandom(100))
+            writer.flush()
+            path.read_bytes()
+            found = [entry for entry in window.entries() if entry.name == bytes(path)]
+            assert any(entry.is_violation for entry in found)
     window.close()
 
 
@@ -85,7 +179,7 @@ def test_action_gets_what_the_kernel_measured(window: backend.ImaWindow, tmp_pat
         pid=0, root=bytes(root), limits=CaptureLimits(), inputs=WalkInputs()
     )
     window.close()
-    scope = backend.ImaScope(walk, backend.ImaWindow(), root=bytes(root))
+    scope = backend.ImaScope(walk, backend.ImaWindow(), root=bytes(root), limits=CaptureLimits())
     # The first snapshot was read by root, so it is measured already: change what is to be read.
     (root / "read").write_bytes(os.urandom(200))
     (root / "out").write_bytes((root / "read").read_bytes() + outside.read_bytes())
@@ -98,6 +192,28 @@ def test_action_gets_what_the_kernel_measured(window: backend.ImaWindow, tmp_pat
     assert materials[b"unread"].source == DigestSource.WALK
     assert (found.backend, found.posture) == ("walk+ima", Posture.WALKED)
     assert diagnostics.losses(found.counters) == {}
+
+
+@pytest.mark.requires("root")
+def test_digests_of_files_that_the_client_may_not_read_are_not_told(
+    unprivileged_user: UnprivilegedUser,
+) -> None:
+    """Whatever root reads meanwhile is in the window too."""
+    (unprivileged_user.home / "readable").write_bytes(b"readable")
+    secret = unprivileged_user.home / "secret"
+    secret.touch(0o600)
+    secret.write_bytes(b"secret")
+    names = ("readable", "secret")
+    measured = [
+        (bytes(unprivileged_user.home / name), digest.sha256(name.encode())) for name in names
+    ]
+    counters = diagnostics.zeros()
+    with as_user(Peer(0, unprivileged_user.uid, unprivileged_user.gid)):
+        leaves, mutations = ima_files.find(
+            measured, root=b"/sandbox", limits=CaptureLimits(), counters=counters
+        )
+    assert [(leaf.path, leaf.digest) for leaf in leaves] == measured[:1]
+    assert (mutations, diagnostics.losses(counters)) == ([], {})
 
 
 # --- the whole way: daemon, launcher, command line --------------------------------------------

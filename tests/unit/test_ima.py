@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import struct
 from pathlib import Path
+from typing import Sequence
 
 import core_factory
 import pytest
@@ -14,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rootseal import diagnostics, digest, ima, leaf_table
 from rootseal.capture import ima as backend
+from rootseal.capture.scope import CaptureLimits
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError, VerificationError
 from rootseal.ima import Measurement
 from rootseal.leaf_table import Domain
-from rootseal.observation import DigestSource, LeafKind, Posture
+from rootseal.observation import DigestSource, LeafKind, Observation, Posture
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 BINARY = (DATA / "ima-6.12.bin").read_bytes()
@@ -233,6 +236,23 @@ def test_violation_is_extended_as_ones() -> None:
 # --- the backend ----------------------------------------------------------------------------
 
 
+def merged(
+    base: Observation, entries: Sequence[Measurement], root: bytes, violations: int = 0
+) -> Observation:
+    return backend.merge(base, entries, violations, root=root, limits=CaptureLimits())
+
+
+def materials_of(found: Observation) -> dict[bytes, set[tuple[bytes, int]]]:
+    """Digests and sources by path."""
+    leaves: dict[bytes, set[tuple[bytes, int]]] = {}
+    for leaf in leaf_table.iter_leaves(found.materials.raw, Domain.MATERIAL):
+        leaves.setdefault(leaf.path, set()).add((leaf.digest, leaf.source))
+    return leaves
+
+
+WALKED = core_factory.observation(posture=Posture.WALKED)
+
+
 def test_measured_files_get_their_source_and_violations_are_losses(tmp_path: Path) -> None:
     outside = tmp_path / "libc.so"
     outside.write_bytes(b"libc")
@@ -245,7 +265,7 @@ def test_measured_files_get_their_source_and_violations_are_losses(tmp_path: Pat
         made(name=b"/gone/temporary", digest=digest.sha256(b"gone")),
         made(name=b"/sandbox/1/src/b.c", template_hash=bytes(20)),
     ]
-    found = backend.merge(base, entries, top=b"/sandbox/1/")
+    found = merged(base, entries, b"/sandbox/1")
     materials = {
         leaf.path: leaf for leaf in leaf_table.iter_leaves(found.materials.raw, Domain.MATERIAL)
     }
@@ -260,23 +280,173 @@ def test_measured_files_get_their_source_and_violations_are_losses(tmp_path: Pat
     assert diagnostics.losses(found.counters) == {"mutatedAfterOpen": 1}
 
 
-def write_list(path: Path, *entries: Measurement) -> Path:
+def test_a_file_that_is_no_longer_what_was_measured_is_a_loss(tmp_path: Path) -> None:
+    """The leaf would have the digest of one content and the size of another."""
+    header = tmp_path / "header.h"
+    header.write_bytes(b"after")
+    entries = [made(name=bytes(header), digest=digest.sha256(text)) for text in (b"a", b"after")]
+    found = merged(WALKED, entries, b"/sandbox/1")
+    ima_leaf = (digest.sha256(b"after"), int(DigestSource.IMA))
+    assert materials_of(found)[bytes(header)] == {ima_leaf}
+    assert diagnostics.losses(found.counters) == {"mutatedAfterOpen": 1}
+    (mutation,) = found.mutations.found
+    assert (mutation.path, mutation.digest_at_open) == (bytes(header), digest.sha256(b"a"))
+    assert mutation.digest_later == digest.sha256(b"after")
+
+
+def test_an_input_that_changed_after_the_first_snapshot_is_told(tmp_path: Path) -> None:
+    """Its path has a leaf by the walk already, of another content."""
+    tool = tmp_path / "tool"
+    tool.write_bytes(b"changed")
+    before = core_factory.leaf(bytes(tool), b"before")
+    base = dataclasses.replace(WALKED, materials=leaf_table.encode(Domain.MATERIAL, [before]))
+    found = merged(base, [made(name=bytes(tool), digest=digest.sha256(b"changed"))], b"/sandbox/1")
+    digests = {item for item, _ in materials_of(found)[bytes(tool)]}
+    assert digests == {digest.sha256(b"before"), digest.sha256(b"changed")}
+    found = merged(base, [made(name=bytes(tool), digest=digest.sha256(b"gone"))], b"/sandbox/1")
+    assert diagnostics.losses(found.counters) == {"mutatedAfterOpen": 1}
+
+
+def test_spaces_are_found_again_by_content(tmp_path: Path) -> None:
+    """The kernel writes `_` for a space: in a file's name, its directory's and the root's."""
+    folder = tmp_path / "two  words_and one"
+    folder.mkdir()
+    (folder / "a b_c").write_bytes(b"spaces")
+    (folder / "a_b_c").write_bytes(b"underscores")
+    listed = bytes(folder / "a_b_c").replace(b" ", b"_")
+    entries = [made(name=listed, digest=digest.sha256(b"spaces"))]
+    found = materials_of(merged(WALKED, entries, b"/sandbox/1"))
+    assert bytes(folder / "a b_c") in found
+    assert bytes(folder / "a_b_c") not in found, "that file was never measured"
+    source = core_factory.leaf(b"src/a b.c", b"int a;")
+    base = dataclasses.replace(WALKED, materials=leaf_table.encode(Domain.MATERIAL, [source]))
+    inside = made(name=b"/my_sandbox/1/src/a_b.c", digest=digest.sha256(b"int a;"))
+    found = materials_of(merged(base, [inside], b"/my sandbox/1"))
+    assert found == {b"src/a b.c": {(digest.sha256(b"int a;"), int(DigestSource.IMA))}}
+
+
+def test_names_that_are_odd_are_paths_all_the_same(tmp_path: Path) -> None:
+    names = [b"line\nbreak", b"old (deleted)", b"\xff\\040", b"%s", b"boot_aggregate"]
+    paths = [bytes(tmp_path) + b"/" + name for name in names]
+    for path in paths:
+        Path(os.fsdecode(path)).write_bytes(path)
+    listed = b"".join(
+        encode(made(name=path.replace(b" ", b"_"), digest=digest.sha256(path))) for path in paths
+    )
+    found = merged(WALKED, ima.parse_binary(listed, byte_order="little"), b"/sandbox/1")
+    assert set(paths) <= materials_of(found).keys()
+
+
+def test_links_directories_and_fifos_are_no_measured_files(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "fifo")
+    names = ("link", "fifo", "", "gone", "link/below")
+    entries = [made(name=bytes(tmp_path) + b"/" + name.encode()) for name in names]
+    found = merged(WALKED, entries, b"/sandbox/1")
+    assert materials_of(found).keys() == materials_of(WALKED).keys()
+    assert diagnostics.losses(found.counters) == {}
+
+
+def test_what_the_list_cannot_name_by_path_and_sha256_is_a_loss(tmp_path: Path) -> None:
+    """Of these the record has no leaf; what the walk has a leaf of is only not confirmed."""
+    sha512 = {"algorithm": "sha512", "digest": hashlib.sha512(b"tool").digest()}
+    (tmp_path / "tool").write_bytes(b"tool")
+    entries = [
+        made(name=b"memfd:code"),
+        made(name=ima.BOOT_AGGREGATE),
+        made(name=bytes(tmp_path / "tool"), **sha512),
+        made(name=bytes(tmp_path / "verity"), template="ima-ngv2", kind="verity"),
+    ]
+    found = merged(WALKED, entries, b"/sandbox/1")
+    assert diagnostics.losses(found.counters) == {"unhashedOpensTotal": 4}
+    others = [
+        made(name=b"/sandbox/1/src/a.c", **sha512),
+        made(name=b"/usr/bin/cc", **sha512),
+        made(name=b"kexec-cmdline", template="ima-buf"),
+    ]
+    found = merged(WALKED, others, b"/sandbox/1")
+    assert diagnostics.losses(found.counters) == {}
+    assert found.materials == WALKED.materials
+
+
+def test_violations_without_an_entry_count(tmp_path: Path) -> None:
+    """The kernel counts one before it finds the memory for its entry."""
+    entries = [made(name=b"/x", template_hash=bytes(20))]
+    for counted, total in ((0, 1), (1, 1), (3, 3)):
+        found = merged(WALKED, entries, b"/sandbox/1", counted)
+        assert found.counters["mutatedAfterOpen"] == found.mutations.left_out == total
+
+
+def test_caps_of_the_action_hold_for_what_is_outside(tmp_path: Path) -> None:
+    entries = []
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"12345")
+        entries.append(made(name=bytes(tmp_path / name), digest=digest.sha256(b"12345")))
+    limits = CaptureLimits(max_hashed_bytes=6)
+    found = backend.merge(WALKED, entries, root=b"/sandbox/1", limits=limits)
+    assert diagnostics.losses(found.counters) == {"hashedBytesCapHit": 1}
+
+
+def write_list(path: Path, *entries: Measurement, violations: int = 0) -> Path:
+    """A list, and what the kernel counts beside it."""
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"".join(map(encode, entries)))
+    path.with_name(backend.COUNT).write_text(f"{len(entries):10}\n")
+    path.with_name(backend.VIOLATIONS).write_text(f"{violations:10}\n")
     return path
 
 
+def append(path: Path, entry: Measurement) -> None:
+    with path.open("ab") as file:
+        file.write(encode(entry))
+    count = path.with_name(backend.COUNT)
+    count.write_text(f"{int(count.read_text()) + 1:10}\n")
+
+
 def test_window_begins_at_the_end_of_the_list(tmp_path: Path) -> None:
-    path = write_list(tmp_path / "list", BOOT, made())
+    path = write_list(tmp_path / "list", BOOT, made(), violations=2)
     window = backend.ImaWindow(path)
-    assert window.entries() == ()
-    with path.open("ab") as file:
-        file.write(encode(made(name=b"/new")))
+    assert (window.entries(), window.violations()) == ((), 0)
+    append(path, made(name=b"/new"))
+    path.with_name(backend.VIOLATIONS).write_text("3\n")
     assert [entry.name for entry in window.entries()] == [b"/new"]
-    with path.open("ab") as file:
-        file.write(encode(dataclasses.replace(made(), name=b"/forged")))
+    assert window.violations() == 1
+    append(path, dataclasses.replace(made(), name=b"/forged"))
     with pytest.raises(CaptureError, match="/forged"):
         window.entries()
     window.close()
+
+
+def test_a_list_that_was_cut_is_refused(tmp_path: Path) -> None:
+    """What is missing could be the violation."""
+    path = write_list(tmp_path / "list", BOOT, made())
+    window = backend.ImaWindow(path)
+    append(path, made(name=b"/new"))
+    os.truncate(path, len(encode(BOOT)))
+    with pytest.raises(CaptureError, match="was cut: it gave 2 entries, the kernel counts 3"):
+        window.entries()
+    window.close()
+    with pytest.raises(CaptureError, match="was cut: it gave 1 entries, the kernel counts 3"):
+        backend.ImaWindow(path)
+    path.with_name(backend.COUNT).write_text("many\n")
+    with pytest.raises(CaptureError, match="no number"):
+        backend.ImaWindow(path)
+    path.with_name(backend.COUNT).unlink()
+    with pytest.raises(BackendUnavailable, match=backend.COUNT):
+        backend.ImaWindow(path)
+
+
+def test_a_violation_or_another_hash_at_the_end_does_not_refuse_the_kernel(tmp_path: Path) -> None:
+    """Before 5.19 a violation is an entry of SHA-1; one appraised file may have another hash."""
+    sha1 = {"algorithm": "sha1", "digest": bytes(20)}
+    last = (
+        made(**sha1, template_hash=bytes(20)),
+        made(**sha1),
+        made(name=b"x", template="ima-buf"),
+    )
+    for number, entry in enumerate(last):
+        path = write_list(tmp_path / str(number) / "list", BOOT, made(), entry)
+        backend.ImaWindow(path).close()
 
 
 def test_kernels_that_measure_nothing_or_otherwise_are_unavailable(tmp_path: Path) -> None:
@@ -284,6 +454,12 @@ def test_kernels_that_measure_nothing_or_otherwise_are_unavailable(tmp_path: Pat
         backend.ImaWindow(tmp_path / "missing")
     with pytest.raises(BackendUnavailable, match="measures nothing"):
         backend.ImaWindow(write_list(tmp_path / "empty", BOOT))
+    with pytest.raises(BackendUnavailable, match="measures nothing"):
+        buffer = made(template="ima-buf", name=b"kexec-cmdline")
+        backend.ImaWindow(write_list(tmp_path / "buffer", BOOT, buffer))
+    with pytest.raises(BackendUnavailable, match="with fs-verity, not SHA-256"):
+        verity = made(template="ima-ngv2", kind="verity")
+        backend.ImaWindow(write_list(tmp_path / "verity", BOOT, verity))
     sha1 = made(algorithm="sha1", digest=bytes(20))
     with pytest.raises(BackendUnavailable, match="not SHA-256"):
         backend.ImaWindow(write_list(tmp_path / "sha1", BOOT, sha1))
