@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from rootseal import wire
+from rootseal.capture import ima
 from rootseal.daemon import LAUNCHER
 from rootseal.daemon_backends import (
     GROUPS_RESERVED,
@@ -23,6 +24,7 @@ from rootseal.daemon_backends import (
 )
 from rootseal.daemon_limits import GOOD_LIMIT, limit_remedy
 from rootseal.daemon_options import options_of
+from rootseal.errors import BackendUnavailable, CaptureError
 from rootseal.executable import rootseal_command, system_daemon_command
 from rootseal.observation import Posture
 from rootseal.privileges import CAP_BPF, CAP_SYS_ADMIN, has_capability
@@ -358,8 +360,15 @@ def _kernel_config() -> Optional[List[str]]:
 
 
 def _ima() -> Finding:
-    path = "/sys/kernel/security/ima/ascii_runtime_measurements"
-    return _file("ima", path, "For --capture-mode ima: boot with ima_policy=tcb ima_hash=sha256.")
+    """What `--capture-mode ima` would find: the list is there without a policy that fills it."""
+    try:
+        ima.probe()
+    except BackendUnavailable as error:
+        return Finding("ima", False, False, error.reason, f"For --capture-mode ima: {error.remedy}")
+    except CaptureError as error:
+        return Finding("ima", False, False, str(error), "Reboot.")
+    covers = "it covers what the kernel's policy does (docs/ima.md)"
+    return Finding("ima", True, False, f"files are measured with SHA-256; {covers}", "")
 
 
 def _text(path: str) -> Optional[str]:

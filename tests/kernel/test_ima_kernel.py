@@ -216,6 +216,22 @@ def test_digests_of_files_that_the_client_may_not_read_are_not_told(
     assert (mutations, diagnostics.losses(counters)) == ([], {})
 
 
+@pytest.mark.requires("root")
+def test_doctor_says_what_a_run_would_find() -> None:
+    """Not that there is a list: without a policy it has the boot aggregate alone."""
+    try:
+        backend.probe()
+        expected = (True, "files are measured with SHA-256", "")
+    except BackendUnavailable as error:
+        assert not EXPECTED, "this row of the lab is there for IMA"
+        expected = (False, error.reason, "ima_policy=tcb ima_hash=sha256")
+    done = rootseal("doctor", "--json")
+    (found,) = (item for item in json.loads(done.stdout)["findings"] if item["name"] == "ima")
+    assert found["good"] is expected[0]
+    assert expected[1] in found["found"]
+    assert expected[2] in found["remedy"]
+
+
 # --- the whole way: daemon, launcher, command line --------------------------------------------
 
 

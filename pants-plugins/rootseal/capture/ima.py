@@ -171,6 +171,16 @@ def read_pcrs() -> Optional[Mapping[int, bytes]]:
     return found
 
 
+def probe() -> None:
+    """Find out whether this process could open a window now.
+
+    Raises:
+        BackendUnavailable: Why not, and what to do.
+        CaptureError: The list is not genuine.
+    """
+    ImaWindow().close()
+
+
 class ImaScope:
     """One action: a walk, and the window beside it. Owns both."""
 
