@@ -153,18 +153,17 @@ def test_writing_what_is_being_read_is_a_violation(
     window.close()
 
 
-def test_reading_what_is_being_written_is_a_violation_each_time(
+def test_reading_what_is_being_written_is_a_violation(
     window: backend.ImaWindow, tmp_path: Path
 ) -> None:
-    """open_writers; also where the one before was in another window."""
+    """open_writers. Newer kernels tell it once while the file stays open: docs/ima.md."""
     path = measured_here(tmp_path) / "material"
     with path.open("wb") as writer:
-        for _ in range(2):
-            writer.write(os.urandom(100))
-            writer.flush()
-            path.read_bytes()
-            found = [entry for entry in window.entries() if entry.name == bytes(path)]
-            assert any(entry.is_violation for entry in found)
+        writer.write(os.urandom(100))
+        writer.flush()
+        path.read_bytes()
+        found = [entry for entry in window.entries() if entry.name == bytes(path)]
+    assert any(entry.is_violation for entry in found)
     window.close()
 
 
