@@ -33,6 +33,7 @@ from rootseal_pants.graph import NodeGraph, parse_graph
 from rootseal_pants.manifest import Artifact, build_manifest, find_actions, source_name
 from rootseal_pants.records import RecordStore
 from rootseal_pants.settings import Capture, CaptureRequest, ReadyDaemon, Settings
+from rootseal_pants.vcs import VcsQuestion
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,13 @@ def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
     roots = requested_targets(run.session, run.specs)
     if not roots:
         return 0
+    with VcsQuestion(settings.build_root) as vcs:
+        return _attest_targets(run, settings, daemon, roots, vcs)
+
+
+def _attest_targets(
+    run: Run, settings: Settings, daemon: ReadyDaemon, roots: Sequence[Any], vcs: VcsQuestion
+) -> int:
     environment = bootstrap_environment(run.session)
     subjects = [Params(AttestTarget(root), environment) for root in roots]
     targets = requested(run.session, AttestedTarget, subjects)
@@ -105,7 +113,7 @@ def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
         current_run_id=current.run_id,
         tool_version=VERSION,
         run={"id": run.run_id, "startedAt": run.started_at, "finishedAt": now()},
-        vcs=sealing.vcs_state(settings.build_root),
+        vcs=vcs.answer(),
         policy=sealing.policy_of(settings),
         capture_keys=daemon.trusted_capture_keys,
         modes=sealing.input_modes(settings.build_root, findings.engine_inputs),

@@ -18,6 +18,8 @@ from rootseal.build_id import build_digest
 from rootseal.errors import CaptureError, ConfigError
 from rootseal.trace_ring import is_other
 
+from rootseal_pants.child import Child
+
 ENSURE_TIMEOUT_SECONDS = 60
 
 
@@ -88,9 +90,7 @@ def run_rootseal(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the executable to its end, with its output captured."""
     try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds
-        )
+        return Child(command).finish(timeout_seconds=timeout_seconds)
     except subprocess.TimeoutExpired as error:
         raise CaptureError(
             f"`{' '.join(command)}` did not end within {timeout_seconds:.0f} s. "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
@@ -24,7 +23,6 @@ from rootseal_pants.settings import ReadyDaemon, Settings
 
 BUNDLE_NAME = "build.rootseal"
 SEAL_TIMEOUT_SECONDS = 3600
-GIT_TIMEOUT_SECONDS = 60
 _READ_BYTES = 1 << 20
 
 
@@ -90,28 +88,6 @@ def input_modes(build_root: str, inputs: Iterable[EngineInput]) -> dict[str, int
         except OSError:
             continue  # a download, or a file that is gone: the engine knows no mode either
     return modes
-
-
-def vcs_state(build_root: str) -> dict[str, object] | None:
-    """Commit and cleanness of the git work tree, or None where there is none."""
-    commit = _git(build_root, "rev-parse", "--verify", "HEAD")
-    if commit is None:
-        return None
-    changes = _git(build_root, "status", "--porcelain")
-    return {"system": "git", "commit": commit.strip(), "dirty": changes != ""}
-
-
-def _git(build_root: str, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", build_root, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=GIT_TIMEOUT_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
 def make_artifacts_writable(settings: Settings) -> None:
