@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Callable, Mapping, NoReturn, Optional, Sequence, Tuple
 
-from rootseal import __version__, cli_output
+from rootseal import __version__, cli_later, cli_output
 from rootseal.errors import ConfigError, Error
 
 Handler = Callable[[argparse.Namespace], int]
@@ -29,6 +29,8 @@ GROUPS: Mapping[str, Tuple[str, ...]] = {
     "cli_daemon": ("daemon",),
     "cli_doctor": ("doctor",),
 }
+
+_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,8 +59,30 @@ def build_parser(command: Optional[str] = None) -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command and return its exit code; never a traceback."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments = build_parser(words[0] if words else None).parse_args(words)
+    words = tuple(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(words[0] if words else None)
+    if cli_later.is_awaited(words):
+        cli_later.leave(_run_later(parser, words[0]))
+    return _run(parser.parse_args(words))
+
+
+def _run_later(parser: argparse.ArgumentParser, command: str) -> int:
+    """Wait for the arguments of a command, and run it with them."""
+    try:
+        later = cli_later.read_arguments()
+        if later is None:
+            return cli_output.EXIT_GOOD
+        arguments = parser.parse_args((command, *later))
+    except Error as error:
+        return cli_output.report(error, as_json=False)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit as end:  # of the parser, which has said why
+        return int(end.code or cli_output.EXIT_GOOD)
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     handler: Handler = arguments.handler
     try:
         code = handler(arguments)
@@ -69,7 +93,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return cli_output.EXIT_INTERNAL
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except RecursionError:
         deep = ConfigError("the input is nested too deeply")
         return cli_output.report(deep, as_json=_wants_json(arguments))

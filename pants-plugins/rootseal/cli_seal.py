@@ -10,6 +10,7 @@ from typing import Any, Iterator
 from rootseal import files, keys
 from rootseal.bundle import MAGIC
 from rootseal.cli_keys import add_signing, own_capture_keys, signer_from, signing_files
+from rootseal.cli_later import add_flag, refuse_beside_others
 from rootseal.cli_output import add_json, emit, printable, progress
 from rootseal.cli_paths import check_result
 from rootseal.cli_toolchain import add_toolchain, tools_from
@@ -43,11 +44,13 @@ def register(subparsers: Any) -> None:
     add_toolchain(parser)
     add_signing(parser)
     add_json(parser)
+    add_flag(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Seal a run."""
+    refuse_beside_others(arguments)
     data = files.read_bounded(arguments.manifest, bytes_max=MANIFEST_BYTES_MAX, what="the manifest")
     directory = Path(arguments.records)
     if not directory.is_dir():
