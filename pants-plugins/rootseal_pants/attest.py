@@ -25,7 +25,7 @@ from pants.engine.internals.selectors import Params
 from pants.version import VERSION
 from rootseal.errors import CaptureError, Error
 
-from rootseal_pants import sealing
+from rootseal_pants import early_sealer, sealing
 from rootseal_pants.attest_types import AttestedTarget, AttestRoots, AttestTarget, CurrentRun
 from rootseal_pants.compat import bootstrap_environment, requested
 from rootseal_pants.evidence import Evidence
@@ -64,10 +64,13 @@ def forget_the_last_run(session: SchedulerSession) -> None:
     """Before the goals: a run that fails leaves no attestation that could be taken for its own.
 
     What the last run sealed in dist/ gets writable again. What fails here fails the run with its
-    own message: Pants cannot write the file, or the goals ask for the same daemon.
+    own message: Pants cannot write the file, or the goals ask for the same daemon. The sealer of
+    this run is started, too: it gets ready meanwhile.
     """
     try:
         (capture,) = requested(session, Capture, [Params(CaptureRequest())])
+        if capture.daemon is not None:
+            early_sealer.start(session, capture.daemon.executable)
         sealing.remove_stale(capture.settings)
         sealing.make_artifacts_writable(capture.settings)
     except (Error, ExecutionError) as error:
@@ -118,7 +121,7 @@ def _attest_targets(
         capture_keys=daemon.trusted_capture_keys,
         modes=sealing.input_modes(settings.build_root, findings.engine_inputs),
     )
-    sealed = sealing.seal(settings, daemon, manifest)
+    sealed = sealing.seal(run.session, settings, daemon, manifest)
     RecordStore(settings.records_dir).prune(
         max_bytes=settings.records_max_bytes, keep=set(findings.actions)
     )

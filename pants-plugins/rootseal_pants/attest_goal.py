@@ -12,6 +12,7 @@ from rootseal.errors import Error
 from rootseal_pants.attest import forget_the_last_run, requested_targets
 from rootseal_pants.attest_types import AttestedTarget, AttestTarget
 from rootseal_pants.compat import bootstrap_environment, goal_class, requested, wrap_module
+from rootseal_pants.early_sealer import early_sealer
 
 logger = logging.getLogger(__name__)
 _Goal: Any = goal_class()
@@ -36,16 +37,18 @@ class AttestGoal(_Goal):  # type: ignore[misc]
         if not given["options"].for_scope("rootseal").enabled:
             logger.error("`attest` needs capture, but [rootseal].enabled is false.")
             return 1
-        with wrap_module().running(graph_session.scheduler_session):
-            forget_the_last_run(graph_session.scheduler_session)
-            code = _build_all(graph_session.scheduler_session, specs)
-        if code != 0:
-            return code
-        return int(
-            graph_session.run_goal_rules(
-                union_membership=given["union_membership"], goals=("package",), specs=specs
+        session = graph_session.scheduler_session
+        with early_sealer(session):
+            with wrap_module().running(session):
+                forget_the_last_run(session)
+                code = _build_all(session, specs)
+            if code != 0:
+                return code
+            return int(
+                graph_session.run_goal_rules(
+                    union_membership=given["union_membership"], goals=("package",), specs=specs
+                )
             )
-        )
 
 
 def _build_all(session: SchedulerSession, specs: Any) -> int:

@@ -16,7 +16,6 @@ import selectors
 import signal
 import subprocess
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Optional, Sequence, Tuple, Type
 
@@ -177,11 +176,10 @@ def _pipe(on_failure: contextlib.ExitStack) -> Tuple[int, int]:
 def _closings() -> Sequence[Tuple[int, int]]:
     """Has the child close what it would inherit beside its standard streams."""
     found = []
-    for path in Path("/proc/self/fd").iterdir():
-        number = int(path.name)
-        if number >= _FIRST_FREE:
-            with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
-                if os.get_inheritable(number):
+    with os.scandir("/proc/self/fd") as entries:
+        for number in (int(entry.name) for entry in entries):
+            with contextlib.suppress(OSError):  # another thread may have closed it by now
+                if number >= _FIRST_FREE and os.get_inheritable(number):
                     found.append((os.POSIX_SPAWN_CLOSE, number))
     return found
 

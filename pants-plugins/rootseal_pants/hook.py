@@ -12,6 +12,7 @@ import pants.engine.internals.scheduler as pants_scheduler
 from pants.init.engine_initializer import GraphSession
 
 from rootseal_pants.attest import Run, attest_run, forget_the_last_run, now
+from rootseal_pants.early_sealer import early_sealer
 
 _PATCHED = "_rootseal_patched"
 _OURS = "_rootseal_wraps_processes"
@@ -62,7 +63,7 @@ def _with_attestation(original: Callable[..., int], wrap: Wrap) -> Callable[...,
             return original(self, **kwargs)
         started_at = now()
         goals = tuple(kwargs["goals"])
-        with wrap.running(session):
+        with early_sealer(session), wrap.running(session):
             if "package" in goals:
                 forget_the_last_run(session)
             code = original(self, **{**kwargs, "goals": goals})

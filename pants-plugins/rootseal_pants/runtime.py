@@ -92,12 +92,17 @@ def run_rootseal(
     try:
         return Child(command).finish(timeout_seconds=timeout_seconds)
     except subprocess.TimeoutExpired as error:
-        raise CaptureError(
-            f"`{' '.join(command)}` did not end within {timeout_seconds:.0f} s. "
-            "Run it by hand to see why."
-        ) from error
+        raise did_not_end(command, timeout_seconds) from error
     except OSError as error:
         raise ConfigError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+def did_not_end(command: Sequence[str], timeout_seconds: float) -> CaptureError:
+    """The error of a command that was killed because it took too long."""
+    return CaptureError(
+        f"`{' '.join(command)}` did not end within {timeout_seconds:.0f} s. "
+        "Run it by hand to see why."
+    )
 
 
 def ensure_daemon(executable: str, socket: str, trace_ring_bytes: int) -> DaemonInfo:

@@ -17,8 +17,8 @@ from rootseal import fsverity
 from rootseal.canonical import path_bytes, path_text
 from rootseal.errors import CaptureError
 
+from rootseal_pants import early_sealer
 from rootseal_pants.manifest import Artifact, EngineInput
-from rootseal_pants.runtime import run_rootseal
 from rootseal_pants.settings import ReadyDaemon, Settings
 
 BUNDLE_NAME = "build.rootseal"
@@ -119,13 +119,16 @@ def policy_of(settings: Settings) -> dict[str, object]:
     }
 
 
-def seal(settings: Settings, daemon: ReadyDaemon, manifest: Mapping[str, object]) -> Sealed:
+def seal(
+    session: Any, settings: Settings, daemon: ReadyDaemon, manifest: Mapping[str, object]
+) -> Sealed:
     """Write the manifest and have `rootseal seal` sign it; nothing is left behind on failure."""
     out = Path(settings.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     bundle, manifest_path = out / BUNDLE_NAME, out / "manifest.json"
     _write_whole(manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    done = run_rootseal(
+    done = early_sealer.run(
+        session,
         [daemon.executable, *_seal_arguments(settings, daemon, manifest_path, bundle)],
         timeout_seconds=SEAL_TIMEOUT_SECONDS,
     )
