@@ -83,6 +83,7 @@ typedef struct {
 	rs_bytes mutations;
 	uint64_t mutations_count, mutations_left_out;
 	uint64_t unwitnessed; /* materials that the other witness did not see (rs_scope_witness) */
+	uint64_t unsealed;    /* materials whose source is not fsverity-measured */
 	rs_counters counters;
 } rs_observation;
 

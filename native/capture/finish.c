@@ -167,6 +167,7 @@ static int encode_materials(struct rs_worker *worker, struct rs_scope *scope,
 		leaf_of[i] = UINT32_MAX;
 	for (i = 0; i < count && !error; i++) {
 		leaf_of[leaves[i].origin] = index[i];
+		result->observation.unsealed += leaves[i].source != RS_SOURCE_FSVERITY;
 		/* Of equal leaves, and of those left out, none counts twice: they share an index.
 		 */
 		if (index[i] != UINT32_MAX && leaves[i].source == RS_SOURCE_UNWITNESSED &&

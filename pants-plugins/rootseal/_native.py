@@ -38,6 +38,7 @@ class RawObservation:
     mutations_count: int
     mutations_left_out: int
     unwitnessed: int
+    unsealed: int
     counters: Dict[str, int]
 
 
@@ -213,6 +214,7 @@ def _raw_observation(seen: Any) -> RawObservation:
         mutations_count=int(seen.mutations_count),
         mutations_left_out=int(seen.mutations_left_out),
         unwitnessed=int(seen.unwitnessed),
+        unsealed=int(seen.unsealed),
         counters=_counters(seen.counters),
     )
 

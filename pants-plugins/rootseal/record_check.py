@@ -34,7 +34,7 @@ from rootseal.errors import (
 )
 from rootseal.keys import PublicKey
 from rootseal.leaf_table import Domain
-from rootseal.observation import LeafKind, Posture
+from rootseal.observation import DigestSource, LeafKind, Posture
 from rootseal.predicate import ActionPredicate, StoredTables, TableReference, read_action_predicate
 from rootseal.record import ActionRecord, SignedRecord, parse_record
 from rootseal.toolchain import TrustedTools, require_tools
@@ -100,9 +100,24 @@ def verify_record(
     )
     with checking(Check.RECORD_TABLES, ProofError, about=about):
         check_tables(predicate, parts.tables)
+    check_seals(predicate, parts.tables, about=about)
     counters, losses = read_counters(predicate, about=about)
     found_sha256 = digest.sha256(parts.envelope)
     return VerifiedRecord(predicate, counters, losses, found_sha256, keyid, parts)
+
+
+def check_seals(predicate: ActionPredicate, tables: StoredTables, *, about: str) -> None:
+    """Part of check 16: an action of posture `sealed` read nothing but measured, sealed files."""
+    if predicate.posture is not Posture.SEALED:
+        return
+    with checking(Check.RECORD_POSTURE, PolicyError, about=about):
+        materials = leaf_table.decompress(tables.materials)
+        for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
+            if leaf.source != DigestSource.FSVERITY_MEASURED:
+                raise PolicyError(
+                    f"posture sealed, but {canonical.path_text(leaf.path)} was not measured by "
+                    "fs-verity"
+                )
 
 
 def action_root(predicate: ActionPredicate) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Iterator
 
@@ -10,10 +11,14 @@ import pytest
 from fanotify_action import Lab, build_fixture
 from rootseal import digest, fsverity
 from rootseal.errors import NativeError
-from rootseal.observation import DigestSource
+from rootseal.observation import DigestSource, Posture
 
 EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
 SIZE = 3_000_000
+READER = """
+#include <fcntl.h>
+int main(int argc, char **argv) { return argc != 2 || open(argv[1], O_RDONLY) < 0; }
+"""
 
 
 @pytest.fixture
@@ -85,6 +90,26 @@ def test_unsealed_copy_with_the_same_content_is_hashed(
     copy.write_bytes(path.read_bytes())
     source, sha256, _ = read_in_scope(lab, tmp_path, copy)
     assert (source, sha256) == (DigestSource.FANOTIFY_OPEN_TIME, found.sha256)
+
+
+def test_posture_is_sealed_only_if_every_material_was_measured(
+    lab: Lab, tmp_path: Path, sealed: tuple[Path, fsverity.Measurement]
+) -> None:
+    source, program = tmp_path / "reader.c", tmp_path / "reader"
+    source.write_text(READER)
+    subprocess.run(["gcc", "-O1", "-static", str(source), "-o", str(program)], check=True)
+    both = [(program, fsverity.seal_file(program)), sealed]
+    lab.engine.trust_sealed([(known.fsverity, known.sha256, known.size) for _, known in both])
+    hashed = tmp_path / "hashed"
+    hashed.write_bytes(b"not sealed")
+    found = []
+    for path in (sealed[0], hashed):
+        root = tmp_path / f"root-of-{path.name}"
+        root.mkdir()
+        seen = lab.run(root, [str(program), str(path)])
+        assert (seen.exit_code, len(seen.materials)) == (0, 2), seen.materials
+        found.append(seen.observation.posture)
+    assert found == [Posture.SEALED, Posture.HELD]
 
 
 def test_trust_is_given_once(lab: Lab) -> None:

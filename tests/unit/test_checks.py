@@ -536,6 +536,11 @@ def action_weaker_than_the_builds_own_policy(path: Path) -> None:
 
 
 @case(Check.RECORD_POSTURE)
+def sealed_action_that_hashed_a_material(path: Path) -> None:
+    second_record(path, observed=factory.observation(posture=Posture.SEALED))
+
+
+@case(Check.RECORD_POSTURE)
 def action_without_a_trace_in_a_strict_build(path: Path) -> None:
     forged(path, change=lambda root: strict(root["policy"]))
     run(path)

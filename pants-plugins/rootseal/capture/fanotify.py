@@ -168,11 +168,17 @@ def _diagnostics(raw: _native.RawObservation) -> Dict[str, int]:
     return counters
 
 
+def _posture(raw: _native.RawObservation) -> Posture:
+    if raw.counters["remote_files"]:  # content that others serve may change after its hash
+        return Posture.OBSERVED
+    # One material that the kernel would let somebody change is one too many for `sealed`.
+    return Posture.SEALED if raw.materials_count and not raw.unsealed else Posture.HELD
+
+
 def _observation(raw: _native.RawObservation) -> Observation:
     return Observation(
         backend="fanotify",
-        # Where others serve the content, it may change between the hash and the read.
-        posture=Posture.OBSERVED if raw.counters["remote_files"] else Posture.HELD,
+        posture=_posture(raw),
         materials=LeafTable(raw.materials, raw.materials_root, raw.materials_count),
         products=LeafTable(raw.products, raw.products_root, raw.products_count),
         opens=raw.opens,
