@@ -378,6 +378,7 @@ def test_a_changed_material_that_cannot_be_read_at_the_end(
     assert set(diagnostics.losses(seen.counters)) == {"mutatedAfterOpen", "hashedBytesCapHit"}
 
 
+@pytest.mark.heavy
 def test_of_very_many_changed_materials_some_are_only_counted(
     lab: Lab, root: Path, outside: Path
 ) -> None:

@@ -192,7 +192,7 @@ def test_written_often_and_last_content_counts(lab: Lab, root: Path) -> None:
 
 
 # So many other files: from some number on the capture knows only the names of the rest.
-@pytest.mark.parametrize("others", [1, 3000])
+@pytest.mark.parametrize("others", [1, pytest.param(3000, marks=pytest.mark.heavy)])
 def test_files_made_and_truncated_by_name_in_one_tick(lab: Lab, root: Path, others: int) -> None:
     """Nobody opens them, so that only size and times tell; the size is the same in the end.
 
