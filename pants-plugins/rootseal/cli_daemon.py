@@ -168,7 +168,9 @@ def ensure_command(arguments: argparse.Namespace) -> int:
     """Make sure that a daemon answers."""
     wanted = _given_options(arguments)
     places = places_of(os.getuid(), arguments.socket)
-    found = ensure(_place(arguments), places, _defaults(), wanted)
+    found = ensure(
+        _place(arguments), places, _defaults(), wanted, state_named=bool(arguments.state_dir)
+    )
     text = f"daemon {found['version']} at {found['socket']}, posture {found['posture']}"
     if found["reason"]:
         text += f" ({found['reason']}. {found['remedy']})"

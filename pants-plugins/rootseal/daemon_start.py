@@ -7,6 +7,7 @@ found, else, and busy or somebody else's  → an error that says what to do
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -47,6 +48,8 @@ def ensure(
     places: Tuple[str, ...],
     defaults: Options,
     wanted: Options,
+    *,
+    state_named: bool = False,
 ) -> Dict[str, object]:
     """The status of a daemon of this build that serves this user and has these options.
 
@@ -55,6 +58,7 @@ def ensure(
         places: Where to look first, in order.
         defaults: Options of one that is started, where nothing else is said.
         wanted: Options that it must have; one that replaces another takes over the others of that.
+        state_named: The caller named the state directory; else one that replaces another keeps its.
 
     Raises:
         CaptureError: It does not start (says what it said), or another one is in the way.
@@ -68,7 +72,15 @@ def ensure(
     if found.get("build") == build_digest() and not lacking:
         return found
     _end(found, lacking)
+    if not state_named:
+        place = _with_state_of(found, place)
     return _start(place, together(running or defaults, wanted))
+
+
+def _with_state_of(found: Mapping[str, object], place: Place) -> Place:
+    """This place with the state of another daemon: its capture key goes on to be the key."""
+    state = found.get("stateDirectory")  # releases before this one say it, too
+    return dataclasses.replace(place, state=Path(state)) if isinstance(state, str) else place
 
 
 def _look(places: Tuple[str, ...]) -> Optional[Dict[str, object]]:

@@ -81,6 +81,28 @@ def test_an_idle_daemon_of_another_build_is_replaced_with_its_options(
         rootseal("daemon", "stop", "--socket", old["socket"])
 
 
+def test_the_state_of_a_replaced_daemon_is_kept_unless_another_is_named(
+    tmp_path: Path, old_program: List[str]
+) -> None:
+    old = ensure_with(old_program, tmp_path)
+    try:
+        done = rootseal("daemon", "ensure", "--json", "--socket", old["socket"])
+        assert (done.returncode, done.stderr) == (0, "")
+        new = json.loads(done.stdout)
+        assert new["pid"] != old["pid"]
+        assert [new[name] for name in ("stateDirectory", "captureKeyId")] == [
+            old[name] for name in ("stateDirectory", "captureKeyId")
+        ]
+        other = tmp_path / "other"
+        ensure_with(old_program, tmp_path)
+        named = ("--socket", old["socket"], "--state-dir", str(other))
+        moved = json.loads(rootseal("daemon", "ensure", "--json", *named).stdout)
+        assert moved["stateDirectory"] == str(other)
+        assert moved["captureKeyId"] != old["captureKeyId"]
+    finally:
+        rootseal("daemon", "stop", "--socket", old["socket"])
+
+
 def test_a_busy_daemon_of_another_build_is_an_error_that_says_what_to_do(
     tmp_path: Path, sandbox: Path, old_program: List[str]
 ) -> None:
