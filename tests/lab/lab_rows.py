@@ -98,6 +98,8 @@ OBSERVED_HERE = tuple(
     )
 )
 EBPF_HERE = kernel("ebpf", "ebpf_net") + BOTH_HERE + OBSERVED_HERE
+# By tracepoints alone, which 6.12 has all tests for: here is what another machine could change.
+EBPF_ARM = kernel("ebpf", "ebpf_net") + BOTH_HERE[:4] + OBSERVED_HERE[:3]
 LAUNCHER = kernel("launcher")
 NOT_PERMITTED = kernel("ptrace_not_permitted")
 YAMA = tuple(f"{name}::test_user_whom_yama_refuses_is_not_taken_for_root" for name in NOT_PERMITTED)
@@ -204,12 +206,12 @@ ROWS = (
     Row("6.1-bpf", "xfs", HERE, ("no-fs-verity",)),
     # eBPF on 6.1 without bpf in lsm=: by tracepoints alone.
     Row(
-        "6.1-arm64", "ext4", HERE + MATERIALS + EBPF_HERE + LAUNCHER + YAMA + TRACED, ("fs-verity",)
+        "6.1-arm64", "ext4", HERE + MATERIALS + EBPF_ARM + LAUNCHER + YAMA + TRACED, ("fs-verity",)
     ),
     Row("6.12-bpf-ima", "ext4", HERE + IMA + BOTH_HERE[:3], ("fs-verity",)),
     Row("6.12-bpf-ima", "overlay", HERE),
     Row("6.12-bpf-ima", "tmpfs", HERE, ("no-fs-verity",)),
-    Row("5.10", "ext4", HERE + CAPTURE + LAUNCHER + YAMA + TRACED[-1:], ("fs-verity",)),
+    Row("5.10", "ext4", HERE + CAPTURE + LAUNCHER + YAMA + TRACED[:1], ("fs-verity",)),
 )
 
 
