@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import functools
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+import fixture_programs
 from rootseal import leaf_table, opens_table
 from rootseal.capture.fanotify import FanotifyEngine, FanotifyScope
 from rootseal.capture.scope import CaptureLimits
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.observation import Observation
 
-SOURCE = Path(__file__).resolve().parents[1] / "fixtures" / "files_fixture.c"
-FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror")
-
 
 def build_fixture(directory: Path) -> Path:
-    """The fixture program in a directory; compiled once, since emulated machines take long."""
-    return Path(shutil.copy(_compiled(), directory / "files_fixture"))
+    """The fixture program, in a directory."""
+    return fixture_programs.build("files_fixture", directory)
 
 
 def gives_file_handles(path: Path) -> bool:
     """Whether the filesystem of a path has handles that can be opened; overlayfs has none."""
     done = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, check=True)
     return done.stdout.strip() != b"overlayfs"
-
-
-@functools.cache
-def _compiled() -> Path:
-    directory = tempfile.mkdtemp(prefix="rootseal-fixture-")
-    atexit.register(shutil.rmtree, directory)
-    program = Path(directory, "files_fixture")
-    subprocess.run(["gcc", *FLAGS, str(SOURCE), "-o", str(program)], check=True)
-    return program
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,29 +8,22 @@ import subprocess
 from pathlib import Path
 from typing import Sequence
 
+import fixture_programs
 from rootseal.capture.ebpf import EbpfScope, EbpfTracer, TraceObservation
 from rootseal.observation import Ledger, ProcessRecord
 from rootseal.process_trace import ProcessTrace, SyscallEvent
 
-SOURCE = Path(__file__).resolve().parents[1] / "fixtures" / "trace_fixture.c"
-FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror")
 NOT_HERE = 77  # the fixture's exit code for a call that this kernel does not have
 
 
 def build_trace_fixture(directory: Path, *flags: str, compiler: str = "gcc") -> Path:
     """Compile the fixture program."""
-    program = directory / "trace_fixture"
-    command = [compiler, *FLAGS, str(SOURCE), "-o", str(program), "-lpthread", *flags]
-    subprocess.run(command, check=True)
-    return program
+    return fixture_programs.build("trace_fixture", directory, *flags, compiler=compiler)
 
 
 def build_syscalls(directory: Path) -> Path:
     """Compile the fixture with a subcommand per system call."""
-    program = directory / "syscalls"
-    sources = sorted(SOURCE.parent.glob("syscalls*.c"))
-    subprocess.run(["gcc", *FLAGS, "-pthread", "-o", str(program), *map(str, sources)], check=True)
-    return program
+    return fixture_programs.build("syscalls", directory)
 
 
 def trace_of(process: ProcessRecord) -> ProcessTrace:

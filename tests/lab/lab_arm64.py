@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 
 from lab_apt import LAB, REPO, Archive, LabError, download_closure, run
+from lab_programs import build_programs
 
 ARCHIVE = Archive("bookworm", "arm64")
 ROOT = LAB / "arm64" / "root"
 INSIDE = "/rootseal"  # the checkout, as the guest sees it
+PROGRAMS_INSIDE = f"{INSIDE}/build/programs"
 WHEELS_INSIDE = "/usr/local/wheels"
 PYTHON = "3.11"  # bookworm's
 PACKAGES = (
@@ -103,6 +105,7 @@ def add_checkout() -> None:
     run(*make, str(REPO / "bpf"), "ARCH=arm64", f"BIN={package / 'bin'}")
     for core, libraries in (("core", ("-lcrypto",)), ("trace", ("-lbpf", "-lcrypto"))):
         build_core(core, libraries, package)
+    build_programs(Path(f"{ROOT}{PROGRAMS_INSIDE}"), f"--sysroot={ROOT}", compiler=COMPILER)
 
 
 def build_core(core: str, libraries: tuple[str, ...], package: Path) -> None:

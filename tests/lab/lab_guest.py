@@ -94,6 +94,7 @@ def run_row(row: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "MUST_RUN": "kernel",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # hypothesis alone costs seconds under tcg
         "ROOTSEAL_LAB_EMULATED": "1",
+        "ROOTSEAL_LAB_PROGRAMS": job["programs"],
         "ROOTSEAL_FIGURE_BYTES": str(row["figureBytes"]),
         "ROOTSEAL_LAB_EXPECTS": ",".join(row["expects"]),
         "ROOTSEAL_LAB_FILESYSTEM": row["filesystem"],

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import lab_arm64
 from lab_apt import LAB, REPO, Archive, LabError, depends, download
+from lab_programs import PROGRAMS
 
 __all__ = ["LAB", "REPO", "Kernel", "LabError", "fetch", "require_tools"]
 
@@ -68,6 +69,12 @@ class Kernel:
     def repo(self) -> str:
         """The checkout, as the guest sees it."""
         return lab_arm64.INSIDE if self.architecture == "arm64" else str(REPO)
+
+    @property
+    def programs(self) -> str:
+        """Where it finds the fixture programs, compiled."""
+        inside = lab_arm64.PROGRAMS_INSIDE
+        return inside if self.architecture == "arm64" else str(PROGRAMS)
 
     @property
     def python(self) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 from lab_arm64 import make_root
 from lab_host import run_host
 from lab_kernels import LAB, REPO, Kernel, LabError, fetch, require_tools
+from lab_programs import PROGRAMS, build_programs
 from lab_results import RESULTS, boot_document, write_results
 from lab_rows import BOOTS, Boot, Row, rows_of
 from lab_vm import run_boot
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     kernels = {series: fetch(series) for series in sorted({b.series for b in boots if b.series})}
     if any(kernel.architecture == "arm64" for kernel in kernels.values()):
         make_root()
+    build_programs(PROGRAMS)
     started, when = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     host = [b for b in boots if b.series is None]
     guests = [b for b in boots if b.series is not None]

@@ -66,6 +66,7 @@ def write_job(
     job = {
         "repo": kernel.repo,
         "pythonPath": kernel.python_path,
+        "programs": kernel.programs,
         "rows": [
             {
                 "filesystem": row.filesystem,
