@@ -109,10 +109,11 @@ class Totals:
             self.posture = action.posture
 
     def add_seals(self, seals: ArtifactSeals) -> None:
-        """Add the artifacts' seals; a file that its own action sealed is counted once."""
+        """Add the artifacts' seals; a file that its own action tried to seal is counted once."""
         for name, count in (
             ("fsVerityAvailable", int(seals.available)),
             ("fsVerityFilesSealed", len(seals.digests)),
+            ("fsVeritySealFailures", seals.failures),
         ):
             self.diagnostics[name] = max(self.diagnostics[name], count)
 

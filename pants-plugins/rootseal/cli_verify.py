@@ -267,6 +267,8 @@ def _describe(path: str, verified: VerifiedBuild, seals: Mapping[str, Optional[s
     ]
     if verified.failed:
         lines.append(_describe_failed(verified.failed))
+    if verified.root.predicate.seals.failures:
+        lines.append(f"fs-verity seals that failed: {verified.root.predicate.seals.failures}")
     lines += [
         f"artifact {file} is {name}{_SEAL_TEXT[seals[file]]}" for file, name in verified.artifacts
     ]

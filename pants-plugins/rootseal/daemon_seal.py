@@ -62,7 +62,11 @@ def seal_outputs(observation: Observation, announced: Announcement, peer: Peer) 
         raise _required(failures)
     if not available:
         return observation
-    counts = {"fsVerityAvailable": 1, "fsVerityFilesSealed": sealed}
+    counts = {
+        "fsVerityAvailable": 1,
+        "fsVerityFilesSealed": sealed,
+        "fsVeritySealFailures": sum(isinstance(error, SealFailed) for error in failures),
+    }
     counters = diagnostics.add(observation.counters, {**diagnostics.zeros(), **counts})
     return dataclasses.replace(observation, counters=counters)
 

@@ -43,6 +43,12 @@ COUNTERS: Tuple[Counter, ...] = (
         "fsVerityAvailable", False, "1 if a filesystem of the products supports fs-verity.", _NONE
     ),
     Counter("fsVerityFilesSealed", False, "Products sealed with fs-verity.", _NONE),
+    Counter(
+        "fsVeritySealFailures",
+        False,
+        "Products left unsealed though their filesystem has fs-verity.",
+        "Let nobody write the outputs; `--fsverity on` refuses and names the file and the reason.",
+    ),
     Counter("partialReadFallbacks", False, "Reads that were completed by a second read.", _NONE),
     Counter("digestCacheHits", False, "Opens whose digest came from the digest cache.", _NONE),
     Counter("bytesHashed", False, "Bytes read and hashed for this action.", _NONE),
@@ -101,12 +107,6 @@ COUNTERS: Tuple[Counter, ...] = (
         True,
         "Processes left out because the action reached its process cap.",
         "Split the action, or report the need for a larger cap.",
-    ),
-    Counter(
-        "fsVeritySealFailures",
-        True,
-        "Products that could not be sealed though it was required.",
-        _REPORT,
     ),
     Counter(
         "ringbufOpenatDrops",

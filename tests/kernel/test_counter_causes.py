@@ -51,8 +51,6 @@ ELSEWHERE = {
     "recordBytesCapHit": "test_fanotify_materials.py::test_caps_mark_only_their_action",
     "hashedBytesCapHit": "test_fanotify_materials.py::test_caps_mark_only_their_action",
     "processTableCapHit": "test_fanotify_materials.py::test_caps_mark_only_their_action",
-    "fsVeritySealFailures": "test_fsverity_run.py::"
-    "test_an_output_that_cannot_be_sealed_fails_the_action_if_it_must_be",
     "ringbufExecDrops": "test_ebpf.py::test_a_full_ring_is_counted_for_its_scope_only",
     "traceTruncated": "test_ebpf.py::test_a_path_beyond_the_bound_is_counted",
     "mutatedAfterOpen": "test_fanotify_materials.py::test_a_material_changed_by_others_is_counted",

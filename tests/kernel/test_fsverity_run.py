@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 from rootseal import daemon_seal, digest, fsverity
@@ -54,11 +56,14 @@ class Cli:
         (action,) = document["actions"]
         return [find_counters(document["build"]), find_counters(action)]
 
+    def verify(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Verify the bundle."""
+        public = str(self.key.with_suffix(".pub"))
+        return rootseal("verify", str(self.bundle), "--key", public, *options)
+
     def artifact(self) -> Any:
         """What `verify` says of the output's seal."""
-        public = str(self.key.with_suffix(".pub"))
-        words = ["verify", str(self.bundle), "--key", public, "--json"]
-        done = rootseal(*words, "--artifact", str(self.sandbox / "out"))
+        done = self.verify("--json", "--artifact", str(self.sandbox / "out"))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["artifacts"][0]["fsverity"]
 
@@ -93,12 +98,33 @@ def test_outputs_are_sealed_counted_and_measured_again(daemon: RunningDaemon, ve
             (verity / "out").open("r+b")
 
 
-def test_an_output_that_cannot_be_sealed_fails_the_action_if_it_must_be(
-    daemon: RunningDaemon, verity: Path
+@contextlib.contextmanager
+def writer(path: Path, way: str) -> Iterator[None]:
+    """Somebody who may write a file: by a descriptor, or by a mapping alone."""
+    path.write_bytes(b"before")
+    descriptor = os.open(path, os.O_RDWR)
+    if way == "open":
+        yield
+        os.close(descriptor)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    place = libc.mmap(None, mmap.PAGESIZE, access, mmap.MAP_SHARED, descriptor, 0)
+    os.close(descriptor)
+    assert place != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
+    yield
+    assert libc.munmap(place, mmap.PAGESIZE) == 0
+
+
+@pytest.mark.parametrize("way", ["open", "mapped"])
+def test_a_seal_that_fails_is_counted_and_refused_if_it_must_be(
+    daemon: RunningDaemon, verity: Path, way: str
 ) -> None:
     cli = Cli(daemon, verity)
-    (verity / "out").touch()
-    with (verity / "out").open("r+b"):
+    with writer(verity / "out", way):
         done = cli.run("echo built > out", "--fsverity", "on")
         assert done.returncode == 1
         assert "fsVeritySealFailures is 1" in one_line(done.stderr)
@@ -106,8 +132,12 @@ def test_an_output_that_cannot_be_sealed_fails_the_action_if_it_must_be(
         assert not cli.bundle.exists()
         done = cli.run("echo built > out", "--fsverity", "auto")
     assert done.returncode == 0, done.stderr
-    unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 0}
+    unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 1}
     assert cli.counters() == [unsealed, unsealed]
+    assert cli.artifact() is None  # never sealed, so there is nothing to measure
+    assert "fs-verity seals that failed: 1" in cli.verify().stdout
+    (verity / "out").write_text("still writable")
+    assert cli.verify("--artifact", str(verity / "out")).returncode == 1
 
 
 def test_the_file_behind_a_link_and_those_of_a_new_directory_are_sealed(

@@ -95,6 +95,8 @@ def test_open_writer_refuses_on_and_counts_in_auto(
     code, answer, text = verify(rootseal_command, bundle, key, dist / "lib/lib.a")
     assert code == 0, text
     assert answer["artifacts"][0]["fsverity"] == "measured"
+    counted = answer["summary"]["diagnostics"]
+    assert [counted[f"fsVerity{name}"] for name in ("FilesSealed", "SealFailures")] == [1, 1]
 
 
 def test_artifact_that_is_not_what_was_built_is_refused(dist: Path) -> None:

@@ -190,13 +190,14 @@ def test_nothing_is_signed_if_sealing_is_demanded_and_impossible(
     assert not out.exists()
 
 
-def test_sealed_artifacts_are_in_the_counters_of_the_root_and_counted_once() -> None:
-    seals = build_predicate.ArtifactSeals(True, 0, (("a", "0" * 64), ("b", "1" * 64)))
+def test_seals_of_artifacts_are_in_the_counters_of_the_root_and_counted_once() -> None:
+    seals = build_predicate.ArtifactSeals(True, 2, (("a", "0" * 64), ("b", "1" * 64)))
     for by_actions, total in ((0, 2), (2, 2), (3, 3)):
         totals = build_predicate.Totals()
-        totals.diagnostics["fsVerityFilesSealed"] = by_actions
+        names = ("fsVerityFilesSealed", "fsVeritySealFailures")
+        totals.diagnostics.update(dict.fromkeys(names, by_actions))
         totals.add_seals(seals)
-        assert totals.diagnostics["fsVerityFilesSealed"] == total
+        assert [totals.diagnostics[name] for name in names] == [total, total]
         assert totals.diagnostics["fsVerityAvailable"] == 1
 
 
