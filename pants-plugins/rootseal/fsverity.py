@@ -301,6 +301,23 @@ def unseal(path: Union[str, Path]) -> bool:
     return True
 
 
+def unseal_below(directory: Union[str, Path]) -> int:
+    """Replace every sealed file below a directory by a copy that can be written.
+
+    Symbolic links are not followed.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        CaptureError: A copy cannot be made.
+    """
+    if not can_seal(directory):
+        return 0
+    places = (Path(top, name) for top, _, names in os.walk(directory) for name in names)
+    return sum(unseal(path) for path in places)
+
+
 def _copy(stream: BinaryIO, target: Path) -> None:
     """Copy a file with its owner, mode and times."""
     status = os.fstat(stream.fileno())

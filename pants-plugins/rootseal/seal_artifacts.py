@@ -68,6 +68,8 @@ def _seal_one(directory: Path, artifact: Artifact) -> str:
     path = Path(os.path.realpath(directory / name))  # of a loop, a path that is no file
     if not path.is_file():
         raise IncompleteError(f"the artifact {artifact.name} is not in {directory}; build again")
+    if Path(os.path.realpath(directory)) not in path.parents:  # a seal is for ever
+        raise CaptureError(f"{path} is not sealed: {artifact.name} leads out of {directory}")
     measured = fsverity.seal_file(path)
     if (measured.sha256.hex(), measured.size) != (artifact.sha256, artifact.size):
         raise IncompleteError(

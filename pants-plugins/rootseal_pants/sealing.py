@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from rootseal import fsverity
-from rootseal.canonical import path_bytes, path_text
+from rootseal.canonical import path_text
 from rootseal.errors import CaptureError
 
 from rootseal_pants import early_sealer
@@ -36,8 +36,6 @@ class Sealed:
 
 def remove_stale(settings: Settings) -> None:
     """Remove the attestation of the last run: from here on it is not that of what is in dist/.
-
-    The manifest stays until there is a new one, since it says which artifacts were sealed.
 
     Raises:
         CaptureError: A file of it cannot be removed.
@@ -91,19 +89,14 @@ def input_modes(build_root: str, inputs: Iterable[EngineInput]) -> dict[str, int
 
 
 def make_artifacts_writable(settings: Settings) -> None:
-    """Replace the sealed files of the last attested run by copies: Pants writes dist/ in place.
+    """Replace what earlier runs sealed in dist/ by copies: Pants writes dist/ in place.
+
+    All of them, not only those of the last run: that may have packaged other targets.
 
     Raises:
         CaptureError: A sealed file cannot be replaced.
     """
-    manifest = Path(settings.out_dir, "manifest.json")
-    try:
-        document = json.loads(manifest.read_text("utf-8"))
-        names = [item["name"] for target in document["targets"] for item in target["artifacts"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # no attested run before this one, so nothing was sealed
-    for name in sorted(set(names)):
-        fsverity.unseal(Path(settings.dist_dir, os.fsdecode(path_bytes(name))))
+    fsverity.unseal_below(settings.dist_dir)
 
 
 def policy_of(settings: Settings) -> dict[str, object]:

@@ -45,3 +45,14 @@ def test_pants_seals_what_it_packages_and_packages_it_again(verity: PantsRepo) -
     verity.run("package", "::").succeeded()  # Pants writes dist/ in place
     check_sealed(verity)
     assert (verity.dist / "left.tar").read_bytes() != before
+
+
+def test_what_an_earlier_run_of_other_targets_sealed_is_packaged_again(verity: PantsRepo) -> None:
+    verity.run("package", "::").succeeded()
+    verity.run("package", "//:right-archive").succeeded()  # its manifest does not name left.tar
+    verity.write({"left.txt": "another left\n"})
+    verity.run("package", "//:left-archive").succeeded()
+    bundle, key = str(verity.dist / "rootseal" / "build.rootseal"), str(verity.signing_key())
+    words = ("--artifact", str(verity.dist / "left.tar"), "--json")
+    done = verity.command("verify", bundle, "--key", key, *words).succeeded()
+    assert json.loads(done.output)["artifacts"][0]["fsverity"] == "measured"

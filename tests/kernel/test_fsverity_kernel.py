@@ -111,6 +111,23 @@ def test_unsealed_copy_can_be_written_in_place(verity: Path) -> None:
     assert not fsverity.unseal(verity / "missing")
 
 
+def test_everything_sealed_below_a_directory_can_be_written_again(verity: Path) -> None:
+    dist, elsewhere = verity / "dist", make(verity / "elsewhere")
+    (dist / "a" / "b").mkdir(parents=True)
+    (dist / "link").symlink_to(elsewhere)
+    (dist / "folder").symlink_to(verity)
+    sealed = [make(dist / "one"), make(dist / "a" / "b" / os.fsdecode(b"two\n\xff")), elsewhere]
+    for path in sealed:
+        fsverity.seal_file(path)
+    make(dist / "other")
+    assert fsverity.unseal_below(dist) == 2
+    for path in sealed[:2]:
+        path.write_bytes(b"built again")
+    with pytest.raises(PermissionError):
+        elsewhere.write_bytes(b"not below it")
+    assert fsverity.unseal_below(dist) == fsverity.unseal_below(verity / "missing") == 0
+
+
 def test_changed_blocks_on_the_disk_are_an_error_when_read(verity: Path) -> None:
     """The row's disk is changed below the filesystem; the kernel notices at the next read."""
     path = make(verity / "product", os.urandom(64 * 4096))

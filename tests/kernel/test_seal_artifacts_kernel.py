@@ -99,6 +99,15 @@ def test_open_writer_refuses_on_and_counts_in_auto(
     assert [counted[f"fsVerity{name}"] for name in ("FilesSealed", "SealFailures")] == [1, 1]
 
 
+def test_a_file_outside_the_directory_is_never_sealed_for_an_artifact(dist: Path) -> None:
+    outside = dist.parent / "outside"
+    (dist / "app.bin").rename(outside)
+    (dist / "app.bin").symlink_to(outside)
+    with pytest.raises(CaptureError, match="leads out of"):
+        build(dist, "on")
+    outside.write_bytes(b"still writable")
+
+
 def test_artifact_that_is_not_what_was_built_is_refused(dist: Path) -> None:
     (dist / "app.bin").write_bytes(b"something else")
     with pytest.raises(IncompleteError, match=hashlib.sha256(b"something else").hexdigest()):
