@@ -52,7 +52,7 @@ def look_at_mounts(reachable: Posture) -> Tuple[MountFinding, ...]:
     """
     marks = _try_marks() if reachable.rank >= Posture.HELD.rank else ()
     return tuple(
-        MountFinding(mark, _posture(mark, reachable), fsverity.can_seal(mark.mount_point))
+        MountFinding(mark, _posture(mark, reachable), _can_seal(mark))
         for mark in (marks or _mounts_here())[:MOUNTS_MAX]
         if mark.marked or not mark.reason.startswith(_NOT_SHOWN)
     )
@@ -64,6 +64,11 @@ def _posture(mark: MountMark, reachable: Posture) -> Posture:
     if mark.reason and reachable.rank > Posture.OBSERVED.rank:
         return Posture.OBSERVED
     return reachable
+
+
+def _can_seal(mark: MountMark) -> bool:
+    """Never by asking a server, which may not answer, or not the truth."""
+    return not _is_remote(mark.filesystem) and fsverity.can_seal(mark.mount_point)
 
 
 def _try_marks() -> Tuple[MountMark, ...]:
@@ -170,8 +175,12 @@ def _parse(line: bytes) -> Optional[MountMark]:
     if found is None or found[1] in PSEUDO:
         return None
     point, kind = found
-    remote = kind in REMOTE or kind.startswith("fuse.")
-    return MountMark(point, kind, True, mountinfo.SERVED_BY_OTHERS if remote else "")
+    reason = mountinfo.SERVED_BY_OTHERS if _is_remote(kind) else ""
+    return MountMark(point, kind, True, reason)
+
+
+def _is_remote(kind: str) -> bool:
+    return kind in REMOTE or kind.startswith("fuse.")
 
 
 def rows(findings: Sequence[MountFinding]) -> List[Tuple[str, str, str, str]]:

@@ -11,6 +11,7 @@ Source: Documentation/filesystems/fsverity.rst of the kernel; include/uapi/linux
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -21,7 +22,7 @@ import stat
 import struct
 import sys
 from pathlib import Path
-from typing import BinaryIO, Dict, Iterator, List, Union
+from typing import BinaryIO, Dict, Iterator, List, Optional, Union
 
 from rootseal import digest
 from rootseal.errors import BackendUnavailable, CaptureError, NativeError
@@ -41,6 +42,9 @@ _ENABLE_ARGUMENT = struct.pack(
 )
 _MEASUREMENT = struct.Struct(f"=HH{digest.DIGEST_BYTES}s")
 _DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144s")
+
+_FUSE_MAGIC = 0x65735546  # linux/magic.h; first in struct statfs, which is 120 bytes
+_STATFS_BYTES = 256
 
 _UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS)
 _WHY: Dict[int, str] = {
@@ -149,6 +153,14 @@ def is_sealed(descriptor: int) -> bool:
     return bool(int.from_bytes(answer[:4], sys.byteorder) & _VERITY_FLAG)
 
 
+def is_served_by_a_process(descriptor: int) -> bool:
+    """Whether a file is of FUSE: its server answers the calls below, and may say what it likes."""
+    room = ctypes.create_string_buffer(_STATFS_BYTES)
+    if ctypes.CDLL(None).fstatfs(descriptor, room):
+        return True  # the server is asked for this too; a filesystem of the kernel's does not fail
+    return ctypes.c_long.from_buffer(room).value == _FUSE_MAGIC
+
+
 def measure(descriptor: int, *, where: str) -> bytes:
     """The fs-verity digest of an open sealed file, as the kernel holds it, 32 bytes.
 
@@ -159,11 +171,21 @@ def measure(descriptor: int, *, where: str) -> bytes:
     Raises:
         CaptureError: It is not sealed, or with another hash than SHA-256.
     """
+    found = _measurement(descriptor, where)
+    if found is None:
+        raise CaptureError(f"{where} is not sealed with fs-verity")
+    return found
+
+
+def _measurement(descriptor: int, where: str) -> Optional[bytes]:
+    """The digest; None for what this kernel does not hold sealed."""
+    if is_served_by_a_process(descriptor):
+        return None
     try:
         answer = fcntl.ioctl(descriptor, _MEASURE, _MEASUREMENT.pack(0, 32, b""))
     except OSError as error:
         if error.errno == errno.ENODATA or error.errno in _UNSUPPORTED:
-            raise CaptureError(f"{where} is not sealed with fs-verity") from None
+            return None
         if error.errno == errno.EOVERFLOW:
             raise CaptureError(f"{where} is sealed with a longer hash than SHA-256") from None
         raise _native("FS_IOC_MEASURE_VERITY", error, where) from None
@@ -180,6 +202,8 @@ def enable(descriptor: int, *, where: str) -> None:
         BackendUnavailable: The kernel or the filesystem has no fs-verity.
         CaptureError: It could not be sealed; says why and what to do.
     """
+    if is_served_by_a_process(descriptor):
+        raise unavailable(where)
     try:
         _enable(descriptor)
     except OSError as error:
@@ -259,9 +283,9 @@ def check_sealed(path: Union[str, Path], *, expected: bytes, size: int) -> bool:
     """
     name = os.fspath(path)
     with _opened(name) as stream:
-        if not is_sealed(stream.fileno()):
+        found = _measurement(stream.fileno(), name)
+        if found is None:  # overlayfs shows the flag of a sealed layer, and measures nothing
             return False
-        found = measure(stream.fileno(), where=name)
         found_size = os.fstat(stream.fileno()).st_size
     if found != expected or found_size != size:
         raise CaptureError(
@@ -331,17 +355,22 @@ def _copy(stream: BinaryIO, target: Path) -> None:
         os.utime(copy.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def can_seal(directory: Union[str, bytes, Path]) -> bool:
-    """Whether the filesystem of a directory has fs-verity, asked without writing anything.
+def can_seal(place: Union[str, bytes, Path]) -> bool:
+    """Whether a directory or regular file is on a filesystem with fs-verity; writes nothing.
 
     A filesystem that has it answers for what is not sealed that there is no measurement; any other
-    does not know the question.
+    does not know the question, and of FUSE no answer counts.
     """
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        mode = os.stat(place).st_mode  # noqa: PTH116 - a path may be bytes
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            return False
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
+        if is_served_by_a_process(descriptor):
+            return False
         fcntl.ioctl(descriptor, _MEASURE, _MEASUREMENT.pack(0, 32, b""))
     except OSError as error:
         return error.errno == errno.ENODATA

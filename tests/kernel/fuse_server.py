@@ -3,6 +3,7 @@
 Usage: python fuse_server.py MOUNTPOINT [UID [BYTES [BACKING]]]. Only that user (root) may look at
 it. A read gets at most BYTES, past the page cache; 0: all that it asks for. With the file BACKING
 the content is what that holds just now, of the same size, and statfs(2) is answered; else it fails.
+Of fs-verity it lies: each file is sealed, with the digest LIE.
 Writes one line to stdout once it is mounted, and serves until it is killed. Needs root, no library
 and no package.
 
@@ -23,8 +24,10 @@ from typing import Callable, Dict, Tuple
 CONTENT = b"served by a process\n"
 ROOT, MATERIAL = 1, 2
 NODES = {ROOT: (stat.S_IFDIR | 0o755, 0), MATERIAL: (stat.S_IFREG | 0o755, len(CONTENT))}
+LIE = b"\1" * 32
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH = 1, 2, 3, 14, 15, 18, 25
 STATFS, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, BATCH_FORGET = 17, 26, 27, 28, 29, 36, 42
+IOCTL, GET_FLAGS, MEASURE, ENABLE = 39, 0x80086601, 0xC0046686, 0x40806685
 SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
 FOPEN_DIRECT_IO = 1
 READ_BYTES_MAX = int("".join(sys.argv[3:4]) or 0)  # 0: whatever is asked for
@@ -78,6 +81,19 @@ def handle(_: int, body: bytes) -> bytes:
     return struct.pack("<QII", 0, FOPEN_DIRECT_IO if READ_BYTES_MAX else 0, 0)
 
 
+def ioctl(_: int, body: bytes) -> bytes:
+    """Those of fs-verity, which newer kernels hand on (6.10)."""
+    _, _, command, _, _, size = struct.unpack_from("<QIIQII", body)
+    data = {
+        GET_FLAGS: (0x00100000).to_bytes(8, "little"),  # FS_VERITY_FL
+        MEASURE: struct.pack("<HH32s", 1, len(LIE), LIE),
+        ENABLE: b"",
+    }
+    if command not in data:
+        raise OSError(errno.ENOTTY, "")
+    return struct.pack("<iIII", 0, 0, 0, 0) + data[command][:size]
+
+
 def nothing(_: int, body: bytes) -> bytes:
     """Done."""
     return b""
@@ -97,6 +113,7 @@ ANSWERS: Dict[int, Callable[[int, bytes], bytes]] = {
     READ: read,
     STATFS: statfs,
     READDIR: unreadable,
+    IOCTL: ioctl,
     RELEASE: nothing,
     RELEASEDIR: nothing,
     FLUSH: nothing,

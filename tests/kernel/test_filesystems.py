@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Any, Iterator, List, Optional
 
 import pytest
 from fanotify_action import Lab, build_fixture
-from rootseal import diagnostics, digest, keys, leaf_table
+from rootseal import diagnostics, digest, fsverity, keys, leaf_table, toolchain_files
 from rootseal.doctor_mounts import look_at_mounts
+from rootseal.errors import BackendUnavailable
 from rootseal.leaf_table import Domain
-from rootseal.observation import MountMark, Posture
-from running_daemon import LAUNCHER, Done, rootseal, running_daemon
+from rootseal.observation import DigestSource, MountMark, Posture
+from rootseal.toolchain import Toolchain, ToolFile
+from running_daemon import GIVE_UP_SECONDS, LAUNCHER, Done, rootseal, running_daemon
 
 NOBODY = 65534
 LAB_SHARE = Path("/lab/out")  # 9p, in the guests of the kernel lab
@@ -87,11 +91,16 @@ def test_what_others_serve_is_only_observed(lab: Lab, tmp_path: Path) -> None:
 
 
 SERVED = b"served by a process\n"
+LIE = b"\1" * 32  # digest that fuse_server.py claims
 
 
 @contextlib.contextmanager
 def fuse(
-    place: Path, uid: int = 0, read_bytes_max: int = 0, backing: Optional[Path] = None
+    place: Path,
+    uid: int = 0,
+    read_bytes_max: int = 0,
+    backing: Optional[Path] = None,
+    answers: bool = True,
 ) -> Iterator[Path]:
     """A FUSE mount of this user, with the file `material` (fuse_server.py has the arguments)."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -104,6 +113,8 @@ def fuse(
         assert server.stdout is not None
         try:
             assert server.stdout.readline() == b"mounted\n"
+            if not answers:
+                server.send_signal(signal.SIGSTOP)
             yield place
         finally:
             subprocess.run(["umount", "--lazy", place], check=True)
@@ -119,6 +130,44 @@ def test_what_a_process_serves_is_only_observed(lab: Lab, tmp_path: Path) -> Non
     assert "can change after it was hashed" in mount.reason
     assert found[os.fsencode(place)].posture is Posture.OBSERVED
     assert not found[os.fsencode(place)].can_seal
+
+
+def test_a_server_that_says_its_files_are_sealed_is_not_believed(lab: Lab, tmp_path: Path) -> None:
+    """Nor measured in place of being read: the SHA-256 of a manifest would be its to choose."""
+    lab.engine.trust_sealed([(LIE, bytes(32), len(SERVED))])
+    with fuse(tmp_path / "served") as place:
+        path = place / "material"
+        if tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 10):
+            with path.open("rb") as stream:  # what the kernel hands on
+                assert fcntl.ioctl(stream, 0xC0046686, bytes((0, 0, 32, 0)) + bytes(32))[4:] == LIE
+        assert not fsverity.check_sealed(path, expected=LIE, size=len(SERVED))
+        assert not fsverity.can_seal(place)
+        with pytest.raises(BackendUnavailable):
+            fsverity.seal_file(path)
+        tool = ToolFile(os.fsencode(path), bytes(32), LIE, len(SERVED), 0o755)
+        compared = toolchain_files.compare(Toolchain((), (tool,)), read_all=False)
+        assert [item.reason for item in compared.differences] == ["content"]
+        (tmp_path / "root").mkdir()
+        seen = lab.run(tmp_path / "root", ["/bin/cat", str(path)])
+    (leaf,) = seen.material(os.fsencode(path))
+    assert (leaf.source, leaf.digest) == (
+        DigestSource.FANOTIFY_OPEN_TIME,
+        digest.sha256(SERVED),
+    )
+
+
+def test_doctor_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from rootseal.doctor_mounts import look_at_mounts, Posture\n"
+        "(found,) = [item for item in look_at_mounts(Posture.WALKED)\n"
+        "    if item.mount.mount_point == os.fsencode(sys.argv[1])]\n"
+        "print(found.mount.filesystem, found.posture.value, found.can_seal)"
+    )
+    with fuse(tmp_path / "served", answers=False) as place:
+        done = subprocess.run(
+            [sys.executable, "-c", program, place], stdout=subprocess.PIPE, timeout=GIVE_UP_SECONDS
+        )
+    assert done.stdout == b"fuse walked False\n"
 
 
 def test_reads_that_end_early_are_completed_counted_and_no_loss(tmp_path: Path) -> None:

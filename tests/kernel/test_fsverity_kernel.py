@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,27 @@ def test_a_copy_is_not_sealed_and_another_sealed_file_is_refused(verity: Path) -
     fsverity.seal_file(make(verity / "other", b"other"))
     with pytest.raises(CaptureError, match="signed are"):
         fsverity.check_sealed(verity / "other", expected=sealed.fsverity, size=5)
+
+
+def test_a_sealed_file_seen_through_an_overlay_is_compared_by_content(verity: Path) -> None:
+    """overlayfs shows the flag of the layer below, and does not measure."""
+    for name in ("lower", "over", "layers"):
+        (verity / name).mkdir()
+    sealed = fsverity.seal_file(make(verity / "lower" / "product"))
+    subprocess.run(["mount", "-t", "tmpfs", "none", verity / "layers"], check=True)
+    try:
+        for name in ("upper", "work"):
+            (verity / "layers" / name).mkdir()
+        layers = f"lowerdir={verity}/lower,upperdir={verity}/layers/upper"
+        options = f"{layers},workdir={verity}/layers/work"
+        command = ["mount", "-t", "overlay", "-o", options, "none", verity / "over"]
+        subprocess.run(command, check=True)
+        seen = verity / "over" / "product"
+        assert not fsverity.check_sealed(seen, expected=sealed.fsverity, size=sealed.size)
+        assert seen.read_bytes() == b"built"
+    finally:
+        subprocess.run(["umount", verity / "over"])
+        subprocess.run(["umount", verity / "layers"], check=True)
 
 
 def test_sealing_twice_is_sealing_once(verity: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import json
 import os
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any, Sequence
@@ -97,6 +100,24 @@ def test_open_writer_refuses_on_and_counts_in_auto(
     assert answer["artifacts"][0]["fsverity"] == "measured"
     counted = answer["summary"]["diagnostics"]
     assert [counted[f"fsVerity{name}"] for name in ("FilesSealed", "SealFailures")] == [1, 1]
+
+
+def test_the_same_content_with_another_measurement_is_refused(
+    dist: Path, rootseal_command: Sequence[str]
+) -> None:
+    """It has the SHA-256 of the artifact, and is not the file that was sealed: it has a salt."""
+    bundle, key = build(dist, "on")
+    path, salt = dist / "app.bin", ctypes.create_string_buffer(b"salt", 4)
+    path.unlink()
+    path.write_bytes(CONTENT["app.bin"])
+    assert verify(rootseal_command, bundle, key, path)[1]["artifacts"][0]["fsverity"] == "copy"
+    address = ctypes.addressof(salt)
+    with path.open("rb") as stream:  # FS_IOC_ENABLE_VERITY
+        argument = struct.pack("=IIIIQIIQ88x", 1, 1, 4096, len(salt), address, 0, 0, 0)
+        fcntl.ioctl(stream, 0x40806685, argument)
+    code, answer, text = verify(rootseal_command, bundle, key, path)
+    assert (code, answer["error"]["check"]) == (1, "ARTIFACTS"), text
+    assert "is sealed with fs-verity digest" in text
 
 
 def test_a_file_outside_the_directory_is_never_sealed_for_an_artifact(dist: Path) -> None:
