@@ -52,7 +52,7 @@ LAYERS: Mapping[str, int] = {
     ),
     **dict.fromkeys(("capture",), 2),
     **dict.fromkeys(("fsverity", "ima"), 1),
-    **dict.fromkeys(("toolchain", "toolchain_files"), 5),
+    **dict.fromkeys(("toolchain", "toolchain_files", "toolchain_moves"), 5),
     **dict.fromkeys(("predicate",), 3),
     **dict.fromkeys(("statement",), 4),
     **dict.fromkeys(("envelope", "bundle", "policy", "rego", "record", "manifest"), 5),

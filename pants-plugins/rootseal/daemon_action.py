@@ -125,7 +125,7 @@ def run_action(
             observation = with_guard_counts(observation, exited)
             gate(announced, observation)
             refuse_exposed_key(observation, key_sha256)
-            judge_tools(observation, tools)
+            judge_tools(observation, tools, announced.root)
             observation = seal_outputs(observation, announced, connection.peer)
             steps = (*decision.fallbacks, *served_by_others(observation))
             description = described(**_ending(exited), started_at=started_at, fallbacks=steps)

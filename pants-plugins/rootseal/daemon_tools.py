@@ -18,6 +18,7 @@ from rootseal.daemon_peer import Peer, as_user
 from rootseal.errors import ConfigError, PostureError, ToolchainError, VerificationError
 from rootseal.observation import Observation, Posture
 from rootseal.toolchain import TrustedTools
+from rootseal.toolchain_moves import brought_in, moves_seen
 
 SETS_MAX = 4  # sets of manifests kept parsed: a build has one, and a manifest may fill 100 MB
 KEY_BYTES_MAX = 64 * 1024
@@ -68,7 +69,7 @@ def require_sight(posture: Posture) -> None:
         )
 
 
-def judge_tools(observation: Observation, tools: Optional[TrustedTools]) -> None:
+def judge_tools(observation: Observation, tools: Optional[TrustedTools], root: bytes) -> None:
     """Fail an action that used a file from outside its sandbox that no manifest lists.
 
     Raises:
@@ -78,7 +79,8 @@ def judge_tools(observation: Observation, tools: Optional[TrustedTools]) -> None
     if tools is None:
         return
     require_sight(observation.posture)
-    unknown = toolchain.find_unknown(observation.materials.raw, tools)
+    brought = brought_in(moves_seen(observation.processes), root)
+    unknown = toolchain.find_unknown(observation.materials.raw, tools, brought)
     if unknown is not None:
         raise ToolchainError(f"the action {unknown}", unknown.data)
 

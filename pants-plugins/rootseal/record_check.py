@@ -38,6 +38,7 @@ from rootseal.observation import DigestSource, LeafKind, Posture
 from rootseal.predicate import ActionPredicate, StoredTables, TableReference, read_action_predicate
 from rootseal.record import ActionRecord, SignedRecord, parse_record
 from rootseal.toolchain import TrustedTools, require_tools
+from rootseal.toolchain_moves import moves_signed
 
 _JUDGED_FIELDS = (
     *("cmd", "environ", "sandbox", "declaredOutputs", "exitcode", "signal"),
@@ -140,7 +141,8 @@ def check_tools(verified: VerifiedRecord, tools: Optional[TrustedTools], *, abou
                 "reach a stronger one"
             )
         materials = leaf_table.decompress(verified.record.tables.materials)
-        require_tools(materials, action_root(verified.predicate), tools, about="it")
+        moves = moves_signed(verified.predicate.document)
+        require_tools(materials, action_root(verified.predicate), tools, moves, about="it")
 
 
 def verify_action_envelope(

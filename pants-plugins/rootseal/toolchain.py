@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import enum
-from typing import Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterator, Mapping, Optional, Sequence, Tuple
 
 from rootseal import __version__, canonical, envelope, leaf_table, schema, statement
 from rootseal.errors import ConfigError, EncodingError, PolicyError, VerificationError
@@ -18,6 +18,7 @@ from rootseal.keys import PublicKey, Signer
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.observation import DigestSource, LeafKind
 from rootseal.statement import Subject
+from rootseal.toolchain_moves import Move, brought_in, is_below
 
 TOOLCHAIN_TYPE = "https://rootseal.dev/toolchain/v1"
 FILE_COUNT_MAX = 1 << 18  # what a signed statement can hold (statement.STATEMENT_BYTES_MAX)
@@ -135,6 +136,7 @@ class UnknownTool:
         used: What the action did: `executed`, `opened machine code` or `read`.
         manifests: Those that could have listed it.
         listed: SHA-256 and manifest that lists its path, if one does: it was modified.
+        moved: Whether the action had moved or linked it into its sandbox, where `path` is.
     """
 
     path: bytes
@@ -142,10 +144,13 @@ class UnknownTool:
     used: str
     manifests: Tuple[str, ...]
     listed: Optional[Tuple[bytes, str]]
+    moved: bool = False
 
     def __str__(self) -> str:
         """What the action did, why that is refused, and what to do; one line without a subject."""
         text = f"{self.used} {canonical.path_text(self.path)} (sha256 {self.sha256.hex()}), which "
+        if self.moved:
+            text += "it moved or linked in from outside and "
         if self.listed is None:
             text += f"is in no trusted toolchain ({', '.join(self.manifests)})"
         else:
@@ -228,22 +233,26 @@ def trusted_tools(toolchains: Sequence[Tuple[str, Toolchain]], scope: ToolScope)
     return TrustedTools(contents, scope, names, listed, tuple(sorted(listed)))
 
 
-def find_unknown(materials: bytes, tools: TrustedTools) -> Optional[UnknownTool]:
+def find_unknown(
+    materials: bytes, tools: TrustedTools, brought: FrozenSet[bytes]
+) -> Optional[UnknownTool]:
     """The first file that an action used from outside its sandbox and no manifest lists.
 
     Args:
         materials: The action's materials table, not compressed.
         tools: What may be used.
+        brought: Names in the sandbox of what the action moved or linked into it.
     """
     for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
-        if not leaf.path.startswith(b"/") or leaf.kind == LeafKind.SYMLINK:
+        inside = not leaf.path.startswith(b"/")
+        if leaf.kind == LeafKind.SYMLINK or (inside and not is_below(leaf.path, brought)):
             continue  # inside the sandbox: an input of the action, not a tool
         if tools.scope is ToolScope.EXECUTED and leaf.kind not in TOOL_KINDS:
             continue
         if leaf.digest not in tools.contents:
             used = _USED.get(leaf.kind, "read")
             found = tools.listed.get(leaf.path)
-            return UnknownTool(leaf.path, leaf.digest, used, tools.manifests, found)
+            return UnknownTool(leaf.path, leaf.digest, used, tools.manifests, found, inside)
     return None
 
 
@@ -267,13 +276,16 @@ def check_root(root: bytes, tools: TrustedTools) -> None:
         raise _no_root(root, f"{canonical.path_text(path)}, which {tools.listed[path][1]} lists")
 
 
-def require_tools(materials: bytes, root: bytes, tools: TrustedTools, *, about: str) -> None:
+def require_tools(
+    materials: bytes, root: bytes, tools: TrustedTools, moves: Iterator[Move], *, about: str
+) -> None:
     """Refuse an action that used a file from outside its sandbox that no manifest lists.
 
     Args:
         materials: The action's materials table, not compressed.
         root: Its sandbox.
         tools: What may be used.
+        moves: What it renamed and hard-linked, as far as a trace tells.
         about: How the message names the action.
 
     Raises:
@@ -284,7 +296,7 @@ def require_tools(materials: bytes, root: bytes, tools: TrustedTools, *, about: 
         check_root(root, tools)
     except ConfigError as error:
         raise PolicyError(f"{about} cannot be judged: {error}") from None
-    unknown = find_unknown(materials, tools)
+    unknown = find_unknown(materials, tools, brought_in(moves, root))
     if unknown is not None:
         raise PolicyError(f"{about} {unknown}", data=unknown.data)
 

@@ -32,7 +32,9 @@ BACKENDS = [
     ),
 ]
 pytestmark = pytest.mark.requires(*NEEDS)
-PROGRAMS = tuple(Path(path).resolve() for path in ("/bin/sh", "/bin/bash", "/bin/cp", "/bin/true"))
+PROGRAMS = tuple(
+    Path(f"/bin/{name}").resolve() for name in ("sh", "bash", "cp", "ln", "mv", "true")
+)
 
 
 class Tools:
@@ -84,6 +86,22 @@ WAYS = {
 }
 
 
+# How the unknown program {} comes to run, and what the action is then said to have done.
+RUNS = {
+    "symbolic link": ("ln -s {} t && ./t", "executed {}"),
+    "interpreter": ("./own", "executed {}"),
+    "script": ("{}.sh", "executed {}.sh"),
+    "loader": ("{loader} {}", "opened machine code {}"),
+}
+# A trace tells these; with fanotify alone they are known names in the sandbox.
+MOVES = {
+    "hard link": "ln {} t && ./t",
+    "rename": "mv {} t && ./t",
+    "directory": "mv {}.d d && mv d e && e/t",
+    "library": "ln {}.so own.so && LD_PRELOAD=./own.so /bin/true",
+}
+
+
 def shell(text: str) -> List[str]:
     return ["/bin/sh", "-c", text]
 
@@ -116,6 +134,61 @@ def test_an_unknown_tool_fails_the_action_and_nothing_is_signed(
     assert not done.record.exists()
     assert daemon.counts()["recorded"] == before["recorded"]
     assert daemon.counts()["refused"] == before["refused"] + 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("way", RUNS)
+def test_an_unknown_program_is_named_however_it_runs(
+    daemon: RunningDaemon,
+    sandbox: Path,
+    tmp_path: Path,
+    tools: Tools,
+    backend: Tuple[str, ...],
+    way: str,
+) -> None:
+    unknown = Path(shutil.copy("/bin/false", tmp_path / "unknown"))
+    (tmp_path / "unknown.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "unknown.sh").chmod(0o755)
+    (sandbox / "own").write_text(f"#!{unknown}\n")
+    (sandbox / "own").chmod(0o755)
+    loader = next(path for path in libraries() if path.name.startswith("ld-"))
+    script, said = (text.format(unknown, loader=loader) for text in RUNS[way])
+    done = daemon.run(sandbox, shell(f"{script}; exit 0"), *tools.options(backend))
+    assert done.returncode == 125, done.stderr
+    assert f"the action {said} (sha256 " in one_line(done.stderr)
+    assert not done.record.exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:4])
+@pytest.mark.parametrize("way", MOVES)
+def test_an_unknown_tool_that_is_moved_into_the_sandbox_is_no_input(
+    daemon: RunningDaemon,
+    sandbox: Path,
+    tmp_path: Path,
+    tools: Tools,
+    backend: Tuple[str, ...],
+    way: str,
+) -> None:
+    unknown = Path(shutil.copy("/bin/false", tmp_path / "unknown"))
+    library(tmp_path / "unknown.so", b"patched")
+    (tmp_path / "unknown.d").mkdir()
+    shutil.copy(unknown, tmp_path / "unknown.d" / "t")
+    script = f"{MOVES[way].format(unknown)}; exit 0"
+    done = daemon.run(sandbox, shell(script), *tools.options(backend))
+    assert done.returncode == 125, done.stderr
+    assert "which it moved or linked in from outside and is in no" in one_line(done.stderr)
+    assert not done.record.exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:4])
+def test_what_the_action_made_or_the_manifest_lists_may_be_moved_in(
+    daemon: RunningDaemon, sandbox: Path, tmp_path: Path, tools: Tools, backend: Tuple[str, ...]
+) -> None:
+    shutil.copy("/bin/false", sandbox / "own")
+    made = tmp_path / "made"
+    script = f"cp own {made} && mv {made} t && ! ./t; ln {tools.tool} u && ./u && mv own v && ! ./v"
+    done = daemon.run(sandbox, shell(script), *tools.options(backend))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_modified_tool_is_named_with_the_manifest_that_lists_it(

@@ -9,7 +9,16 @@ from typing import Optional
 
 import core_factory
 import pytest
-from rootseal import canonical, digest, envelope, keys, leaf_table, statement, toolchain
+from rootseal import (
+    canonical,
+    digest,
+    envelope,
+    keys,
+    leaf_table,
+    statement,
+    toolchain,
+    toolchain_moves,
+)
 from rootseal import toolchain_files as on_disk
 from rootseal.bundle import BundleReader
 from rootseal.errors import ConfigError, Error, PolicyError, SignatureError, VerificationError
@@ -159,10 +168,10 @@ def materials(*extra: leaf_table.Leaf) -> bytes:
 
 def test_tools_are_known_by_content_not_by_path(tools: Path) -> None:
     allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
-    toolchain.require_tools(materials(), ROOT, allowed, about="it")
+    toolchain.require_tools(materials(), ROOT, allowed, iter(()), about="it")
     other = core_factory.leaf(os.fsencode(tools / "cc"), b"patched", kind=1)
     with pytest.raises(PolicyError) as caught:
-        toolchain.require_tools(materials(other), ROOT, allowed, about="it")
+        toolchain.require_tools(materials(other), ROOT, allowed, iter(()), about="it")
     assert f"it executed {canonical.path_text(other.path)}" in str(caught.value)
     assert caught.value.data["sha256"] == digest.sha256_hex(b"patched")
 
@@ -171,7 +180,7 @@ def test_an_unknown_library_is_named(tools: Path) -> None:
     allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
     other = core_factory.leaf(b"/opt/evil.so", b"evil", kind=3)
     with pytest.raises(PolicyError, match=r"it opened machine code /opt/evil\.so") as caught:
-        toolchain.require_tools(materials(other), ROOT, allowed, about="it")
+        toolchain.require_tools(materials(other), ROOT, allowed, iter(()), about="it")
     assert caught.value.data["used"] == "opened machine code"
 
 
@@ -183,7 +192,7 @@ def test_a_root_with_the_systems_tools_is_refused(tools: Path, root: str) -> Non
     with pytest.raises(ConfigError, match=f"the root {root} overlaps the system's /"):
         toolchain.check_root(os.fsencode(root), allowed)
     with pytest.raises(PolicyError, match="it cannot be judged: the root"):
-        toolchain.require_tools(materials(), os.fsencode(root), allowed, about="it")
+        toolchain.require_tools(materials(), os.fsencode(root), allowed, iter(()), about="it")
 
 
 def test_a_root_with_files_of_a_manifest_is_refused(tools: Path) -> None:
@@ -195,10 +204,46 @@ def test_a_root_with_files_of_a_manifest_is_refused(tools: Path) -> None:
         toolchain.check_root(os.fsencode(beside), allowed)
 
 
+def moves(*steps: tuple[bytes, bytes]) -> list[tuple[int, bytes, bytes]]:
+    return [(time, *step) for time, step in enumerate(steps)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "found"),
+    [
+        ([(b"/opt/cc", b"t")], {b"t"}),
+        ([(b"/opt/cc", ROOT + b"/a/../t")], {b"t"}),
+        ([(ROOT + b"/../cc", b"t")], {b"t"}),
+        ([(ROOT + b"x/cc", b"t")], {b"t"}),
+        ([(b"/opt/cc", b"t"), (b"t", b"u")], {b"t", b"u"}),
+        ([(b"/opt", b"d"), (b"d/bin/cc", b"u")], {b"d", b"u"}),
+        ([(b"t", b"u"), (b"/opt/cc", b"t")], {b"t"}),  # in the order of time
+        ([(b"own", b"other"), (b"/opt/cc", b"/opt/dd"), (b"own", b"/opt/own")], set()),
+        ([(b"/opt", ROOT), (b"/opt/cc", b"../t")], set()),
+    ],
+)
+def test_names_of_what_came_from_outside(
+    steps: list[tuple[bytes, bytes]], found: set[bytes]
+) -> None:
+    assert toolchain_moves.brought_in(iter(moves(*steps)), ROOT) == found
+    late_first = reversed(moves(*steps))
+    assert toolchain_moves.brought_in(late_first, ROOT) == found
+
+
+def test_an_unknown_tool_that_was_moved_in_is_named(tools: Path) -> None:
+    allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.EXECUTED)
+    known, unknown = materials(), materials(core_factory.leaf(b"d/evil", b"evil", kind=1))
+    brought = moves((b"/opt/d", b"d"), (b"/opt/a.c", b"src"), (b"/opt/cc", b"/opt/copy/of/cc"))
+    toolchain.require_tools(known, ROOT, allowed, iter(brought), about="it")
+    with pytest.raises(PolicyError, match=r"it executed d/evil .* linked in from outside"):
+        toolchain.require_tools(unknown, ROOT, allowed, iter(brought), about="it")
+    toolchain.require_tools(unknown, ROOT, allowed, iter(brought[1:]), about="it")
+
+
 def test_scope_all_covers_what_was_read(tools: Path) -> None:
     allowed = toolchain.trusted_tools([("a.toolchain", sealed(tools))], ToolScope.ALL)
     with pytest.raises(PolicyError, match="it read "):
-        toolchain.require_tools(materials(), ROOT, allowed, about="it")
+        toolchain.require_tools(materials(), ROOT, allowed, iter(()), about="it")
 
 
 @pytest.fixture
