@@ -122,7 +122,8 @@ def run_rows() -> None:
     for row in job["rows"]:
         print(f"LAB: row {row['filesystem']}", flush=True)
         document["rows"][row["filesystem"]] = run_row(row, job)
-        (OUT / "done.json").write_text(json.dumps(document, indent=1), "utf-8")
+        (OUT / "done.part").write_text(json.dumps(document, indent=1), "utf-8")
+        (OUT / "done.part").replace(OUT / "done.json")
     print("LAB: done", flush=True)
 
 

@@ -37,11 +37,23 @@ TestResult.__test__ = False  # type: ignore[attr-defined]  # not a test class
 
 
 def read_junit(path: Path) -> list[TestResult]:
-    """The tests of a JUnit file of pytest; empty if the file was never written."""
+    """The tests of a JUnit file of pytest; empty if the file was never written.
+
+    Raises:
+        LabError: It is cut or garbage.
+    """
     if not path.exists():
         return []
+    try:
+        return read_cases(ElementTree.parse(path).getroot())
+    except (ElementTree.ParseError, ValueError) as error:
+        raise LabError(f"{path.name} cannot be read: {error}") from None
+
+
+def read_cases(root: ElementTree.Element) -> list[TestResult]:
+    """The tests below the root of a JUnit document."""
     results = []
-    for case in ElementTree.parse(path).getroot().iter("testcase"):
+    for case in root.iter("testcase"):
         outcome, text = "passed", ""
         for child in case:
             if child.tag in ("failure", "error"):
@@ -65,16 +77,27 @@ def boot_document(boot: str, result: dict[str, Any], chosen: tuple[Row, ...]) ->
         ended = result["rows"].get(row.filesystem)
         if ended is None:
             ended = {"status": None, "reason": "the machine ended before this row", "seconds": 0.0}
-        tests = read_junit(stem.with_suffix(".xml")) if ended["status"] is not None else []
-        reason = ended["reason"]
-        if not reason and (ended["status"] not in (0, 1) or not tests):
-            reason = f"pytest ended with {ended['status']}:\n{tail(stem.with_suffix('.log'))}"
+        tests, reason = row_results(stem, ended["status"], ended["reason"])
         rows[row.name] = {
             "reason": reason,
             "seconds": round(ended["seconds"], 1),
             "tests": [dataclasses.asdict(test) for test in tests],
         }
     return {**result, "rows": rows}
+
+
+def row_results(stem: Path, status: int | None, reason: str) -> tuple[list[TestResult], str]:
+    """What a row's pytest left, and why that is not all; its exit status must agree with it."""
+    if status is None:
+        return [], reason
+    try:
+        tests = read_junit(stem.with_suffix(".xml"))
+    except LabError as error:
+        return [], reason or str(error)
+    failed = any(test.outcome == "failed" for test in tests)
+    if not reason and (not tests or status != int(failed)):
+        reason = f"pytest ended with {status}:\n{tail(stem.with_suffix('.log'))}"
+    return tests, reason
 
 
 def tail(log: Path) -> str:

@@ -161,7 +161,8 @@ def reasons(rows: dict[str, Any]) -> list[str]:
         for test in row["tests"]:
             if test["outcome"] == "skipped":
                 text = test["text"].replace("Skipped: ", "").replace("optional: ", "")
-                found[f"{test['name'].split('::')[0]}: {text.splitlines()[0]}"] += 1
+                first = text.splitlines()[0] if text else "no reason"
+                found[f"{test['name'].split('::')[0]}: {first}"] += 1
             elif test["outcome"] == "failed":
                 first = test["text"].splitlines()[0] if test["text"] else "no message"
                 lines.append(f"- failed: {name} {test['name']}: {first[:200]}")

@@ -106,7 +106,8 @@ def run_boot(
         if status is None:
             reason = f"stopped after {limit} s"
         elif status != 0:
-            reason = f"qemu ended with {status}: {(out / 'qemu.log').read_text()[-300:]}"
+            said = (out / "qemu.log").read_text("utf-8", "replace")[-300:]
+            reason = f"qemu ended with {status}: {said}"
     for image in disks.values():
         image.unlink()
     found = collect(out, reason, time.monotonic() - started)
@@ -132,14 +133,28 @@ def wait_for(machine: subprocess.Popen[bytes], seconds: float) -> tuple[int | No
         time.sleep(0.2)
 
 
+def read_done(path: Path) -> dict[str, Any]:
+    """The guest's own account, of the form that lab_guest.py gives it; anything else raises."""
+    document = json.loads(path.read_text("utf-8"))
+    rows = {
+        str(name): {
+            "status": None if row["status"] is None else int(row["status"]),
+            "reason": str(row["reason"]),
+            "seconds": float(row["seconds"]),
+        }
+        for name, row in dict(document["rows"]).items()
+    }
+    return {"facts": dict(document["facts"]), "rows": rows}
+
+
 def collect(out: Path, reason: str, seconds: float) -> dict[str, Any]:
     """Read what the guest left; without done.json it did not boot, and the console says why."""
     result: dict[str, Any] = {"booted": False, "reason": reason, "seconds": round(seconds, 1)}
     result.update({"facts": {}, "rows": {}})
     try:
-        result.update(json.loads((out / "done.json").read_text("utf-8")))
+        result.update(read_done(out / "done.json"))
         result["booted"] = True
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError):
         console = out / "console.log"
         text = console.read_text("utf-8", "replace") if console.exists() else ""
         tail = os.linesep.join(text.splitlines()[-CONSOLE_TAIL_LINES:])

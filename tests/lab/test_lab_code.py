@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_apt import Archive, sites, sources
 from lab_kernels import REPO, Kernel, modules_in_order
-from lab_results import read_junit
+from lab_results import boot_document, read_junit, row_results
 from lab_rows import BOOTS, DISKS, ROWS, Boot, rows_of
 from lab_table import cell, page
-from lab_vm import qemu_command
+from lab_vm import collect, qemu_command
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.kernel.test_a" name="test_good[1]" time="0.5"><properties>
@@ -54,6 +58,84 @@ def test_every_outcome_of_junit_is_read(tmp_path: Path) -> None:
     assert read_junit(tmp_path / "never-written.xml") == []
 
 
+def row_left(folder: Path, junit: str, status: int | None, reason: str = "") -> tuple[int, str]:
+    """How many tests of a row are there, and why it is not in order."""
+    (folder / "ext4.xml").write_text(junit, "utf-8")
+    (folder / "ext4.log").write_text("last words\n", "utf-8")
+    tests, why = row_results(folder / "ext4", status, reason)
+    return len(tests), why
+
+
+def test_a_row_without_whole_results_says_why(tmp_path: Path) -> None:
+    good = JUNIT.replace("failure", "properties").replace("error", "properties")
+    assert row_left(tmp_path, good, 0) == (4, "")
+    assert row_left(tmp_path, JUNIT, 1) == (4, "")
+    assert row_left(tmp_path, JUNIT, None, "not mounted") == (0, "not mounted")
+    assert row_left(tmp_path, JUNIT, 2, "stopped after 9 s") == (4, "stopped after 9 s")
+    for junit, status in ((JUNIT, 0), (good, 1), (good, -9), ("<testsuites/>", 0), (JUNIT, 3)):
+        assert row_left(tmp_path, junit, status)[1] == f"pytest ended with {status}:\nlast words"
+    for cut in ("", "\0", JUNIT[: len(JUNIT) // 2], JUNIT.replace('"0.5"', '"soon"')):
+        found = row_left(tmp_path, cut, 1)
+        assert found[0] == 0 and "ext4.xml cannot be read" in found[1]
+
+
+def test_a_test_that_failed_is_not_hidden_by_another_of_its_name(tmp_path: Path) -> None:
+    tests = [
+        {"name": "test_a::test_x", "outcome": outcome, "text": "broken", "seconds": 1.0}
+        for outcome in ("failed", "passed")
+    ]
+    row = {"reason": "", "seconds": 1.0, "tests": tests}
+    boots = {"m": {"booted": True, "reason": "", "rows": {"m/ext4": row}}}
+    (tmp_path / "results.json").write_text(json.dumps({"whole": False, "boots": boots}))
+    program = (
+        "import pathlib, sys, pytest; sys.path.insert(0, sys.argv[1])\n"
+        "import lab_results; lab_results.RESULTS = pathlib.Path(sys.argv[2], 'results.json')\n"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[1] + '/test_lab.py']))"
+    )
+    command = [sys.executable, "-c", program, REPO / "tests" / "lab", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "1 failed, 4 passed" in done.stdout, done.stdout
+
+
+GUEST: dict[str, Any] = {
+    "facts": {"release": "6.1"},
+    "rows": {"ext4": {"status": 1, "reason": "", "seconds": 2.5}},
+}
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        None,
+        b"",
+        b"\xff",
+        json.dumps(GUEST).encode()[:-3],
+        b"[]",
+        b'{"facts": {}}',
+        b'{"facts": {}, "rows": {"ext4": {}}}',
+        b'{"facts": {}, "rows": {"ext4": {"status": "x", "reason": "", "seconds": 1}}}',
+    ],
+)
+def test_a_guest_that_leaves_garbage_did_not_boot(tmp_path: Path, left: bytes | None) -> None:
+    (tmp_path / "console.log").write_bytes(b"\xff\0panic\n")
+    if left is not None:
+        (tmp_path / "done.json").write_bytes(left)
+    found = collect(tmp_path, "", 1.0)
+    assert (found["booted"], found["facts"], found["rows"]) == (False, {}, {})
+    assert "panic" in found["reason"]
+
+
+def test_rows_that_a_guest_did_not_reach_are_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_text(json.dumps(GUEST))
+    found = collect(tmp_path, "stopped after 9 s", 1.0)
+    assert (found["booted"], found["reason"]) == (True, "stopped after 9 s")
+    assert found["rows"] == GUEST["rows"]
+    reached = tuple(row for row in rows_of("6.1-bpf") if row.filesystem in ("ext4", "xfs"))
+    rows = boot_document("never-ran", found, reached)["rows"]
+    assert rows["6.1-bpf/xfs"]["reason"] == "the machine ended before this row"
+    assert rows["6.1-bpf/ext4"]["reason"].startswith("pytest ended with 1")
+
+
 def test_rows_name_boots_disks_and_test_files_that_exist() -> None:
     boots = {boot.name for boot in BOOTS}
     assert len({row.name for row in ROWS}) == len(ROWS)
@@ -82,6 +164,7 @@ def test_table_shows_failures_and_reasons() -> None:
         {"name": "test_a::test_x[1]", "outcome": "passed", "text": "", "seconds": 1.0},
         {"name": "test_a::test_x[2]", "outcome": "failed", "text": "broken\nhere", "seconds": 1.0},
         {"name": "test_a::test_y", "outcome": "skipped", "text": "optional: none", "seconds": 0.0},
+        {"name": "test_b::test_z", "outcome": "skipped", "text": "", "seconds": 0.0},
     ]
     row = {"reason": "", "seconds": 3.0, "tests": tests}
     boot = {"facts": {"release": "6.1"}, "seconds": 9.0, "rows": {"m/ext4": row}}
@@ -91,6 +174,7 @@ def test_table_shows_failures_and_reasons() -> None:
     assert "| test_a test_x | yes 1, **no** 1 |" in text
     assert "- failed: m/ext4 test_a::test_x[2]: broken" in text
     assert "- n/a, 1 ×: test_a: none" in text
+    assert "- n/a, 1 ×: test_b: no reason" in text
 
 
 def test_empty_cell_is_a_test_that_did_not_run() -> None:
