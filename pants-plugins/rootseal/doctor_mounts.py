@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import os
 import shutil
@@ -117,8 +118,24 @@ def _mounts_here() -> Tuple[MountMark, ...]:
     found: List[MountMark] = []
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-        found = [mark for mark in map(_parse, lines) if mark is not None]
+        pairs = [(line, _parse(line)) for line in lines]
+        found = [mark for line, mark in pairs if mark is not None and _is_visible(line, mark)]
     return tuple(found)
+
+
+def _is_visible(line: bytes, mark: MountMark) -> bool:
+    """Whether the path leads to this mount, as far as this user may know: another may hide it."""
+    if _is_remote(mark.filesystem):
+        return True
+    try:
+        descriptor = os.open(mark.mount_point, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    try:
+        words = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split()
+    finally:
+        os.close(descriptor)
+    return words[words.index(b"mnt_id:") + 1] == line.split(b" ")[0]
 
 
 PSEUDO = frozenset(

@@ -21,7 +21,7 @@ from rootseal.errors import BackendUnavailable
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, MountMark, Posture
 from rootseal.toolchain import Toolchain, ToolFile
-from running_daemon import GIVE_UP_SECONDS, LAUNCHER, Done, rootseal, running_daemon
+from running_daemon import GIVE_UP_SECONDS, LAUNCHER, Done, command, rootseal, running_daemon
 
 NOBODY = 65534
 LAB_SHARE = Path("/lab/out")  # 9p, in the guests of the kernel lab
@@ -168,6 +168,52 @@ def test_doctor_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) 
             [sys.executable, "-c", program, place], stdout=subprocess.PIPE, timeout=GIVE_UP_SECONDS
         )
     assert done.stdout == b"fuse walked False\n"
+
+
+# In a mount namespace of its own: a name that drives terminals, a file, a hidden mount, one below
+# a directory that only root may enter.
+ODD = os.fsdecode(b"odd \xff\n\x1b[31m\\x")
+PLACES = """
+set -e
+cd "$1"; shift
+mkdir "$ODD" bind hidden closed
+touch file
+mount -t tmpfs none "$ODD"
+mount --bind bind bind
+mount --bind file file
+mount -t tmpfs none hidden; mkdir hidden/below; mount -t tmpfs none hidden/below
+mount -t tmpfs none hidden
+mount -t tmpfs -o mode=700 none closed; mkdir closed/below; mount -t tmpfs none closed/below
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_doctor_shows_each_mount_once_whatever_its_name(tmp_path: Path, user: str) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)  # pytest keeps its own folders to root
+
+    def doctor(*options: str) -> str:
+        (tmp_path / options[0]).mkdir()
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        words = [*(drop if user == "nobody" else ()), *command("doctor", *options[1:])]
+        script = ["unshare", "--mount", "sh", "-c", PLACES, "sh", str(tmp_path / options[0])]
+        environ = {**os.environ, "ODD": ODD}
+        done = subprocess.run([*script, *words], capture_output=True, text=True, env=environ)
+        assert done.returncode in (0, 1), done.stderr
+        return done.stdout
+
+    names = ("bind", "closed", "closed/below", "file", "hidden")
+    told = json.loads(doctor("a", "--json"))["mounts"]
+    found = [item["mountPoint"] for item in told if item["mountPoint"].startswith(f"{tmp_path}/a")]
+    assert sorted(found) == sorted(f"{tmp_path}/a/{x}" for x in (*names, "odd %FF%0A%1B[31m\\x"))
+    lines = [line.split("\t") for line in doctor("b").splitlines()]
+    found = [
+        line[1] for line in lines if line[0] == "mount" and line[1].startswith(f"{tmp_path}/b")
+    ]
+    shown = "odd \\xff\\u000a\\u001b[31m\\x"
+    assert sorted(found) == sorted(f"{tmp_path}/b/{name}" for name in (*names, shown))
 
 
 def test_reads_that_end_early_are_completed_counted_and_no_loss(tmp_path: Path) -> None:
