@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import pytest
 from rootseal import digest, keys, toolchain, toolchain_files
@@ -294,6 +295,58 @@ def test_manifests_that_cannot_be_believed_are_refused_before_the_action_runs(
     assert f"cannot read {tools.manifest}" in refusal()
     os.mkfifo(tools.manifest)
     assert f"{tools.manifest} is no regular file" in refusal()
+
+
+def test_what_cannot_be_read_is_refused_and_never_left_out(
+    tmp_path: Path, unprivileged_user: Any
+) -> None:
+    """A manifest without it would be signed, and `verify` would call it whole."""
+    tools, key = tmp_path / "tools", tmp_path / "sign.key"
+    out, public = tmp_path / "out" / "a.toolchain", str(key.with_suffix(".pub"))
+    (tools / "closed").mkdir(parents=True)
+    out.parent.mkdir(mode=0o777)
+    for folder in (out.parent, tmp_path, *tmp_path.parents):
+        folder.chmod(folder.stat().st_mode | 0o001)  # pytest keeps its own folders to root
+    (tools / "closed" / "file").write_text("content\n")
+    os.link(tools / "closed" / "file", tools / "again")
+    shutil.copy("/bin/true", tools / "set-user")
+    (tools / "set-user").chmod(0o4755)
+    os.mkfifo(tools / "fifo")
+    (tools / "elsewhere").symlink_to("/etc")
+    assert rootseal("keygen", str(key)).returncode == 0
+    os.chown(key, unprivileged_user.uid, -1)
+    os.chown(out.parent, unprivileged_user.uid, -1)
+
+    def as_user(*words: str) -> subprocess.CompletedProcess[str]:
+        ids = {"user": unprivileged_user.uid, "group": unprivileged_user.uid, "extra_groups": []}
+        return rootseal("toolchain", *words, **ids)
+
+    seal = ("seal", str(tools), "--out", str(out), "--key", str(key))
+    verify = ("verify", str(out), "--key", public)
+    for place in (tools / "closed", tools / "again"):
+        place.chmod(0o000)
+        done = as_user(*seal)
+        assert (done.returncode, out.exists()) == (2, False), done.stderr
+        assert f"cannot read {place}: Permission denied" in done.stderr
+        place.chmod(0o755)
+    done = as_user(*seal, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["files"] == 3, done.stderr
+    assert as_user(*verify).returncode == 0
+    (tools / "closed").chmod(0o000)
+    assert as_user(*verify).returncode == 2
+    (tools / "closed").chmod(0o755)
+    (tools / "set-user").chmod(0o755)
+    (tools / "again").unlink()
+    os.mkfifo(tools / "again")
+    done = as_user(*verify, "--json")
+    told = {
+        item["path"]: item["reason"]
+        for item in json.loads(done.stdout)["error"]["data"]["differences"]
+    }
+    assert told == {
+        str(tools / "set-user"): "mode",
+        str(tools / "again"): "it is no regular file any more",
+    }
 
 
 def test_the_command_line_fails_the_command(

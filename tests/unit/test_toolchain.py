@@ -109,6 +109,22 @@ def test_every_flipped_byte_is_refused(tools: Path) -> None:
             toolchain.read_toolchain(bytes(changed), TRUSTED)
 
 
+def test_every_shorter_manifest_is_refused(tools: Path) -> None:
+    data = toolchain.sign_toolchain(sealed(tools), SIGNER)
+    for length in (*range(0, len(data), 11), len(data) - 1):
+        with pytest.raises(Error):
+            toolchain.read_toolchain(data[:length], TRUSTED)
+
+
+def test_what_the_same_key_signed_for_something_else_is_no_manifest(tools: Path) -> None:
+    payload = envelope.parse(toolchain.sign_toolchain(sealed(tools), SIGNER)).payload
+    signed = statement.parse(payload, predicate_type=toolchain.TOOLCHAIN_TYPE)
+    for kind in (statement.BUILD_TYPE, statement.ACTION_TYPE):
+        other = statement.encode(signed.subjects, kind, signed.predicate)  # type: ignore[arg-type]
+        with pytest.raises(VerificationError):
+            toolchain.read_toolchain(envelope.sign(other, SIGNER), TRUSTED)
+
+
 def resign(found: Toolchain, **changes: object) -> bytes:
     """A manifest that says something else, genuinely signed."""
     payload = envelope.parse(toolchain.sign_toolchain(found, SIGNER)).payload
