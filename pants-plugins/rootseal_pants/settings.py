@@ -167,7 +167,7 @@ def resolve_settings(
     """
     root = build_root
     dist = Path(root, dist_dir)
-    if rootseal.enabled and rootseal.fsverity.value == "on":
+    if rootseal.enabled and demands.fsverity == "on":
         _require_fsverity(dist)
     return Settings(
         enabled=rootseal.enabled,

@@ -185,10 +185,14 @@ def test_toolchains_without_keys_are_refused(
     assert "[rootseal].toolchain_keys need each other" in refusal(engine)
 
 
+@pytest.mark.parametrize("by", ["flag", "variable"])
 def test_fsverity_that_must_be_and_cannot_is_refused_at_once(
-    executable: str, daemon_socket: str
+    executable: str, daemon_socket: str, by: str
 ) -> None:
-    engine = wrapping_engine(executable, daemon_socket, "--rootseal-fsverity=on")
+    engine = wrapping_engine(executable, daemon_socket)
+    fixed = [f"--rootseal-executable={executable}", f"--rootseal-daemon-socket={daemon_socket}"]
+    said = ["--rootseal-fsverity=on"] if by == "flag" else []
+    engine.set_options([*fixed, *said], env={} if said else {"ROOTSEAL_FSVERITY": "1"})
     if fsverity.can_seal(engine.build_root):
         pytest.skip("optional: fs-verity is on the filesystem of the temporary files")
     assert "cannot seal files" in refusal(engine)
