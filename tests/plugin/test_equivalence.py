@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
@@ -142,6 +144,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# How each shape ends, so that two results that are the same are not two failures.
+OTHER_EXIT_CODES = {
+    "failure": 3,
+    "own exit code 125": 125,
+    "signal": -signal.SIGTERM,
+    "timeout": -signal.SIGTERM,
+}
+
 
 def result_of(rules: RuleRunner, shape: dict[str, Any]) -> Any:
     fields = dict(shape)
@@ -190,7 +200,17 @@ def queries() -> list[Any]:
 
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_same_result(name: str, plain: RuleRunner, wrapped: RuleRunner) -> None:
-    assert result_of(wrapped, SHAPES[name]) == result_of(plain, SHAPES[name])
+    before = records_of(wrapped)
+    result = result_of(wrapped, SHAPES[name])
+    assert result == result_of(plain, SHAPES[name])
+    assert result[0] == OTHER_EXIT_CODES.get(name, 0)
+    assert (records_of(wrapped) > before) == (name != "timeout")  # it was captured
+
+
+def records_of(rules: RuleRunner) -> int:
+    """How many actions the engine has a record of."""
+    records = Path(rules.build_root, rules.pants_workdir, "rootseal", "records")
+    return sum(path.is_file() for path in records.rglob("*"))
 
 
 def test_nothing_of_pants_itself_is_inherited_open(wrapped: RuleRunner) -> None:
