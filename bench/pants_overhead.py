@@ -1,11 +1,12 @@
 """What capture adds to real Pants: a build with cold caches, Pants' start, a run without changes.
 
 Packages examples/ of this checkout with Pants' directories in a temporary place. Needs `make
-setup build` and the package index. Usage: bench/pants_overhead.py [RUNS]
+setup build` and the package index.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -64,7 +65,9 @@ class Bench:
 
 def main() -> int:
     """Run the three comparisons."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="?", type=int, default=3, help="default: %(default)s")
+    runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory(prefix="rootseal-bench-") as base:
         bench = Bench(Path(base))
         try:

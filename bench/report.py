@@ -1,10 +1,8 @@
-"""Write docs/benchmarks.md, its chart and its raw data from the results in build/bench.
-
-Usage: bench/report.py [RESULTS_DIRECTORY]
-"""
+"""Write docs/benchmarks.md, its chart and its raw data from the results in build/bench."""
 
 from __future__ import annotations
 
+import argparse
 import html
 import json
 import sys
@@ -118,7 +116,10 @@ def page(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Read every result, write the page."""
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO / "build" / "bench"
+    parser = argparse.ArgumentParser(description=__doc__)
+    results = REPO / "build" / "bench"
+    parser.add_argument("directory", nargs="?", type=Path, default=results, help="of the results")
+    directory = parser.parse_args().directory
     documents = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("*.json"))]
     TARGET.write_text(page(documents), "utf-8")
     RAW.write_text(json.dumps(documents, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -1,11 +1,12 @@
 """Run every benchmark in bench/ one after the other, then write docs/benchmarks.md.
 
 A benchmark is any bench/*.py that imports the harness. One that fails is reported and makes the
-exit code 1; the others still run. Usage: bench/run_all.py [NAME…] [-- arguments for each]
+exit code 1; the others still run.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ def main() -> int:
     """Run what the command line names, or everything."""
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    wanted, arguments = set(words[:cut]), words[cut + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [NAME…] [-- ARGUMENTS]")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    wanted, arguments = set(parser.parse_args(words[:cut]).names), words[cut + 1 :]
     scripts = benchmarks()
     unknown = wanted - {path.stem for path in scripts}
     if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -103,3 +104,15 @@ def test_the_soak_fails_if_the_daemon_grows(grown: int, descriptors: int, code: 
 
 def test_a_soak_that_was_too_short_to_tell_fails() -> None:
     assert soak.judge(soak.Soaked(None, soak.Sample(1, 1), 10, 1.0), 1 << 20) == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(path.name for path in BENCH.glob("*.py") if path.stem not in ("captured", "harness")),
+)
+def test_each_script_says_how_it_is_called_and_does_nothing_else(script: str) -> None:
+    page = (BENCH.parent / "docs" / "benchmarks.md").read_bytes()
+    command = [sys.executable, str(BENCH / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(f"usage: {script} ")
+    assert (BENCH.parent / "docs" / "benchmarks.md").read_bytes() == page
