@@ -18,7 +18,12 @@ CAPTURE_KEY_NAME = "capture.key"
 def register(subparsers: Any) -> None:
     """Add `keygen`."""
     parser = subparsers.add_parser("keygen", help="make a signing key")
-    parser.add_argument("path", nargs="?", metavar="FILE", help="private key file to make (0600)")
+    parser.add_argument(
+        "path",
+        nargs="?",
+        metavar="FILE",
+        help="private key file to make (0600), in a directory that exists",
+    )
     parser.add_argument(
         "--default",
         action="store_true",
@@ -40,6 +45,8 @@ def keygen(arguments: argparse.Namespace) -> int:
         signer = keys.load_or_create_key(path)
     else:
         path = Path(arguments.path)
+        if not path.parent.is_dir():  # a slip in the path must not make a directory for a key
+            raise ConfigError(f"{path.parent} is not a directory; make it first (`mkdir -m 700`)")
         signer = keys.create_key_files(path, arguments.algorithm)
     public = keys.public_key_path(path)
     keyid = signer.public_key.keyid

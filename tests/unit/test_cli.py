@@ -295,6 +295,10 @@ def test_keygen_makes_keys_and_never_overwrites(run: Any, tmp_path: Path) -> Non
     assert (code, "exists already" in err) == (2, True)
     assert run("keygen")[0] == 2
     assert run("keygen", str(path), "--default")[0] == 2
+    code, _, err = run("keygen", str(tmp_path / "none" / "k.key"))
+    assert (code, f"{tmp_path}/none is not a directory; make it first" in err) == (2, True)
+    assert run("keygen", str(path / "k.key"))[0] == 2
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["k.key", "k.pub"]
 
 
 def test_seal_refuses_in_one_line(build: Build, run: Any, tmp_path: Path) -> None:
