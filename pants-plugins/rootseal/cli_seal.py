@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from rootseal import files, keys
 from rootseal.bundle import MAGIC
@@ -16,7 +16,7 @@ from rootseal.cli_paths import check_result
 from rootseal.cli_toolchain import add_toolchain, tools_from
 from rootseal.errors import CaptureError, ConfigError, VerificationError
 from rootseal.manifest import MANIFEST_BYTES_MAX, parse_manifest
-from rootseal.seal import RecordDirectory, SealedBuild, seal
+from rootseal.seal import RecordDirectory, SealedBuild, discard, seal, statement_paths
 
 
 def register(subparsers: Any) -> None:
@@ -57,17 +57,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"the records directory {directory} does not exist")
     others = [*signing_files(arguments), ("the manifest", arguments.manifest)]
     check_result(("--out", arguments.out), MAGIC, others)
+    manifest, out = parse_manifest(data), Path(arguments.out)
+    targets_dir = None if arguments.targets is None else Path(arguments.targets)
+    results = {} if targets_dir is None else statement_paths(manifest.targets, targets_dir)
     with (
-        _nothing_left_if_refused(Path(arguments.out)),
+        _nothing_left_if_refused([out, *results.values()]),
         progress("verifying records", as_json=arguments.json) as advance,
     ):
         sealed = seal(
-            parse_manifest(data),
+            manifest,
             records=RecordDirectory(directory),
             trusted=[*own_capture_keys(), *keys.load_public_keys(arguments.capture_key)],
             signer=signer_from(arguments),
-            out=Path(arguments.out),
-            targets_dir=None if arguments.targets is None else Path(arguments.targets),
+            out=out,
+            targets_dir=targets_dir,
             tools=tools_from(arguments),
             artifacts_dir=None if arguments.artifacts is None else Path(arguments.artifacts),
             progress=advance,
@@ -77,15 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _nothing_left_if_refused(out: Path) -> Iterator[None]:
-    """What is refused leaves no bundle, not even an older one that could be taken for its own."""
+def _nothing_left_if_refused(results: Sequence[Path]) -> Iterator[None]:
+    """What is refused leaves no bundle and no statement, not even older ones of their names."""
     try:
         yield
     except (VerificationError, CaptureError):
-        try:
-            out.unlink(missing_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot remove the older {out}: {error.strerror}") from None
+        discard(results)
         raise
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from rootseal import (
     __version__,
@@ -29,7 +29,7 @@ from rootseal import (
 from rootseal.build_predicate import Target, Totals
 from rootseal.bundle import NewRecord
 from rootseal.checks import Check, checking
-from rootseal.errors import EncodingError, IncompleteError, PolicyError
+from rootseal.errors import ConfigError, EncodingError, Error, IncompleteError, PolicyError
 from rootseal.keys import PublicKey, Signer
 from rootseal.leaf_table import Domain
 from rootseal.manifest import Manifest, ManifestAction, ManifestTarget
@@ -165,7 +165,11 @@ def seal(
     root_sha256 = digest.sha256_hex(root_envelope)
     written: Dict[str, Path] = {}
     if targets_dir is not None:
-        written = _write_targets(manifest, sealed, document, root_sha256, signer, targets_dir)
+        try:
+            written = _write_targets(manifest, sealed, document, root_sha256, signer, targets_dir)
+        except Error:
+            discard((out, *statement_paths(manifest.targets, targets_dir).values()))
+            raise
     tree_root = str(schema.as_object(document["tree"])["root"])
     summary = schema.as_object(document["summary"])
     return SealedBuild(out, root_sha256, tree_root, summary, written)
@@ -280,15 +284,15 @@ def _write_targets(
     directory: Path,
 ) -> Dict[str, Path]:
     position = {item.action.record: index for index, item in enumerate(sealed)}
+    paths = statement_paths(manifest.targets, directory)
     build = {
         "rootEnvelope": {"sha256": root_sha256},
         "tree": document["tree"],
         "run": manifest.head["run"],
     }
-    written: Dict[str, Path] = {}
-    for target, name in zip(manifest.targets, target_file_names(manifest.targets)):
-        if not target.artifacts:
-            continue  # a statement needs a subject; the root lists the target all the same
+    for target in manifest.targets:
+        if target.address not in paths:
+            continue
         indices = sorted({position[record] for record in target.records})
         content = {
             "address": target.address,
@@ -297,10 +301,35 @@ def _write_targets(
         }
         subjects = sorted({artifact.subject for artifact in target.artifacts})
         signed = statement.encode(subjects, statement.TARGET_TYPE, content)
-        written[target.address] = directory / name
-        with files.complete_file(written[target.address]) as stream:
+        with files.complete_file(paths[target.address]) as stream:
             stream.write(envelope.sign(signed, signer))
-    return written
+    return paths
+
+
+def statement_paths(targets: Sequence[ManifestTarget], directory: Path) -> Dict[str, Path]:
+    """Where the statement of each target is: of those with artifacts, as it needs a subject.
+
+    The root lists the others all the same.
+    """
+    names = target_file_names(targets)
+    return {
+        target.address: directory / name for target, name in zip(targets, names) if target.artifacts
+    }
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Remove what could be taken for the result of a run that was refused.
+
+    Raises:
+        ConfigError: A file cannot be removed.
+    """
+    for path in paths:
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"cannot remove the older {path}: {error.strerror}") from None
 
 
 def target_file_names(targets: Sequence[ManifestTarget]) -> List[str]:

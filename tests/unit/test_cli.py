@@ -317,15 +317,33 @@ def test_seal_refuses_in_one_line(build: Build, run: Any, tmp_path: Path) -> Non
     assert not Path(out).exists()
 
 
-def test_a_refused_seal_leaves_no_older_bundle(build: Build, run: Any, tmp_path: Path) -> None:
+def test_a_refused_seal_leaves_nothing_older(build: Build, run: Any, tmp_path: Path) -> None:
     """But a mistake of usage does: nothing was judged."""
-    out, older = tmp_path / "b", Path(build.of("b.rootseal")).read_bytes()
-    out.write_bytes(older)
-    common = ["--out", str(out), "--key", build.of("sign.key")]
-    code, _, _ = run("seal", build.of("none"), "--records", build.of("records"), *common)
-    assert (code, out.read_bytes() == older) == (2, True)
-    code, _, err = run("seal", build.of("manifest.json"), "--records", build.of("records"), *common)
+    out, targets = tmp_path / "b", tmp_path / "targets"
+    capture = ["--capture-key", build.of("capture.pub")]
+    common = ["--out", str(out), "--targets", str(targets), "--key", build.of("sign.key")]
+    records = ["--records", build.of("records")]
+    assert run("seal", build.of("manifest.json"), *records, *common, *capture)[0] == 0
+    older = [out, *sorted(targets.iterdir())]
+    assert [path.name for path in older] == ["b", "app.app.intoto.json", "lib.lib.intoto.json"]
+    another = targets / "another.build.intoto.json"
+    another.touch()
+    assert run("seal", build.of("none"), *records, *common)[0] == 2
+    assert all(path.exists() for path in older)
+    code, _, err = run("seal", build.of("manifest.json"), *records, *common)
     assert (code, "check 10 (record-signature)" in err) == (1, True)
+    assert [path for path in (*older, another) if path.exists()] == [another]
+
+
+def test_without_its_statements_a_seal_leaves_no_bundle(
+    build: Build, run: Any, tmp_path: Path
+) -> None:
+    out, targets = tmp_path / "b", tmp_path / "targets"
+    targets.write_text("in the way")
+    words = ["--out", str(out), "--targets", str(targets), "--key", build.of("sign.key")]
+    words += ["--records", build.of("records"), "--capture-key", build.of("capture.pub")]
+    code, _, err = run("seal", build.of("manifest.json"), *words)
+    assert (code, f"cannot write {targets}/app.app.intoto.json" in err) == (3, True)
     assert not out.exists()
 
 
