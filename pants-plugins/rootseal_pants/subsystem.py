@@ -119,9 +119,9 @@ class RootsealSubsystem(Subsystem):
         "the action incomplete.",
     )
     max_record_bytes = IntOption(
-        default=64 * 1024 * 1024,
-        help="The largest size of the record of one action, in bytes. Reaching it marks the "
-        "action incomplete.",
+        default=256 * 1024 * 1024,
+        help="The largest size of the tables of one action's record before they are compressed, "
+        "in bytes. Reaching it marks the action incomplete.",
     )
     max_hashed_bytes = IntOption(
         default=1024 * 1024 * 1024 * 1024,
