@@ -68,7 +68,7 @@ def find_executable(configured: str, build_root: str) -> str:
     """
     if configured:
         path = Path(build_root, configured)
-        if os.access(path, os.X_OK):
+        if path.is_file() and os.access(path, os.X_OK):
             return str(path)
         raise ConfigError(
             f"[rootseal].executable is {configured!r}, but {path} is not an executable file. "

@@ -17,6 +17,7 @@ from rootseal.errors import ConfigError
 
 from rootseal_pants.demands import Demands
 from rootseal_pants.identity import LAUNCHER_DIRECTORY
+from rootseal_pants.option_values import check_values
 from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.subsystem import RootsealSubsystem
 
@@ -165,6 +166,7 @@ def resolve_settings(
         dist_dir: Relative to the build root.
         sandboxes: The directory that Pants makes sandboxes in.
     """
+    check_values(rootseal)
     root = build_root
     dist = Path(root, dist_dir)
     if rootseal.enabled and demands.fsverity == "on":

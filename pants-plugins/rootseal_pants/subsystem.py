@@ -101,7 +101,8 @@ class RootsealSubsystem(Subsystem):
     )
     out = StrOption(
         default="rootseal",
-        help="Directory for the attestation, relative to the distribution directory (dist/).",
+        help="Directory for the attestation alone, below the distribution directory (dist/). What "
+        "is left of an older attestation there is removed when a run begins.",
     )
     trusted_capture_keys = StrListOption(
         help="Paths of public keys (PEM) of other machines whose captures are accepted, for "
@@ -152,6 +153,7 @@ class RootsealSubsystem(Subsystem):
     daemon_socket = StrOption(
         default="",
         advanced=True,
-        help="Path of the daemon's socket, if it is not at one of the usual places. It becomes "
-        "part of the identity of every action, so caches are not shared with other machines.",
+        help="Absolute path of the daemon's socket, if that is at none of the usual places. It "
+        "becomes part of the identity of every action, so that caches are not shared with other "
+        "machines.",
     )

@@ -144,8 +144,9 @@ def test_an_executable_that_cannot_start_a_daemon(tmp_path: Path) -> None:
     assert "does not say its socket" in refusal(wrapping_engine(str(path), str(tmp_path / "none")))
 
 
-def test_an_executable_that_is_not_there(tmp_path: Path) -> None:
-    engine = wrapping_engine(str(tmp_path / "missing"), str(tmp_path / "none"))
+@pytest.mark.parametrize("name", ["missing", "."])
+def test_an_executable_that_is_no_file(tmp_path: Path, name: str) -> None:
+    engine = wrapping_engine(str(tmp_path / name), str(tmp_path / "none"))
     assert "is not an executable file" in refusal(engine)
 
 
