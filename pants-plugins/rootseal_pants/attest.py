@@ -32,7 +32,13 @@ from rootseal_pants.evidence import Evidence
 from rootseal_pants.graph import NodeGraph, parse_graph
 from rootseal_pants.manifest import Artifact, build_manifest, find_actions, source_name
 from rootseal_pants.records import RecordStore
-from rootseal_pants.settings import Capture, CaptureRequest, ReadyDaemon, Settings
+from rootseal_pants.settings import (
+    AttestationPlace,
+    Capture,
+    CaptureRequest,
+    ReadyDaemon,
+    Settings,
+)
 from rootseal_pants.vcs import VcsQuestion
 
 logger = logging.getLogger(__name__)
@@ -63,18 +69,19 @@ def now() -> str:
 def forget_the_last_run(session: SchedulerSession) -> None:
     """Before the goals: a run that fails leaves no attestation that could be taken for its own.
 
-    What the last run sealed in dist/ gets writable again. What fails here fails the run with its
-    own message: Pants cannot write the file, or the goals ask for the same daemon. The sealer of
-    this run is started, too: it gets ready meanwhile.
+    Even one that has no daemon. What the last run sealed in dist/ gets writable again. What fails
+    here fails the run with its own message: Pants cannot write the file, or the goals ask for the
+    same daemon. The sealer of this run is started, too: it gets ready meanwhile.
     """
     try:
+        (place,) = requested(session, AttestationPlace, [Params()])
+        sealing.remove_stale(place.out_dir)
+        sealing.make_artifacts_writable(place.dist_dir)
         (capture,) = requested(session, Capture, [Params(CaptureRequest())])
         if capture.daemon is not None:
             early_sealer.start(session, capture.daemon.executable)
-        sealing.remove_stale(capture.settings)
-        sealing.make_artifacts_writable(capture.settings)
     except (Error, ExecutionError) as error:
-        logger.warning(f"What the last run attested and sealed stays as it is: {error}")
+        logger.warning(f"Before the goals: {error}")
 
 
 def attest_run(run: Run) -> int:
@@ -84,13 +91,13 @@ def attest_run(run: Run) -> int:
         if capture.daemon is None:
             return 0
         return _attest(run, capture.settings, capture.daemon)
-    except (Error, ExecutionError) as error:
+    except (Error, ExecutionError, OSError) as error:
         logger.error(f"Nothing was attested: {error}")
         return 1
 
 
 def _attest(run: Run, settings: Settings, daemon: ReadyDaemon) -> int:
-    sealing.remove_stale(settings)  # done before the goals, unless that failed
+    sealing.remove_stale(settings.out_dir)  # done before the goals, unless that failed
     roots = requested_targets(run.session, run.specs)
     if not roots:
         return 0
@@ -122,9 +129,7 @@ def _attest_targets(
         modes=sealing.input_modes(settings.build_root, findings.engine_inputs),
     )
     sealed = sealing.seal(run.session, settings, daemon, manifest)
-    RecordStore(settings.records_dir).prune(
-        max_bytes=settings.records_max_bytes, keep=set(findings.actions)
-    )
+    _prune_records(settings, set(findings.actions))
     sources = [source_name(action, current.run_id) for action in findings.actions.values()]
     logger.info(
         sealing.closing_line(
@@ -135,6 +140,14 @@ def _attest_targets(
         )
     )
     return 0
+
+
+def _prune_records(settings: Settings, keep: set[str]) -> None:
+    """Keep the directory of records within its size; what is attested stays attested."""
+    try:
+        RecordStore(settings.records_dir).prune(max_bytes=settings.records_max_bytes, keep=keep)
+    except OSError as error:
+        logger.warning(f"Old action records cannot be removed: {error}")
 
 
 def requested_targets(session: SchedulerSession, specs: Specs) -> tuple[Any, ...]:

@@ -10,15 +10,17 @@ from pants.core.util_rules.distdir import DistDir
 from pants.engine.env_vars import CompleteEnvironmentVars
 from pants.engine.internals.options_parsing import _Options
 from pants.engine.internals.session import RunId, SessionValues
-from pants.engine.rules import _uncacheable_rule, collect_rules, rule
+from pants.engine.rules import QueryRule, _uncacheable_rule, collect_rules, rule
 from pants.option.global_options import GlobalOptions
 
 from rootseal_pants.attest_types import CurrentRun
 from rootseal_pants.demands import demands_of
 from rootseal_pants.settings import (
+    AttestationPlace,
     DaemonRequest,
     ReadyDaemon,
     Settings,
+    attestation_place,
     make_ready,
     resolve_settings,
 )
@@ -45,6 +47,14 @@ async def settings_of_run(
     )
 
 
+@rule
+async def place_of_run(
+    rootseal: RootsealSubsystem, build_root: BuildRoot, dist_dir: DistDir
+) -> AttestationPlace:
+    """Read the one option that says where the attestation goes."""
+    return attestation_place(rootseal, build_root.path, str(dist_dir.relpath))
+
+
 @_uncacheable_rule
 async def ready_daemon(request: DaemonRequest) -> ReadyDaemon:
     """Make sure, once in every run, that a daemon answers.
@@ -64,4 +74,4 @@ async def current_run(run_id: RunId) -> CurrentRun:
 def rules() -> list[object]:
     """The rules of this module, and those that know where dist/ is."""
     module: Any = distdir
-    return [*collect_rules(), *module.rules()]
+    return [*collect_rules(), *module.rules(), QueryRule(AttestationPlace, ())]

@@ -43,7 +43,7 @@ def check_values(options: Any) -> None:
         if not least <= getattr(options, name) <= most:
             raise _wrong(options, name, f"from {least} to {most}")
     _check_descendants(options)
-    _check_out(options)
+    check_out(options)
     _check_socket(options)
 
 
@@ -59,8 +59,12 @@ def _check_descendants(options: Any) -> None:
         )
 
 
-def _check_out(options: Any) -> None:
-    """What is in there is removed before each run, so it is nobody else's directory."""
+def check_out(options: Any) -> None:
+    """What is in there is removed before each run, so it is nobody else's directory.
+
+    Raises:
+        ConfigError: As `check_values`.
+    """
     path = PurePath(options.out)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise _wrong(options, "out", "a directory of its own below the distribution directory")

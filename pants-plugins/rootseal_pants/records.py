@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rootseal.errors import ConfigError
+from rootseal.errors import CaptureError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,38 @@ class RecordStore:
         return Path(self.directory, name[:2], name)
 
     def put(self, record: bytes) -> str:
-        """Store a record and return its name. A reader never sees half of it."""
+        """Store a record and return its name. A reader never sees half of it.
+
+        Raises:
+            CaptureError: It cannot be written.
+        """
         name = hashlib.sha256(record).hexdigest()
-        path = self.path(name)
-        if self.holds(name, len(record)):
+        try:
+            self._put(self.path(name), record)
+        except OSError as error:
+            raise CaptureError(
+                f"a record cannot be kept in {self.directory}: {error.strerror}; make room there, "
+                "or correct [rootseal].records_dir"
+            ) from error
+        return name
+
+    def _put(self, path: Path, record: bytes) -> None:
+        if self.holds(path.name, len(record)):
             os.utime(path)
-            return name
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{name}.{os.getpid()}.{id(record)}.tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{id(record)}.tmp")
         try:
             temporary.write_bytes(record)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        return name
 
     def holds(self, name: str, size: int) -> bool:
         """Whether a record of this name and size is there (its bytes are checked when sealed)."""
         try:
             return self.path(name).stat().st_size == size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def prune(self, *, max_bytes: int, keep: set[str]) -> int:

@@ -6,12 +6,15 @@ checks every record again, and the artifacts are hashed from the files that are 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from rootseal import fsverity
 from rootseal.canonical import path_text
@@ -34,16 +37,18 @@ class Sealed:
     summary: Mapping[str, Any]
 
 
-def remove_stale(settings: Settings) -> None:
+def remove_stale(out_dir: str) -> None:
     """Remove the attestation of the last run: from here on it is not that of what is in dist/.
 
     Raises:
         CaptureError: A file of it cannot be removed.
     """
-    out = Path(settings.out_dir)
+    out = Path(out_dir)
     for stale in (out / BUNDLE_NAME, *out.glob("targets/*.intoto.json")):
         try:
-            stale.unlink(missing_ok=True)
+            stale.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except OSError as error:
             raise CaptureError(f"{stale} of the last run cannot be removed: {error}") from error
 
@@ -88,7 +93,7 @@ def input_modes(build_root: str, inputs: Iterable[EngineInput]) -> dict[str, int
     return modes
 
 
-def make_artifacts_writable(settings: Settings) -> None:
+def make_artifacts_writable(dist_dir: str) -> None:
     """Replace what earlier runs sealed in dist/ by copies: Pants writes dist/ in place.
 
     All of them, not only those of the last run: that may have packaged other targets.
@@ -96,7 +101,7 @@ def make_artifacts_writable(settings: Settings) -> None:
     Raises:
         CaptureError: A sealed file cannot be replaced.
     """
-    fsverity.unseal_below(settings.dist_dir)
+    fsverity.unseal_below(dist_dir)
 
 
 def policy_of(settings: Settings) -> dict[str, object]:
@@ -115,27 +120,63 @@ def policy_of(settings: Settings) -> dict[str, object]:
 def seal(
     session: Any, settings: Settings, daemon: ReadyDaemon, manifest: Mapping[str, object]
 ) -> Sealed:
-    """Write the manifest and have `rootseal seal` sign it; nothing is left behind on failure."""
+    """Write the manifest and have `rootseal seal` sign it.
+
+    Raises:
+        CaptureError: It is refused, or cannot be written; no bundle and no statement is left then.
+    """
     out = Path(settings.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
     bundle, manifest_path = out / BUNDLE_NAME, out / "manifest.json"
-    _write_whole(manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    done = early_sealer.run(
-        session,
-        [daemon.executable, *_seal_arguments(settings, daemon, manifest_path, bundle)],
-        timeout_seconds=SEAL_TIMEOUT_SECONDS,
-    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _alone(out), _nothing_left_on_failure(settings.out_dir):
+            remove_stale(settings.out_dir)  # of a run at the same time
+            _write_whole(manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            done = early_sealer.run(
+                session,
+                [daemon.executable, *_seal_arguments(settings, daemon, manifest_path, bundle)],
+                timeout_seconds=SEAL_TIMEOUT_SECONDS,
+            )
+            return Sealed(str(bundle), _summary(done))
+    except OSError as error:
+        raise CaptureError(
+            f"the attestation cannot be written to {out} ({error.strerror}); make room there, or "
+            "correct [rootseal].out"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Runs at the same time seal one after the other, so that no bundle is half of another."""
+    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _nothing_left_on_failure(out_dir: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # an interrupt, too
+        remove_stale(out_dir)
+        raise
+
+
+def _summary(done: subprocess.CompletedProcess[bytes]) -> Mapping[str, Any]:
+    """What `rootseal seal` said of what it signed."""
     if done.returncode != 0:
-        bundle.unlink(missing_ok=True)
         why = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         raise CaptureError(f"`rootseal seal` refused this build: {why}")
     try:
-        answer = json.loads(done.stdout)
-        return Sealed(str(bundle), answer["summary"])
+        summary = json.loads(done.stdout)["summary"]
     except (ValueError, KeyError, TypeError) as error:
         raise CaptureError(
             f"`rootseal seal --json` gave an unexpected answer: {error!r}"
         ) from error
+    return dict(summary)
 
 
 def _seal_arguments(

@@ -17,7 +17,7 @@ from rootseal.errors import ConfigError
 
 from rootseal_pants.demands import Demands
 from rootseal_pants.identity import LAUNCHER_DIRECTORY
-from rootseal_pants.option_values import check_values
+from rootseal_pants.option_values import check_out, check_values
 from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.subsystem import RootsealSubsystem
 
@@ -76,6 +76,14 @@ class Settings:
     toolchain_arguments: tuple[str, ...]
     toolchain_files: tuple[tuple[str, str], ...]
     launcher_arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttestationPlace:
+    """Where the attestation goes, known without a daemon; the fields are those of `Settings`."""
+
+    dist_dir: str
+    out_dir: str
 
 
 @dataclass(frozen=True)
@@ -168,15 +176,16 @@ def resolve_settings(
     """
     check_values(rootseal)
     root = build_root
-    dist = Path(root, dist_dir)
+    place = attestation_place(rootseal, root, dist_dir)
+    dist = Path(place.dist_dir)
     if rootseal.enabled and demands.fsverity == "on":
         _require_fsverity(dist)
     return Settings(
         enabled=rootseal.enabled,
         executable=rootseal.executable,
         build_root=root,
-        dist_dir=str(dist),
-        out_dir=str(dist / rootseal.out),
+        dist_dir=place.dist_dir,
+        out_dir=place.out_dir,
         records_dir=str(Path(root, rootseal.records_dir or Path(workdir, "rootseal", "records"))),
         records_max_bytes=rootseal.records_max_bytes,
         key=_signing_key(rootseal.key, root),
@@ -196,6 +205,15 @@ def resolve_settings(
         toolchain_files=_toolchain_files(rootseal, root),
         launcher_arguments=_launcher_arguments(rootseal, demands),
     )
+
+
+def attestation_place(
+    rootseal: RootsealSubsystem, build_root: str, dist_dir: str
+) -> AttestationPlace:
+    """Where the attestation goes; see `resolve_settings`."""
+    check_out(rootseal)
+    dist = Path(build_root, dist_dir)
+    return AttestationPlace(str(dist), str(dist / rootseal.out))
 
 
 def _require_fsverity(dist: Path) -> None:

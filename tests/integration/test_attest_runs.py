@@ -149,5 +149,8 @@ def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> Non
     repo.run("--no-rootseal-enabled", "package", "::").succeeded()
     assert not (repo.root / "dist" / "rootseal" / "build.rootseal").exists()
 
+    repo.run("package", "::").succeeded()
     wrong = repo.run("--rootseal-executable=no/such/rootseal", "package", "::").failed()
     assert "is not an executable file" in wrong.output
+    left = [path for path in (repo.root / "dist" / "rootseal").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["manifest.json"]  # nothing of the run before

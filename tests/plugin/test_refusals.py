@@ -230,6 +230,17 @@ def test_a_record_comes_back_from_the_engine(wrapped: RuleRunner, tmp_path: Path
     assert FileDigest(name, 10)
 
 
+def test_a_record_that_cannot_be_kept_names_the_place_and_the_remedy(
+    executable: str, daemon_socket: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "file"
+    directory.touch()
+    option = f"--rootseal-records-dir={directory}"
+    message = refusal(wrapping_engine(executable, daemon_socket, option))
+    assert f"cannot be kept in {directory}: Not a directory; " in message
+    assert "[rootseal].records_dir" in message
+
+
 def test_records_are_pruned_oldest_first(tmp_path: Path) -> None:
     store = RecordStore(str(tmp_path))
     assert store.prune(max_bytes=0, keep=set()) == 0
