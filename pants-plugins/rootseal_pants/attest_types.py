@@ -6,6 +6,7 @@ The rules are in attest_rules.py and byname_rules.py, one for each rule API.
 from __future__ import annotations
 
 import os
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -14,6 +15,8 @@ from pants.engine.engine_aware import EngineAwareParameter
 from pants.engine.fs import Digest, DigestEntries, FileEntry, SymlinkEntry
 
 from rootseal_pants.manifest import Artifact
+
+_PLAIN_IN_LABELS = "/:#@=+"
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class AttestTarget(EngineAwareParameter):
     field_set: PackageFieldSet
 
     def debug_hint(self) -> str:
-        """The label of the node: the address, and the kind of package."""
-        return f"{self.field_set.address.spec} {type(self.field_set).__name__}"
+        """The label of the node: the address, and the kind of package.
+
+        Brackets and commas, which an address may have, have a meaning in labels: see graph.py.
+        """
+        address = urllib.parse.quote(self.field_set.address.spec, safe=_PLAIN_IN_LABELS)
+        return f"{address} {type(self.field_set).__name__}"
 
 
 @dataclass(frozen=True)
