@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from attested import check_complete
 from pants_repo import PantsRepo
 
 LEFT, RIGHT = "//:left-archive", "//:right-archive"
@@ -13,7 +14,7 @@ NO_PANTSD = "--no-pantsd"
 def test_cold_memoized_edited_and_restarted(repo: PantsRepo) -> None:
     """One pantsd, many runs: each attests all actions of both targets."""
     repo.run("package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     cold = repo.manifest()
     assert set(cold.sources) == {"ran"}
     targets = {item["address"]: item for item in cold.document["targets"]}
@@ -28,19 +29,19 @@ def test_cold_memoized_edited_and_restarted(repo: PantsRepo) -> None:
     assert len(statements) == 2
 
     repo.run("package", "::").succeeded()  # nothing changed: all from pantsd's memory
-    repo.verify()
+    check_complete(repo)
     memoized = repo.manifest()
     assert set(memoized.sources) == {"memoized"}
     assert memoized.records_of(LEFT) == cold.records_of(LEFT)
 
     shutil.rmtree(repo.records)  # the plugin's own directory is only a cache
     repo.run("package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     assert repo.manifest().keys() == cold.keys()
 
     repo.write({"left.txt": "another left\n"})
     repo.run("package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     edited = repo.manifest()
     assert edited.records_of(RIGHT) == cold.records_of(RIGHT)
     assert edited.records("`//:shared`") == shared
@@ -49,26 +50,26 @@ def test_cold_memoized_edited_and_restarted(repo: PantsRepo) -> None:
 
     # Another option of capture is another capture: nothing that is memoized counts, or is cached.
     repo.run("--rootseal-max-digests=5000", "package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     other = repo.manifest()
     assert other.keys() == edited.keys()
     assert set(other.sources) == {"ran"}
 
     # Another option of the engine makes pantsd build a new scheduler.
     repo.run("package", "::", env={"PANTS_PANTS_IGNORE": "+['/unused/']"}).succeeded()
-    repo.verify()
+    check_complete(repo)
     assert repo.manifest().keys() == edited.keys()
     assert "local-cache" in repo.manifest().sources
 
 
 def test_local_cache_without_pantsd(repo: PantsRepo) -> None:
     repo.run(NO_PANTSD, "package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     cold = repo.manifest()
 
     shutil.rmtree(repo.records)
     repo.run(NO_PANTSD, "package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     warm = repo.manifest()
     assert warm.keys() == cold.keys()
     assert warm.records("`//:") == cold.records("`//:")
@@ -77,8 +78,10 @@ def test_local_cache_without_pantsd(repo: PantsRepo) -> None:
     # An action whose record was lost from every cache is simply run again.
     shutil.rmtree(repo.records)
     shutil.rmtree(repo.home / "store")
+    (repo.dist / "left.tar").unlink()
     repo.run(NO_PANTSD, "package", "//:right-archive").succeeded()
     assert set(repo.manifest().sources) == {"ran"}
+    check_complete(repo, "right")
 
 
 def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) -> None:
@@ -92,7 +95,7 @@ def test_the_attest_goal_lists_what_fails_and_exits_non_zero(repo: PantsRepo) ->
 
     repo.write({"BUILD": build})
     repo.run("attest", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     nothing = repo.run("attest", "//:left-text").failed()
     assert "nothing to attest" in nothing.output
 
@@ -116,7 +119,7 @@ def test_the_loss_of_one_action_fails_its_own_targets_only(repo: PantsRepo) -> N
     (repo.dist / "right.tar").unlink()
 
     repo.run(*gated, LEFT).succeeded()
-    repo.verify()
+    check_complete(repo, "left")
     (target,) = repo.manifest().document["targets"]
     assert target["address"] == LEFT
     repo.run(*gated, RIGHT).failed()  # the refused result is in no cache
@@ -140,7 +143,7 @@ def test_a_key_uri_signs_with_its_public_key(repo: PantsRepo) -> None:
 
 def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
     repo.run("package", "::").succeeded()
-    repo.verify()
+    check_complete(repo)
     failed = repo.run("--rootseal-key=no-such.key", "package", "::").failed()
     assert "Nothing was attested" in failed.output
     assert "no-such.key" in failed.output

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from attested import actions_of, sha256
 from pants_repo import PantsRepo
 from reapi_server import RemoteCache
 
@@ -167,12 +168,21 @@ def sources(repo: PantsRepo) -> dict[str, str]:
     }
 
 
+def check_content(repo: PantsRepo) -> None:
+    """The bundle verifies, and each command's action is in it with the file that it writes."""
+    repo.verify()
+    products = [action.products for action in actions_of(repo)]
+    for name in ("innocent", *POISONS):
+        wanted = dict.fromkeys((f"{name}.out", f"more/{name}"), sha256(f"{name}\n".encode()))
+        assert [made for made in products if wanted.items() <= made.items()], name
+
+
 def test_remote_results_bring_their_records_and_poisoned_ones_are_run_again(
     warmed: PantsRepo, remote_cache: RemoteCache
 ) -> None:
     let_end(warmed)
     warmed.run(NO_PANTSD, "package", "::").succeeded()
-    warmed.verify()
+    check_content(warmed)
     assert sources(warmed) == dict.fromkeys(("innocent", *POISONS), "remote-cache")
 
     forget(warmed)
@@ -181,7 +191,7 @@ def test_remote_results_bring_their_records_and_poisoned_ones_are_run_again(
     for name, poison in POISONS.items():
         poison(remote_cache, cached[f"{name}.out"])
     warmed.run(NO_PANTSD, "package", "::").succeeded()
-    warmed.verify()
+    check_content(warmed)
     assert sources(warmed) == {"innocent": "remote-cache", **dict.fromkeys(POISONS, "ran")}
     archive = (warmed.root / "dist" / "all.tar").read_bytes()
     assert b"evil" not in archive
@@ -191,7 +201,7 @@ def test_remote_results_bring_their_records_and_poisoned_ones_are_run_again(
     forget(warmed)
     let_end(warmed)
     warmed.run(NO_PANTSD, "package", "::").succeeded()
-    warmed.verify()
+    check_content(warmed)
     assert sources(warmed) == dict.fromkeys(("innocent", *POISONS), "remote-cache")
 
 
@@ -202,13 +212,13 @@ def test_a_record_of_another_machine_counts_only_if_its_key_is_trusted(
     warmed.start_daemon("other-state")  # another capture key stands for another machine
     let_end(warmed, RETRIES_MAY_END)
     warmed.run(NO_PANTSD, "package", "::").succeeded()
-    warmed.verify()
+    check_content(warmed)
     assert set(sources(warmed).values()) == {"ran"}
 
     forget(warmed)
     let_end(warmed)
     warmed.options["PANTS_ROOTSEAL_TRUSTED_CAPTURE_KEYS"] = f"['{old_key}']"
     warmed.run(NO_PANTSD, "package", "::").succeeded()
-    warmed.verify()
+    check_content(warmed)
     assert set(sources(warmed).values()) == {"remote-cache"}
     assert warmed.manifest().document["captureKeys"] == [old_key.read_text("ascii")]
