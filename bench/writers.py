@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Callable, Dict, Tuple
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO / "pants-plugins"))
-sys.path.insert(0, str(REPO / "tests" / "kernel"))
+sys.path[:0] = [str(REPO / name) for name in ("pants-plugins", "tests", "tests/kernel")]
 
 import harness
 from fanotify_action import Lab, build_fixture

@@ -45,15 +45,15 @@ def test_a_loss_is_refused_before_it_is_signed(name: str, option: str) -> None:
 
 def test_an_unknown_tool_is_refused_with_its_data_before_it_is_signed() -> None:
     tools = TrustedTools(frozenset(), ToolScope.EXECUTED, ("a.toolchain",), {}, ())
-    judge_tools(observation(), None)
+    judge_tools(observation(), None, b"/root")
     with pytest.raises(ToolchainError) as caught:
-        judge_tools(observation(), tools)
+        judge_tools(observation(), tools, b"/root")
     code, data = daemon._error_frame(caught.value)
     assert code == "ToolchainError" and data is not None
     assert (data["used"], data["manifests"]) == ("executed", ["a.toolchain"])
     assert json.loads(json.dumps(data)) == data
     with pytest.raises(PostureError, match="does not see"):
-        judge_tools(observation(posture=Posture.WALKED), tools)
+        judge_tools(observation(posture=Posture.WALKED), tools, b"/root")
 
 
 @pytest.mark.parametrize("name", GATING)
