@@ -15,6 +15,7 @@ from typing import Any, Iterator, List, Optional
 
 import pytest
 from fanotify_action import Lab, build_fixture
+from injected import attached, strace
 from rootseal import diagnostics, digest, fsverity, keys, leaf_table, toolchain_files
 from rootseal.doctor_mounts import look_at_mounts
 from rootseal.errors import BackendUnavailable
@@ -168,6 +169,31 @@ def test_doctor_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) 
             [sys.executable, "-c", program, place], stdout=subprocess.PIPE, timeout=GIVE_UP_SECONDS
         )
     assert done.stdout == b"fuse walked False\n"
+
+
+@pytest.mark.requires("root", "fanotify", "launcher", "core", "strace")
+def test_a_mount_that_refuses_the_mark_is_counted_and_doctor_says_so(tmp_path: Path) -> None:
+    """No filesystem for files does on these kernels, so the one call for this mount fails."""
+    place, sandbox = tmp_path / "refusing", tmp_path / "sandbox"
+    place.mkdir()
+    sandbox.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    words = [*strace("fanotify_mark", "1+", "error=EINVAL"), "-P", str(place.relative_to("/"))]
+    try:
+        (place / "material").write_bytes(SERVED)
+        with running_daemon(tmp_path) as daemon, attached(daemon, words):
+            held = ("--option=capture-mode=walk", "--option=fanotify=on")
+            done = daemon.run(sandbox, ["/bin/cat", str(place / "material")], *held)
+        shown = subprocess.run([*words, *command("doctor", "--json")], capture_output=True)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert (done.returncode, done.stdout) == (0, SERVED), done.stderr
+    assert done.verified().losses == {"unmarkedMounts": 1}
+    assert os.fsencode(place / "material") not in done.materials()
+    (mount,) = (m for m in done.field("capture", "mounts") if m["mountPoint"] == str(place))
+    assert (mount["marked"], mount["posture"], mount["reason"]) == (False, None, "Invalid argument")
+    (told,) = (m for m in json.loads(shown.stdout)["mounts"] if m["mountPoint"] == str(place))
+    assert (told["posture"], told["reason"]) == ("walked", "Invalid argument")
 
 
 # In a mount namespace of its own: a name that drives terminals, a file, a hidden mount, one below

@@ -63,7 +63,7 @@ FILESYSTEMS = (
         "one that refuses the mark",
         "none: `unmarkedMounts`, a loss",
         "-",
-        "`test_doctor_mounts` only: no filesystem for files refuses on these kernels",
+        "`test_filesystems`, where the call is made to fail: none for files refuses it here",
     ),
     ("proc, sysfs, cgroup and the like", "none: no files of anyone", "-", "`test_filesystems`"),
 )
