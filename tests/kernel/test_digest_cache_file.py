@@ -76,6 +76,15 @@ def test_the_next_daemon_hashes_nothing_again(
         assert read_all(daemon, sandbox)["digestCacheHits"] >= FILES
 
 
+def test_a_small_machine_takes_memory_for_what_is_there(
+    directory: Path, sandbox: Path, cache_file: Path
+) -> None:
+    """Not for the largest cache that there could be: 5 GiB, which it has not."""
+    with running_daemon(directory, prefix=("prlimit", f"--as={3 << 30}")) as daemon:
+        status = daemon.status()["digestCache"]
+        assert (status["reason"], status["loaded"] >= FILES) == ("", True)
+
+
 def test_a_file_changed_between_the_daemons_is_hashed_again(
     directory: Path, sandbox: Path, cache_file: Path
 ) -> None:

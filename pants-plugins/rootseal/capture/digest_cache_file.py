@@ -122,6 +122,8 @@ def load(path: pathlib.Path, cache: Cache) -> Loaded:
         return Loaded(reason=f"it cannot be read: {error.strerror}")
     except _Unusable as error:
         return Loaded(reason=str(error))
+    except MemoryError:
+        return Loaded(reason="there is no memory for it")
     mounted = set(_mounted_devices())
     taken = cache.cache_import(entries, [device[0] for device in devices if device in mounted])
     return Loaded(entries=taken, dropped=len(entries) // CACHE_ENTRY_BYTES - taken)
@@ -138,7 +140,7 @@ def _read(path: pathlib.Path) -> bytes:
             raise _Unusable("others may read or write it")
         if info.st_size > FILE_BYTES_MAX:
             raise _Unusable("it is larger than any cache")
-        return file.read(FILE_BYTES_MAX + 1)
+        return file.read(info.st_size)  # not the bound: Python takes memory for what is asked for
 
 
 def _parse(data: bytes) -> Tuple[List[Device], bytes]:
