@@ -8,6 +8,7 @@ import io
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rootseal import digest, fsverity
 from rootseal.errors import CaptureError
 
 EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
+NOBODY = 65534
 SIZES = (0, 1, 4096, 4097, 128 * 4096, 128 * 4096 + 1, 3_000_001)
 
 
@@ -100,6 +102,43 @@ def test_a_sealed_file_seen_through_an_overlay_is_compared_by_content(verity: Pa
 def test_sealing_twice_is_sealing_once(verity: Path) -> None:
     path = make(verity / "product")
     assert fsverity.seal_file(path) == fsverity.seal_file(path)
+
+
+AS_OWNER = """
+import sys
+from rootseal import errors, fsverity
+for path in sys.argv[1:]:
+    try:
+        print(fsverity.seal_file(path).fsverity.hex())
+    except errors.CaptureError as error:
+        print(error)
+"""
+
+
+def test_an_ordinary_user_seals_read_only_files_that_are_his(verity: Path) -> None:
+    """The kernel wants the permission to write: the owner gives it to himself for the moment."""
+    for folder in (verity, *verity.parents):
+        folder.chmod(folder.stat().st_mode | 0o001)  # pytest keeps its own folders to root
+    own, other = make(verity / "own"), make(verity / "other")
+    os.chown(own, NOBODY, NOBODY)
+    own.chmod(0o555)
+    package = str(Path(fsverity.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", AS_OWNER, own, other],
+        env={"PYTHONPATH": package},
+        capture_output=True,
+        text=True,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+    )
+    assert done.stderr == ""
+    sealed, refused = done.stdout.splitlines()
+    assert sealed == fsverity.calculate(io.BytesIO(b"built")).hex()
+    assert "no permission to write it; run as its owner" in refused
+    assert [path.stat().st_mode & 0o777 for path in (own, other)] == [0o555, 0o644]
+    with other.open("rb") as stream:
+        assert not fsverity.is_sealed(stream.fileno())
 
 
 def test_open_writer_is_named_as_the_reason(verity: Path) -> None:
