@@ -22,6 +22,7 @@ from rootseal.toolchain_moves import brought_in, moves_seen
 
 SETS_MAX = 4  # sets of manifests kept parsed: a build has one, and a manifest may fill 100 MB
 KEY_BYTES_MAX = 64 * 1024
+MANIFESTS_BYTES_MAX = 4 * envelope.ENVELOPE_BYTES_MAX  # of one action together: a client says which
 
 _File = Tuple[str, bytes]  # path for messages, content
 
@@ -43,8 +44,9 @@ class ToolCache:
         if not demand.manifests:
             return None
         with as_user(peer):
-            manifests = _read_all(demand.manifests, envelope.ENVELOPE_BYTES_MAX)
-            signers = _read_all(demand.keys, KEY_BYTES_MAX)
+            most = (envelope.ENVELOPE_BYTES_MAX, MANIFESTS_BYTES_MAX)
+            manifests = _read_all(demand.manifests, *most)
+            signers = _read_all(demand.keys, KEY_BYTES_MAX, MANIFESTS_BYTES_MAX)
         name = _name_of(demand, manifests, signers)
         with self._lock:  # who wants the same waits: parsing it twice at once would be slower
             found = self._known.pop(name, None) or _parse(demand, manifests, signers)
@@ -85,8 +87,15 @@ def judge_tools(observation: Observation, tools: Optional[TrustedTools], root: b
         raise ToolchainError(f"the action {unknown}", unknown.data)
 
 
-def _read_all(paths: Sequence[bytes], bytes_max: int) -> List[_File]:
-    return [(os.fsdecode(path), _read(path, bytes_max)) for path in paths]
+def _read_all(paths: Sequence[bytes], bytes_max: int, total_max: int) -> List[_File]:
+    """Files of at most `bytes_max` each and `total_max` together."""
+    found: List[_File] = []
+    for path in paths:
+        found.append((os.fsdecode(path), _read(path, bytes_max)))
+        total_max -= len(found[-1][1])
+        if total_max < 0:
+            raise ConfigError("the toolchain manifests are too large together; require fewer")
+    return found
 
 
 def _read(path: bytes, bytes_max: int) -> bytes:

@@ -11,6 +11,7 @@ import core_factory
 import pytest
 from rootseal import (
     canonical,
+    daemon_tools,
     digest,
     envelope,
     keys,
@@ -254,6 +255,18 @@ def test_an_unknown_tool_that_was_moved_in_is_named(tools: Path) -> None:
     with pytest.raises(PolicyError, match=r"it executed d/evil .* linked in from outside"):
         toolchain.require_tools(unknown, ROOT, allowed, iter(brought), about="it")
     toolchain.require_tools(unknown, ROOT, allowed, iter(brought[1:]), about="it")
+
+
+def test_manifests_are_bounded_each_and_together(tmp_path: Path) -> None:
+    """A client of the daemon names up to 64 of them, and may name one file again and again."""
+    path = tmp_path / "manifest"
+    path.write_bytes(bytes(10))
+    paths = [os.fsencode(path)] * 3
+    assert len(daemon_tools._read_all(paths, 10, 30)) == 3
+    with pytest.raises(ConfigError, match="too large together"):
+        daemon_tools._read_all(paths, 10, 29)
+    with pytest.raises(ConfigError, match="larger than 9 bytes"):
+        daemon_tools._read_all(paths, 9, 30)
 
 
 def test_scope_all_covers_what_was_read(tools: Path) -> None:
