@@ -16,7 +16,7 @@ import pytest
 from rootseal import daemon_seal, digest, fsverity
 from rootseal.errors import CaptureError
 from rootseal.leaf_table import Leaf
-from running_daemon import RunningDaemon, one_line, rootseal
+from running_daemon import RunningDaemon, one_line, rootseal, running_daemon
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 EXPECTED = "fs-verity" in os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
@@ -155,6 +155,75 @@ def test_the_file_behind_a_link_and_those_of_a_new_directory_are_sealed(
             with (verity / name).open("rb") as stream:
                 assert fsverity.is_sealed(stream.fileno())
     assert cli.artifact() == "measured"
+
+
+READER = """
+#include <fcntl.h>
+int main(int argc, char **argv)
+{
+	while (--argc)
+		if (open(argv[argc], O_RDONLY) < 0)
+			return 1;
+	return 0;
+}
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """A toolchain of a static program and two files, listed by the command line and signed."""
+    tools, source = tmp_path / "tools", tmp_path / "reader.c"
+    tools.mkdir()
+    source.write_text(READER)
+    reader = str(tools / "reader")
+    subprocess.run(["gcc", "-O1", "-static", str(source), "-o", reader], check=True)
+    for name in ("one", "two"):
+        (tools / name).write_bytes(os.urandom(100_000))
+    assert rootseal("keygen", str(tmp_path / "tools.key")).returncode == 0
+    words = ("toolchain", "seal", str(tools), "--key", str(tmp_path / "tools.key"))
+    done = rootseal(*words, "--out", str(tmp_path / "tools.toolchain"), "--json")
+    assert done.returncode == 0, done.stderr
+    sealed = json.loads(done.stdout)["fsVerityFilesSealed"]
+    assert sealed == (3 if fsverity.can_seal(tools) else 0)
+    return tmp_path / "tools.toolchain"
+
+
+@pytest.mark.requires("root", "fanotify", "launcher", "core", "gcc")
+def test_a_daemon_measures_what_its_manifest_lists_and_only_that_is_sealed(
+    verity: Path, manifest: Path
+) -> None:
+    """From `toolchain seal` to `verify --require-posture sealed`, by the command line."""
+    tools, key = manifest.with_name("tools"), manifest.with_name("tools.key")
+    out, public = str(manifest.with_name("out.rootseal")), str(key.with_suffix(".pub"))
+    known = ("--toolchain", str(manifest), "--toolchain-key", public)
+
+    def posture(*files: Path) -> List[object]:
+        how = ("--key", str(key), "--capture-mode=walk", "--fanotify=on", "--out", out)
+        words = ("run", "--socket", str(daemon.socket), *how, "--", str(tools / "reader"))
+        done = rootseal(*words, *map(str, files), cwd=verity)
+        assert done.returncode == 0, done.stderr
+        done = rootseal("verify", out, "--key", public, "--require-posture", "sealed", "--json")
+        answer = json.loads(done.stdout)
+        return [done.returncode, answer["posture"] if answer["ok"] else answer["error"]["check"]]
+
+    (verity / "hashed").write_bytes(b"neither sealed nor listed")
+    with running_daemon(manifest.parent, *known) as daemon:
+        assert posture(tools / "one", tools / "two") == [0, "sealed"]
+        assert posture(tools / "one", verity / "hashed") == [1, "POLICY"]
+        content = (tools / "two").read_bytes()  # the same content, no longer sealed
+        (tools / "two").unlink()
+        (tools / "two").write_bytes(content)
+        assert posture(tools / "one", tools / "two") == [1, "POLICY"]
+
+
+@pytest.mark.requires("gcc")
+def test_a_daemon_believes_no_manifest_of_another_signer(tmp_path: Path, manifest: Path) -> None:
+    assert rootseal("keygen", str(tmp_path / "other.key")).returncode == 0
+    words = ["daemon", "run", "--socket", str(tmp_path / "d.sock"), "--toolchain", str(manifest)]
+    done = rootseal(*words, "--toolchain-key", str(tmp_path / "other.pub"))
+    assert done.returncode == 1
+    assert f"toolchain manifest {manifest}: " in done.stderr and "signed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_content_of_another_digest_is_never_sealed_as_the_captured(verity: Path) -> None:
