@@ -27,7 +27,8 @@ from rootseal.daemon_backends import GROUP_WAIT_SECONDS, Backends
 from rootseal.daemon_check import MadeRecords, answer_check
 from rootseal.daemon_connection import FRAME_SECONDS, Connection, Pulse
 from rootseal.daemon_limits import EventShare, event_share, raise_limit
-from rootseal.daemon_peer import Allowed
+from rootseal.daemon_line import leaves_room
+from rootseal.daemon_peer import Allowed, Peer
 from rootseal.daemon_place import Listener, Place, listen, prepare_directories
 from rootseal.daemon_tools import ToolCache
 from rootseal.daemon_workers import Workers
@@ -221,16 +222,11 @@ class Daemon:
             return
         with self._lock:
             stopping = self._stopping
-            full = len(self._connections) >= self._clients or sock.fileno() >= self._ceiling
+            full = self._why_full(connection.peer, sock.fileno())
             if not full and not stopping:
                 self._connections.add(connection)
-        if stopping:
-            connection.send_error("Stopping", _STOPPED, None)
-            connection.close()
-            return
-        if full:
-            text = f"the Rootseal daemon serves {self._clients} clients already; try again later."
-            connection.send_error("Busy", text, None)
+        if full or stopping:
+            connection.send_error(*(("Stopping", _STOPPED) if stopping else ("Busy", full)), None)
             connection.close()
             return
         try:
@@ -240,6 +236,21 @@ class Daemon:
             with self._changed:
                 self._connections.discard(connection)
                 self._changed.notify_all()
+
+    def _why_full(self, peer: Peer, descriptor: int) -> str:
+        """Why there is no place for a client, with the lock held; empty if there is one."""
+        taken = len(self._connections)
+        if taken >= self._clients or descriptor >= self._ceiling:
+            return f"the Rootseal daemon serves {self._clients} clients already; try again later."
+        if self._options.allowed.sharing(peer) is None:
+            return ""
+        held = sum(connection.peer.uid == peer.uid for connection in self._connections)
+        if leaves_room(held, taken, self._clients):
+            return ""
+        return (
+            f"the Rootseal daemon serves {held} clients of uid {peer.uid} already and leaves the "
+            "other places to other users; try again later."
+        )
 
     def _serve_one(self, connection: Connection) -> None:
         peer = connection.peer
@@ -311,6 +322,7 @@ class Daemon:
                 signer=self._signer,
                 key_sha256=self._key_sha256,
                 known_tools=self._known_tools,
+                user=self._options.allowed.sharing(connection.peer),
             )
             self._counts.add("recorded")
             self._made.add(signed)

@@ -15,7 +15,7 @@ import functools
 import os
 import select
 import time
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record, toolchain
 from rootseal.capture.ptrace import TracedByLauncher, mode_text
@@ -79,6 +79,7 @@ def run_action(
     signer: Signer,
     key_sha256: bytes,
     known_tools: ToolCache,
+    user: Optional[int],
 ) -> record.SignedRecord:
     """Capture one action and send its signed record.
 
@@ -89,6 +90,7 @@ def run_action(
         signer: The capture key.
         key_sha256: Of the file that holds it.
         known_tools: Toolchain manifests that other actions required.
+        user: Who must leave places to other users, or None.
 
     Returns:
         The record that was sent.
@@ -110,7 +112,7 @@ def run_action(
         toolchain.check_root(announced.root, tools)
     with contextlib.ExitStack() as stack:
         with connection.pulse(b"waiting for a free place"):
-            stack.enter_context(backends.place())
+            stack.enter_context(backends.place(user))
         connection.send(Frame(FrameType.PREPARED, ((Tag.MODE, _mode(announced, decision)),)))
         described = describe(announced, decision)  # while the launcher makes its child
         with contextlib.ExitStack() as running:

@@ -194,9 +194,9 @@ class Backends:
         limit = int(self._fanotify.group_limit())
         return max(1, limit - min(GROUPS_RESERVED, limit // 2))
 
-    def place(self) -> contextlib.AbstractContextManager[None]:
-        """Wait for a place in the line and keep it."""
-        return self._line.place(self._settle)
+    def place(self, user: Optional[int]) -> contextlib.AbstractContextManager[None]:
+        """Wait for a place in the line and keep it; see `Line.place`."""
+        return self._line.place(self._settle, user=user)
 
     def _settle(self) -> None:
         """Where descriptors are short, those of an ended action come back before its place does."""

@@ -54,6 +54,14 @@ class Allowed:
             return True
         return bool(self.gids and not self.gids.isdisjoint(groups_of(peer.uid, peer.gid)))
 
+    def sharing(self, peer: Peer) -> Optional[int]:
+        """The uid of a peer who must leave room to other users; None if he need not.
+
+        Root and the daemon's own user need not, nor does a user beside whom no other is allowed.
+        """
+        alone = not self.gids and len(self.uids) < 2
+        return None if alone or peer.uid in (os.getuid(), 0) else peer.uid
+
 
 def peer_of(connection: socket.socket) -> Peer:
     """The peer of a connection."""

@@ -6,6 +6,7 @@ native/protocol.h has the same constants for the launcher; a test compares them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -375,7 +376,8 @@ def request(path: str, frame: Frame, *, timeout_seconds: float = 60.0) -> Frame:
     with connect(path, timeout_seconds=timeout_seconds) as sock:
         pid = peer_ids(sock)[0]
         try:
-            sock.sendall(encode(frame))
+            with contextlib.suppress(BrokenPipeError):  # an answer may be there all the same
+                sock.sendall(encode(frame))
             reply = _read_answer(sock, deadline)
         except EncodingError as error:
             raise DaemonError(
