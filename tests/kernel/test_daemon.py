@@ -20,6 +20,7 @@ from rootseal.wire import Frame, FrameType, Tag
 from running_daemon import (
     GIVE_UP_SECONDS,
     KEY,
+    Done,
     RunningDaemon,
     answers,
     command,
@@ -457,6 +458,44 @@ def test_ensure_starts_one_daemon_however_many_ask(tmp_path: Path) -> None:
     status = rootseal("daemon", "status", "--socket", options[1])
     assert (status.returncode, status.stdout) == (2, "")
     assert "rootseal daemon ensure" in status.stderr
+
+
+def test_daemons_at_several_sockets_may_share_a_state_directory(
+    tmp_path: Path, sandbox: Path
+) -> None:
+    """They start at once, so they make one key; each keeps the digest cache in its turn."""
+    state = tmp_path / "state"
+    sockets = [tmp_path / name / "d.sock" for name in ("one", "two")]
+    asking = [
+        subprocess.Popen(
+            command("daemon", "ensure", "--socket", str(at), "--state-dir", str(state)),
+            stdout=subprocess.DEVNULL,
+        )
+        for at in sockets
+    ]
+    assert [process.wait(GIVE_UP_SECONDS) for process in asking] == [0, 0]
+    found = [RunningDaemon(asking[0], at, state, state / "daemon.log") for at in sockets]
+    try:
+        assert len({daemon.status()["pid"] for daemon in found}) == 2
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(lambda daemon: run_in(daemon, sandbox), found))
+        assert [action.verified().losses for action in done] == [{}, {}]  # by the one key
+        for daemon in found:
+            assert daemon.status()["captureKeyId"] == found[0].capture_key.keyid
+    finally:
+        for at in sockets:
+            rootseal("daemon", "stop", "--socket", str(at))
+    kept = {path.name for path in state.iterdir()} - {"digest-cache"}
+    assert kept == {"capture.key", "capture.pub", "daemon.log"}
+    if (state / "digest-cache").exists():  # not where no filesystem is cached
+        with running_daemon(tmp_path) as third:
+            assert third.status()["digestCache"]["reason"] == ""
+
+
+def run_in(daemon: RunningDaemon, sandbox: Path) -> Done:
+    place = sandbox / daemon.socket.parent.name
+    place.mkdir()
+    return daemon.run(place, shell("cat /etc/passwd > out; exit 3"), HELD, "--output-file=out")
 
 
 def test_an_idle_daemon_ends_by_itself(tmp_path: Path) -> None:
