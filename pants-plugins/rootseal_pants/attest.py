@@ -113,7 +113,7 @@ def _attest_targets(
     targets = requested(run.session, AttestedTarget, subjects)
     artifacts = artifacts_by_hint(targets)
     sealing.check_artifacts(
-        settings.dist_dir, (artifact for _, files in artifacts.values() for artifact in files)
+        settings, (artifact for _, files in artifacts.values() for artifact in files)
     )
     findings = find_actions(dump_graph(run.session), artifacts)
     (current,) = requested(run.session, CurrentRun, [Params()])

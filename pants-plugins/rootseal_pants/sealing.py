@@ -53,14 +53,19 @@ def remove_stale(out_dir: str) -> None:
             raise CaptureError(f"{stale} of the last run cannot be removed: {error}") from error
 
 
-def check_artifacts(dist_dir: str, artifacts: Iterable[Artifact]) -> None:
+def check_artifacts(settings: Settings, artifacts: Iterable[Artifact]) -> None:
     """Make sure that the files in dist/ are what the engine built.
 
     Raises:
-        CaptureError: A file is missing or has other content.
+        CaptureError: A file is missing, has other content, or is where the attestation goes.
     """
     for artifact in artifacts:
-        path = Path(dist_dir, artifact.name)
+        path = Path(settings.dist_dir, artifact.name)
+        if path.is_relative_to(settings.out_dir):
+            raise CaptureError(
+                f"{path} is in the directory of the attestation, which would replace it; correct "
+                "the output path of its target, or [rootseal].out"
+            )
         try:
             found = _sha256(path)
         except OSError as error:

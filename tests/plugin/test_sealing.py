@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ from pants.engine.internals.scheduler import ExecutionError
 from pants.testutil.rule_runner import QueryRule, RuleRunner
 from rootseal.errors import CaptureError, ConfigError
 from rootseal_pants import hook, sealing, setup_rules, wrap_get
+from rootseal_pants.manifest import Artifact
 from rootseal_pants.runtime import DaemonInfo
 from rootseal_pants.settings import ReadyDaemon, Settings
 
@@ -120,6 +122,23 @@ def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
     sealing.remove_stale(settings.out_dir)
     with pytest.raises(CaptureError, match=r"cannot be written to .*correct \[rootseal\].out"):
         sealing.seal(None, settings, sealer(tmp_path, "true"), {})
+
+
+def test_artifacts_are_what_was_built_and_not_where_the_attestation_goes() -> None:
+    settings = settings_with()
+    dist = Path(settings.dist_dir)
+    (dist / "rootseal").mkdir(parents=True)
+    for name in ("good", "rootseal.pex", "rootseal/manifest.json"):
+        (dist / name).write_bytes(b"built")
+    sha256 = hashlib.sha256(b"built").hexdigest()
+    sealing.check_artifacts(settings, [Artifact(n, sha256, 5) for n in ("good", "rootseal.pex")])
+    for name, digest, why in (
+        ("rootseal/manifest.json", sha256, "in the directory of the attestation"),
+        ("none", sha256, r"cannot be read \(No such file or directory\)"),
+        ("good", "0" * 64, "is not the file that was built"),
+    ):
+        with pytest.raises(CaptureError, match=why):
+            sealing.check_artifacts(settings, [Artifact(name, digest, 5)])
 
 
 def test_runs_at_the_same_time_seal_one_after_the_other(tmp_path: Path) -> None:
