@@ -101,11 +101,13 @@ def test_a_cancelled_run_leaves_nothing_and_the_next_is_complete(
 
 
 def test_a_daemon_that_dies_fails_the_run_and_the_next_is_complete(repo: PantsRepo) -> None:
-    with running(repo, "package", "::") as client:
+    with running(repo, "package", LEFT) as client:  # nothing else runs
         os.kill(status(repo)["pid"], signal.SIGKILL)
         output = client.communicate(timeout=300)[0]
     assert client.returncode != 0
     assert "(Running the `shell_command` at `//:left`) was not captured: " in output, output
+    assert "the Rootseal daemon went away while the action ran" in output
+    assert "rootseal daemon ensure" in output
     assert "Traceback" not in output
     assert attestation(repo) == []
     go(repo).touch()
