@@ -64,6 +64,11 @@ int rs_stat_at(int dir_fd, const char *path, struct rs_stat *ret_stat)
 	return stat_any(dir_fd, path, AT_SYMLINK_NOFOLLOW, ret_stat);
 }
 
+int rs_stat_known_at(int dir_fd, const char *path, struct rs_stat *ret_stat)
+{
+	return stat_any(dir_fd, path, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, ret_stat);
+}
+
 static int64_t clock_ns(clockid_t clock)
 {
 	struct timespec ts;

@@ -180,7 +180,7 @@ static struct rs_mount *add(struct rs_mounts *mounts, const struct rs_mount_line
 static bool is_visible(int root_fd, const struct rs_mount *mount)
 {
 	struct rs_stat stat;
-	int error = rs_stat_at(root_fd, relative(mount->point), &stat);
+	int error = rs_stat_known_at(root_fd, relative(mount->point), &stat);
 
 	if (error)
 		return error != -ENOENT && error != -ENOTDIR;

@@ -259,6 +259,8 @@ uint32_t rs_record_open(struct rs_scope *scope, const struct rs_seen *seen)
 		material = material_find(scope, seen, key);
 		if (material == RS_INDEX_EMPTY)
 			material = material_add(scope, seen, key);
+		else if (seen->source != RS_SOURCE_FSVERITY) /* a number used again: the weaker */
+			rs_material_at(scope, material)->source = seen->source;
 	}
 	if (material != RS_INDEX_EMPTY) {
 		if (seen->unstable)

@@ -157,6 +157,17 @@ def test_a_server_that_says_its_files_are_sealed_is_not_believed(lab: Lab, tmp_p
     )
 
 
+def test_an_action_does_not_wait_for_a_server_that_does_not_answer(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Which it does not read from: a mount is looked at by what the kernel knows of it."""
+    (tmp_path / "root").mkdir()
+    with fuse(tmp_path / "served", answers=False):
+        seen = lab.run(tmp_path / "root", ["/bin/true"])
+    assert seen.exit_code == 0
+    assert diagnostics.losses(seen.counters) == {}
+
+
 def test_doctor_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
     program = (
         "import os, sys; from rootseal.doctor_mounts import look_at_mounts, Posture\n"

@@ -43,6 +43,7 @@ FACTS_HERE = (
             "kernel_interfaces_are_left_out_with_a_reason",
             "what_others_serve_is_only_observed",
             "what_a_process_serves_is_only_observed",
+            "a_server_that_says_its_files_are_sealed_is_not_believed",
             "another_users_fuse_mount_is_marked_though_root_may_not_look_at_it",
             "an_output_directory_that_cannot_be_listed_is_counted",
             "reads_that_end_early_are_completed_counted_and_no_loss",

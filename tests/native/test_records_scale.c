@@ -1,6 +1,6 @@
 /*
  * Very many records in one action: within the memory budget, beyond it in a file, and with a full
- * disk.
+ * disk; and what becomes of two records of one file.
  *
  *   test_records_scale [RECORDS [DIRECTORY]]
  *
@@ -60,9 +60,10 @@ static pid_t child_in_namespace(void)
 	return child;
 }
 
-static void enter(rs_scope *scope, uint32_t count)
+static void enter(rs_scope *scope, uint32_t count, uint8_t source)
 {
-	struct rs_seen seen = {.stat = {.dev = 1, .mode = S_IFREG | 0644, .nlink = 1}, .pid = 1};
+	struct rs_seen seen = {
+	    .stat = {.dev = 1, .mode = S_IFREG | 0644, .nlink = 1}, .pid = 1, .source = source};
 	uint8_t digest[RS_SHA256_BYTES] = {0};
 	char path[256];
 	uint32_t i;
@@ -99,7 +100,7 @@ static struct outcome run(rs_engine *engine, uint32_t count, uint64_t max_digest
 	rs_error error;
 
 	CHECK(!rs_scope_open(engine, child, place, &limits, &scope, &error));
-	enter(scope, count);
+	enter(scope, count, RS_SOURCE_OPEN);
 	kill(child, SIGKILL);
 	CHECK(waitpid(child, NULL, 0) == child);
 	rs_engine_memory(engine, &memory);
@@ -184,6 +185,33 @@ static void test_cap(void)
 	rs_engine_close(engine);
 }
 
+/* A file that was measured, and another one in its place: same number, name and content. */
+static void test_the_weaker_source_stays(void)
+{
+	const uint8_t orders[][2] = {{RS_SOURCE_FSVERITY, RS_SOURCE_OPEN},
+				     {RS_SOURCE_OPEN, RS_SOURCE_FSVERITY}};
+	const rs_limits limits = {10, 1ULL << 30, 1ULL << 40, 1000};
+	rs_engine *engine = open_engine(NULL);
+	rs_scope *scope;
+	rs_error error;
+	pid_t child;
+	size_t i;
+
+	for (i = 0; i < 2; i++) {
+		child = child_in_namespace();
+		CHECK(!rs_scope_open(engine, child, place, &limits, &scope, &error));
+		enter(scope, 1, orders[i][0]);
+		CHECK(rs_material_at(scope, 0)->source == orders[i][0]);
+		enter(scope, 1, orders[i][1]);
+		CHECK(scope->materials_count == 1);
+		CHECK(rs_material_at(scope, 0)->source == RS_SOURCE_OPEN);
+		kill(child, SIGKILL);
+		CHECK(waitpid(child, NULL, 0) == child);
+		rs_scope_abort(scope);
+	}
+	rs_engine_close(engine);
+}
+
 int main(int argc, char **argv)
 {
 	uint32_t records = argc > 1 ? (uint32_t)atoi(argv[1]) : RECORDS_DEFAULT;
@@ -195,6 +223,7 @@ int main(int argc, char **argv)
 	snprintf(place, sizeof(place), "%s/rootseal-records-XXXXXX", argc > 2 ? argv[2] : "/tmp");
 	CHECK(mkdtemp(place));
 	test_cap();
+	test_the_weaker_source_stays();
 	test_in_a_file(records);
 	test_full_disk(RECORDS_DEFAULT);
 	test_in_memory(records);
