@@ -112,6 +112,8 @@ def check_seals(predicate: ActionPredicate, tables: StoredTables, *, about: str)
     if predicate.posture is not Posture.SEALED:
         return
     with checking(Check.RECORD_POSTURE, PolicyError, about=about):
+        if predicate.materials.tree_size == 0:
+            raise PolicyError("posture sealed, but no material was measured by fs-verity")
         materials = leaf_table.decompress(tables.materials)
         for leaf in leaf_table.iter_leaves(materials, Domain.MATERIAL):
             if leaf.source != DigestSource.FSVERITY_MEASURED:

@@ -39,3 +39,9 @@ def test_one_other_material_refutes_it(source: DigestSource) -> None:
     with pytest.raises(VerificationError, match=r"/usr/include/a\.h was not measured") as caught:
         verified([TOOL, other])
     assert caught.value.check == Check.RECORD_POSTURE.name
+
+
+def test_nothing_measured_is_not_sealed() -> None:
+    with pytest.raises(VerificationError, match="no material was measured") as caught:
+        verified([])
+    assert caught.value.check == Check.RECORD_POSTURE.name
