@@ -15,7 +15,7 @@ import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 from pants.base.exceptions import NativeEngineFailure
 from pants.base.specs import Specs
@@ -23,7 +23,7 @@ from pants.engine.fs import FileDigest
 from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
 from pants.engine.internals.selectors import Params
 from pants.version import VERSION
-from rootseal.errors import CaptureError, Error
+from rootseal.errors import CaptureError, ConfigError, Error
 
 from rootseal_pants import early_sealer, sealing
 from rootseal_pants.attest_types import AttestedTarget, AttestRoots, AttestTarget, CurrentRun
@@ -38,6 +38,7 @@ from rootseal_pants.settings import (
     CaptureRequest,
     ReadyDaemon,
     Settings,
+    check_signing_key,
 )
 from rootseal_pants.vcs import VcsQuestion
 
@@ -66,22 +67,41 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def forget_the_last_run(session: SchedulerSession) -> None:
-    """Before the goals: a run that fails leaves no attestation that could be taken for its own.
+def prepare_to_attest(session: SchedulerSession) -> bool:
+    """Before the goals: whether they should run, and nothing older that could be taken for theirs.
+
+    Returns:
+        False, once it is said, if the signing key cannot be read: else the end of the whole build
+        would tell.
+    """
+    capture = _forget_the_last_run(session)
+    if capture is None or capture.daemon is None:
+        return True
+    try:
+        check_signing_key(capture.settings.key)
+    except ConfigError as error:
+        logger.error(f"Nothing was built, for it could not be attested: {error}")
+        return False
+    early_sealer.start(session, capture.daemon.executable)  # it gets ready meanwhile
+    return True
+
+
+def _forget_the_last_run(session: SchedulerSession) -> Optional[Capture]:
+    """A run that fails leaves no attestation that could be taken for its own.
 
     Even one that has no daemon. What the last run sealed in dist/ gets writable again. What fails
     here fails the run with its own message: Pants cannot write the file, or the goals ask for the
-    same daemon. The sealer of this run is started, too: it gets ready meanwhile.
+    same daemon.
     """
     try:
         (place,) = requested(session, AttestationPlace, [Params()])
         sealing.remove_stale(place.out_dir)
         sealing.make_artifacts_writable(place.dist_dir)
         (capture,) = requested(session, Capture, [Params(CaptureRequest())])
-        if capture.daemon is not None:
-            early_sealer.start(session, capture.daemon.executable)
+        return capture
     except (Error, ExecutionError) as error:
         logger.warning(f"Before the goals: {error}")
+        return None
 
 
 def attest_run(run: Run) -> int:

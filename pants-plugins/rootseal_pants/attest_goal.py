@@ -9,7 +9,7 @@ from pants.engine.internals.scheduler import ExecutionError, SchedulerSession
 from pants.engine.internals.selectors import Params
 from rootseal.errors import Error
 
-from rootseal_pants.attest import forget_the_last_run, requested_targets
+from rootseal_pants.attest import prepare_to_attest, requested_targets
 from rootseal_pants.attest_types import AttestedTarget, AttestTarget
 from rootseal_pants.compat import bootstrap_environment, goal_class, requested, wrap_module
 from rootseal_pants.early_sealer import early_sealer
@@ -40,7 +40,8 @@ class AttestGoal(_Goal):  # type: ignore[misc]
         session = graph_session.scheduler_session
         with early_sealer(session):
             with wrap_module().running(session):
-                forget_the_last_run(session)
+                if not prepare_to_attest(session):
+                    return 1
                 code = _build_all(session, specs)
             if code != 0:
                 return code

@@ -11,7 +11,7 @@ from typing import Any, Callable, ContextManager, Protocol
 import pants.engine.internals.scheduler as pants_scheduler
 from pants.init.engine_initializer import GraphSession
 
-from rootseal_pants.attest import Run, attest_run, forget_the_last_run, now
+from rootseal_pants.attest import Run, attest_run, now, prepare_to_attest
 from rootseal_pants.early_sealer import early_sealer
 
 _PATCHED = "_rootseal_patched"
@@ -64,8 +64,8 @@ def _with_attestation(original: Callable[..., int], wrap: Wrap) -> Callable[...,
         started_at = now()
         goals = tuple(kwargs["goals"])
         with early_sealer(session), wrap.running(session):
-            if "package" in goals:
-                forget_the_last_run(session)
+            if "package" in goals and not prepare_to_attest(session):
+                return 1
             code = original(self, **{**kwargs, "goals": goals})
             if code != 0 or "package" not in goals:
                 return code

@@ -7,6 +7,7 @@ for each rule API.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +229,28 @@ def _signing_key(key: str, root: str) -> str:
     if not key or _KEY_URI.match(key):
         return key
     return str(Path(root, Path(key).expanduser()))
+
+
+def check_signing_key(key: str) -> None:
+    """Refuse at once what sealing would refuse after the whole build.
+
+    Not for goals that sign nothing: who has no release key may test and lint.
+
+    Args:
+        key: As in `Settings`.
+
+    Raises:
+        ConfigError: It is a file that cannot be read.
+    """
+    if not key or _KEY_URI.match(key):
+        return
+    try:
+        os.close(os.open(key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        raise ConfigError(
+            f"the signing key {key} cannot be read: {error.strerror}; correct [rootseal].key, or "
+            f"make one: rootseal keygen {key}"
+        ) from error
 
 
 def _public_key(rootseal: RootsealSubsystem, root: str) -> str:

@@ -144,9 +144,12 @@ def test_a_key_uri_signs_with_its_public_key(repo: PantsRepo) -> None:
 def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
     repo.run("package", "::").succeeded()
     check_complete(repo)
-    failed = repo.run("--rootseal-key=no-such.key", "package", "::").failed()
+    open_to_all = repo.home / "open.key"
+    repo.command("keygen", str(open_to_all)).succeeded()
+    open_to_all.chmod(0o644)
+    failed = repo.run(f"--rootseal-key={open_to_all}", "package", "::").failed()
     assert "Nothing was attested" in failed.output
-    assert "no-such.key" in failed.output
+    assert f"chmod 600 {open_to_all}" in failed.output
     assert not (repo.root / "dist" / "rootseal" / "build.rootseal").exists()
 
     repo.run("--no-rootseal-enabled", "package", "::").succeeded()
@@ -157,3 +160,17 @@ def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> Non
     assert "is not an executable file" in wrong.output
     left = [path for path in (repo.root / "dist" / "rootseal").rglob("*") if path.is_file()]
     assert [path.name for path in left] == ["manifest.json"]  # nothing of the run before
+
+
+def test_a_signing_key_that_is_not_there_is_refused_before_the_build(repo: PantsRepo) -> None:
+    """By the goals that sign, and by no other."""
+    repo.run("package", "::").succeeded()
+    (repo.dist / "left.tar").unlink()
+    key = "--rootseal-key=no-such.key"
+    for goal in ("package", "attest"):
+        failed = repo.run(key, goal, "::").failed()
+        assert f"the signing key {repo.root}/no-such.key cannot be read" in failed.output
+        assert "rootseal keygen" in failed.output
+        assert not (repo.dist / "left.tar").exists()
+        assert not (repo.dist / "rootseal" / "build.rootseal").exists()
+    repo.run(key, "dependencies", "::").succeeded()
