@@ -97,8 +97,8 @@ def _forget_the_last_run(session: SchedulerSession) -> Optional[Capture]:
         (place,) = requested(session, AttestationPlace, [Params()])
         sealing.remove_stale(place.out_dir)
         sealing.make_artifacts_writable(place.dist_dir)
-        (capture,) = requested(session, Capture, [Params(CaptureRequest())])
-        return capture
+        found: Sequence[Capture] = requested(session, Capture, [Params(CaptureRequest())])
+        return found[0]
     except (Error, ExecutionError) as error:
         logger.warning(f"Before the goals: {error}")
         return None

@@ -101,8 +101,8 @@ def test_one_user_leaves_connections_to_the_others(place: Path) -> None:
 
 def test_where_one_user_alone_is_served_he_may_take_all(place: Path) -> None:
     alone = ("--clients", "8", "--allow-uid", str(FIRST))
-    with running_daemon(place, *alone) as daemon, crowd(daemon, FIRST, 8, refused=0):
-        until(lambda: asks(daemon, 0) == "Busy", "all are taken")
+    with running_daemon(place, *alone) as daemon, crowd(daemon, FIRST, 9, refused=1):
+        assert asks(daemon, 0) == "Busy"
 
 
 def start(daemon: RunningDaemon, place: Path, uid: int, name: str, line: str) -> Any:
