@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
@@ -183,6 +185,16 @@ class RunningDaemon:
         """End it as an init system would; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(GIVE_UP_SECONDS)
+
+
+@contextlib.contextmanager
+def place_of_users() -> Iterator[Path]:
+    """A directory that every user may enter, with a launcher that every user may run."""
+    path = Path(tempfile.mkdtemp(prefix="rootseal-users-"))
+    path.chmod(0o755)
+    shutil.copy(LAUNCHER, path / "rootseal-exec")
+    yield path
+    shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Iterator, List
 
@@ -18,8 +16,8 @@ from rootseal import wire
 from rootseal.wire import Tag
 from running_daemon import (
     GIVE_UP_SECONDS,
-    LAUNCHER,
     RunningDaemon,
+    place_of_users,
     running_daemon,
     until,
 )
@@ -31,12 +29,8 @@ ALLOWED = ("--allow-uid", str(FIRST), "--allow-uid", str(SECOND))
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user may enter, with a launcher that every user may run."""
-    path = Path(tempfile.mkdtemp(prefix="rootseal-shares-"))
-    path.chmod(0o755)
-    shutil.copy(LAUNCHER, path / "rootseal-exec")
-    yield path
-    shutil.rmtree(path)
+    with place_of_users() as path:
+        yield path
 
 
 @contextlib.contextmanager

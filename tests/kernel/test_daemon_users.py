@@ -22,11 +22,11 @@ from running_daemon import (
     BIN,
     GIVE_UP_SECONDS,
     KEY,
-    LAUNCHER,
     Done,
     RunningDaemon,
     command,
     one_line,
+    place_of_users,
     running_daemon,
     until,
 )
@@ -38,12 +38,8 @@ NOBODY = pwd.getpwnam("nobody")  # a uid without privileges; nothing is stored a
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A directory that every user may enter, with a launcher that every user may run."""
-    path = Path(tempfile.mkdtemp(prefix="rootseal-users-"))
-    path.chmod(0o755)
-    shutil.copy(LAUNCHER, path / "rootseal-exec")
-    yield path
-    shutil.rmtree(path)
+    with place_of_users() as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
