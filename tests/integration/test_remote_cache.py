@@ -14,12 +14,13 @@ from reapi_server import RemoteCache
 RECORD_FILE = ".rootseal-record"
 NO_PANTSD = "--no-pantsd"
 # Pants runs an action while it asks the remote cache, and takes whichever ends first. That is not
-# left to chance: each command ends only where the test lets it, by these files of the gate.
+# left to chance: each command ends only where the test lets it, by these files of the gate. Another
+# attempt has an option of the launcher, whose command line also has this text: hence [a].
 ANY_MAY_END, RETRIES_MAY_END = "any-may-end", "retries-may-end"
 COMMAND = """\
 for i in {{1..3000}}; do
   [ -e {gate}/any-may-end ] && break
-  [ -e {gate}/retries-may-end ] && tr '\\0' ' ' </proc/$PPID/cmdline | grep -q attempt= && break
+  [ -e {gate}/retries-may-end ] && grep -aq 'option=[a]ttempt=' /proc/$PPID/cmdline && break
   sleep 0.2
 done
 [ $i -lt 3000 ] || exit 99
@@ -72,7 +73,7 @@ def build_file(gate: Path) -> str:
         f"""shell_command(
     name="{name}",
     command={COMMAND.format(gate=gate, name=name)!r},
-    tools=["grep", "mkdir", "sleep", "tee", "tr"],
+    tools=["grep", "mkdir", "sleep", "tee"],
     output_files=["{name}.out"],
     output_directories=["more"],
 )
