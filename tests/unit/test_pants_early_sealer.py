@@ -211,13 +211,9 @@ def test_one_that_dies_at_work_is_not_replaced(session: object, tmp_path: Path) 
 def test_one_that_hangs_is_the_same_error(session: object, tmp_path: Path) -> None:
     sealer = Sealer(tmp_path, "exec sleep 600\n")
     command = sealer.command("x", "--json")
-    with pytest.raises(CaptureError) as plain:
+    with waiting(session, sealer), pytest.raises(CaptureError) as early:
+        early_sealer.run(session, command, timeout_seconds=0.2)
+    with pytest.raises(CaptureError) as plain:  # perhaps killed before its first line
         run_rootseal(command, timeout_seconds=0.2)
-    (first,) = sealer.pids(1)
-    with early_sealer.early_sealer(session):
-        early_sealer.start(session, sealer.path)
-        sealer.pids(2)
-        with pytest.raises(CaptureError) as early:
-            early_sealer.run(session, command, timeout_seconds=0.2)
     assert str(early.value) == str(plain.value)
-    assert all(is_gone(pid) for pid in (first, *sealer.pids(2)))
+    assert all(is_gone(pid) for pid in sealer.started())
