@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Iterator
 
@@ -21,14 +22,10 @@ from rootseal.observation import Posture
 @pytest.fixture
 def no_verity() -> Iterator[Path]:
     """A directory on a filesystem without fs-verity."""
-    folder = Path("/dev/shm/rootseal-test-seal")
-    folder.mkdir(exist_ok=True)
-    if fsverity.available(folder):
-        pytest.skip("optional: /dev/shm can seal here")
-    yield folder
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        if fsverity.available(name):
+            pytest.skip("optional: /dev/shm can seal here")
+        yield Path(name)
 
 
 def artifact(directory: Path, content: bytes = b"built") -> Artifact:
