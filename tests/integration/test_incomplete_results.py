@@ -29,8 +29,11 @@ class Disturber:
         self._thread.start()
 
     def command(self, name: str) -> str:
-        """What the action runs: it reads the file and waits for this side."""
-        wait = f": > {self._ready}; until [ -e {self._go} ]; do :; done; rm {self._ready}"
+        """What the action runs: it reads the file and waits for this side.
+
+        Each side removes what the other has made, so that a late one takes nothing for the next.
+        """
+        wait = f": > {self._ready}; until [ -e {self._go} ]; do :; done; rm {self._go}"
         return f"cat {self.shared} > seen.{name}; {wait}; {COMMAND}"
 
     def _serve(self) -> None:
@@ -41,10 +44,8 @@ class Disturber:
             if self.times > 0:
                 self.times -= 1
                 self.shared.write_text(f"changed in run {self.runs}")
+            self._ready.unlink()
             self._go.touch()
-            while self._ready.exists() and not self._ended.wait(0.002):
-                pass
-            self._go.unlink()
 
     def stop(self) -> None:
         self._ended.set()
