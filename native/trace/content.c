@@ -219,17 +219,17 @@ void rs_contents_event(struct rs_contents *contents, const void *event, int64_t 
 
 /* ---- begin and end ---- */
 
-/* Whether the open file can be read: from its flags in /proc. */
+/* Whether the open file can be read, from its flags in /proc; also where they cannot be asked. */
 static bool is_readable(int pid, const char *fd)
 {
 	char path[64], line[128];
-	unsigned int flags = O_PATH_FLAG;
+	unsigned int flags = 0;
 	FILE *file;
 
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%.16s", pid, fd);
 	file = fopen(path, "re");
 	if (!file)
-		return false;
+		return true;
 	while (fgets(line, sizeof(line), file))
 		if (sscanf(line, "flags: %o", &flags) == 1)
 			break;
@@ -237,36 +237,55 @@ static bool is_readable(int pid, const char *fd)
 	return !(flags & O_PATH_FLAG) && (flags & O_ACCMODE) != O_WRONLY;
 }
 
+/* It may be a file that the action reads. */
+static void lose_inherited(struct rs_contents *contents)
+{
+	const struct rs_content_job lost = {0}; /* no event tells of it */
+
+	rs_contents_fail(contents, &lost, RS_CONTENT_UNREADABLE);
+}
+
+static void send_inherited(struct rs_contents *contents, int pid, int dir_fd, const char *number,
+			   const struct stat *stat, uint64_t magic)
+{
+	char path[PATH_MAX + 1];
+	ssize_t length = readlinkat(dir_fd, number, path, PATH_MAX);
+	struct rs_content_job *job;
+
+	path[length > 0 ? length : 0] = '\0';
+	job = new_job(contents, path, "");
+	if (!job) {
+		lose_inherited(contents);
+		return;
+	}
+	job->dev = rs_trace_kernel_device(stat->st_dev);
+	job->ino = stat->st_ino;
+	job->settled_ns = contents->begun_ns;
+	job->tgid = job->tid = (uint32_t)pid;
+	job->fd = atoi(number);
+	job->access = 1;
+	job->any_device = rs_trace_has_own_device(magic);
+	job->exempt = stat->st_dev == contents->memory_device;
+	put(contents, job);
+}
+
 /* A descriptor that the action inherits: it is not opened again, so no event tells of it. */
 static void take_inherited(struct rs_contents *contents, int pid, int dir_fd, const char *number)
 {
-	char path[PATH_MAX + 1];
-	struct rs_content_job *job;
 	struct statfs fs;
 	struct stat stat;
-	ssize_t length;
 	int fd = openat(dir_fd, number, O_PATH | O_CLOEXEC);
 
-	if (fd < 0)
-		return;
-	if (!fstat(fd, &stat) && S_ISREG(stat.st_mode) && !fstatfs(fd, &fs) &&
-	    !rs_trace_is_pseudo((uint64_t)fs.f_type) && is_readable(pid, number)) {
-		length = readlinkat(dir_fd, number, path, PATH_MAX);
-		path[length > 0 ? length : 0] = '\0';
-		job = new_job(contents, path, "");
-		if (job) {
-			job->dev = rs_trace_kernel_device(stat.st_dev);
-			job->ino = stat.st_ino;
-			job->settled_ns = contents->begun_ns;
-			job->tgid = job->tid = (uint32_t)pid;
-			job->fd = atoi(number);
-			job->access = 1;
-			job->any_device = rs_trace_has_own_device((uint64_t)fs.f_type);
-			job->exempt = stat.st_dev == contents->memory_device;
-			put(contents, job);
-		}
+	if (fd < 0 || fstat(fd, &stat)) {
+		lose_inherited(contents);
+	} else if (S_ISREG(stat.st_mode) && is_readable(pid, number)) {
+		if (fstatfs(fd, &fs)) /* as many a server of FUSE lets it */
+			fs.f_type = 0;
+		if (!rs_trace_is_pseudo((uint64_t)fs.f_type))
+			send_inherited(contents, pid, dir_fd, number, &stat, (uint64_t)fs.f_type);
 	}
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 }
 
 static int see_inherited(struct rs_contents *contents, int pid)

@@ -43,8 +43,12 @@ static void compare(struct rs_contents *contents, struct rs_hasher *hasher,
 	char link[32];
 	int fd = rs_content_open(contents, path, false), copy;
 
-	if (fd < 0)
-		return; /* gone: no later content */
+	if (fd < 0) {
+		/* Gone, or a link in its place: no later content. Else it was not looked at. */
+		if (fd != -ENOENT && fd != -ENOTDIR && fd != -ELOOP)
+			entry->told.mutated = 2;
+		return;
+	}
 	if (!rs_stat_fd(fd, &now) && rs_same_inode(&now, &entry->stat) &&
 	    now.btime_ns == entry->stat.btime_ns && !rs_same_state(&now, &entry->stat) &&
 	    !rs_table_get(&contents->written, entry->dev, entry->ino)) {

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #define UNBOUND	 1000000
 #define LATER	 INT64_MAX /* everything was changed before the open */
 #define LONG_AGO 1
+#define FEW	 4
 
 static struct rs_content_pool *pool;
 static struct rs_contents *contents;
@@ -159,6 +161,37 @@ static void test_what_is_inherited_is_a_material(void)
 	close(fd);
 }
 
+/* Leave so many descriptors free; what the limit was. */
+static struct rlimit allow(int count)
+{
+	struct rlimit before, few;
+	int held[FEW], i;
+
+	CHECK(count < FEW && !getrlimit(RLIMIT_NOFILE, &before));
+	for (i = 0; i <= count; i++)
+		CHECK((held[i] = open("/", O_PATH | O_CLOEXEC)) >= 0);
+	few = before;
+	few.rlim_cur = (rlim_t)held[count];
+	for (i = 0; i <= count; i++)
+		close(held[i]);
+	CHECK(!setrlimit(RLIMIT_NOFILE, &few));
+	return before;
+}
+
+static void test_what_is_inherited_and_cannot_be_looked_at_is_counted(void)
+{
+	int fd = open(path_of("a"), O_RDONLY | O_CLOEXEC);
+	struct rlimit before;
+
+	CHECK(fd >= 0);
+	before = allow(3); /* for the root, the clock and the list of descriptors */
+	begin(UNBOUND, UNBOUND);
+	CHECK(!setrlimit(RLIMIT_NOFILE, &before));
+	drain();
+	CHECK(contents->failures[RS_CONTENT_UNTOLD] >= 1 && !contents->count);
+	close(fd);
+}
+
 static void test_no_symlink_in_its_path_is_followed(void)
 {
 	char path[300];
@@ -233,6 +266,20 @@ static void test_a_change_by_others_is_found_at_the_end(void)
 	CHECK(told->mutated == 1 && memcmp(told->digest, told->later, sizeof(told->digest)));
 }
 
+static void test_what_cannot_be_looked_at_at_the_end_counts_as_changed(void)
+{
+	struct rlimit before;
+
+	begin(UNBOUND, UNBOUND);
+	rs_contents_event(contents, opened(O_RDONLY, NOBODYS), LATER);
+	drain();
+	make("a", "next");
+	before = allow(0);
+	rs_contents_finish(contents);
+	CHECK(!setrlimit(RLIMIT_NOFILE, &before));
+	CHECK(contents->entries[0].told.mutated == 2);
+}
+
 static void test_what_the_clock_had_shown_before_an_event(void)
 {
 	struct rs_clock clock = {0};
@@ -275,12 +322,14 @@ int main(void)
 	    test_another_file_in_its_place_is_gone,
 	    test_it_is_found_by_a_descriptor_that_is_still_open,
 	    test_what_is_inherited_is_a_material,
+	    test_what_is_inherited_and_cannot_be_looked_at_is_counted,
 	    test_no_symlink_in_its_path_is_followed,
 	    test_what_members_made_or_only_write_is_no_material,
 	    test_a_path_that_was_cut_is_counted,
 	    test_caps_are_counted,
 	    test_what_is_dropped_is_not_hashed,
 	    test_a_change_by_others_is_found_at_the_end,
+	    test_what_cannot_be_looked_at_at_the_end_counts_as_changed,
 	};
 	int error;
 
