@@ -159,7 +159,7 @@ class Daemon:
         self._known_tools = ToolCache()
         self._made = MadeRecords(signer.public_key.keyid)
         self._connections: Set[Connection] = set()
-        self._running = 0
+        self._running: Set[Connection] = set()  # of actions, until their outcome is counted
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._wake_read, self._wake_write = socket.socketpair()
@@ -235,6 +235,7 @@ class Daemon:
             connection.close()
             with self._changed:
                 self._connections.discard(connection)
+                self._running.discard(connection)
                 self._changed.notify_all()
 
     def _why_full(self, peer: Peer, descriptor: int) -> str:
@@ -313,23 +314,21 @@ class Daemon:
 
     def _action(self, connection: Connection, frame: Frame) -> None:
         with self._lock:
-            self._running += 1
-        try:
-            signed = daemon_action.run_action(
-                connection,
-                frame,
-                backends=self._backends,
-                signer=self._signer,
-                key_sha256=self._key_sha256,
-                known_tools=self._known_tools,
-                user=self._options.allowed.sharing(connection.peer),
-            )
-            self._counts.add("recorded")
-            self._made.add(signed)
-            self._backends.cache.save_if_grown()
-        finally:
-            with self._lock:
-                self._running -= 1
+            self._running.add(connection)
+        signed = daemon_action.run_action(
+            connection,
+            frame,
+            backends=self._backends,
+            signer=self._signer,
+            key_sha256=self._key_sha256,
+            known_tools=self._known_tools,
+            user=self._options.allowed.sharing(connection.peer),
+        )
+        self._counts.add("recorded")
+        self._made.add(signed)
+        with self._lock:
+            self._running.discard(connection)
+        self._backends.cache.save_if_grown()  # takes long: nobody is busy for it
 
     def _check(self, connection: Connection, frame: Frame) -> None:
         with connection.pulse(b"checking a record"):
@@ -355,7 +354,7 @@ class Daemon:
         """What the daemon says of itself."""
         place, unavailable = self._options.place, self._backends.unavailable
         with self._lock:
-            running = self._running
+            running = len(self._running)
         return {
             "socket": str(place.socket),
             "version": __version__,

@@ -137,9 +137,14 @@ class RunningDaemon:
         """What it says of itself."""
         return wire.status(str(self.socket), timeout_seconds=GIVE_UP_SECONDS)
 
-    def counts(self) -> Dict[str, int]:
-        """Its counters."""
-        found: Dict[str, int] = self.status()["counts"]
+    def counts(self, running: int = 0) -> Dict[str, int]:
+        """Its counters, as soon as so many actions run: what has ended is counted then."""
+
+        def settled() -> Optional[Dict[str, Any]]:
+            status = self.status()
+            return status if status["actions"]["running"] == running else None
+
+        found: Dict[str, int] = until(settled, f"{running} actions run")["counts"]
         return found
 
     def argv(

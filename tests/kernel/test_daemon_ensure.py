@@ -60,6 +60,7 @@ def test_a_busy_daemon_without_the_options_is_an_error_that_names_both(
     assert f"daemon stop --socket {first['socket']}`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert daemon.end(process, sandbox / "the-record").returncode == 0
+    assert daemon.counts()["recorded"] == 1
     assert ensure(place, "--allow-uid", "12345")["pid"] != first["pid"]
 
 

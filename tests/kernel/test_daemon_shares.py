@@ -115,10 +115,11 @@ def start(daemon: RunningDaemon, place: Path, uid: int, name: str, line: str) ->
 def test_one_user_leaves_places_for_actions_to_the_others(place: Path) -> None:
     with running_daemon(place, "--slots", "4", *ALLOWED) as daemon:
         many = [start(daemon, place, FIRST, f"first{n}", "read line") for n in range(4)]
-        until(lambda: daemon.status()["actions"] == {"running": 4, "queued": 2}, "two of them wait")
+        waiting = {"running": 4, "queued": 2}
+        until(lambda: daemon.status()["actions"] == waiting, "two of them wait")
         other = start(daemon, place, SECOND, "second", "exit 7")
         assert other.wait(GIVE_UP_SECONDS) == 7
-        assert daemon.status()["actions"] == {"running": 4, "queued": 2}
+        until(lambda: daemon.status()["actions"] == waiting, "they wait still")
         for action in many:
             action.communicate(b"\n", timeout=GIVE_UP_SECONDS)
         assert [action.returncode for action in many] == [0] * 4

@@ -400,7 +400,7 @@ def test_who_is_not_served_takes_no_place_of_those_who_are(place: Path, sandbox:
             os.kill(crowd, signal.SIGKILL)
             os.waitpid(crowd, 0)
         assert late.returncode == 125 and f"--allow-uid={NOBODY.pw_uid}" in one_line(late.stderr)
-        assert closed.counts()["notAllowed"] == 21
+        until(lambda: closed.counts()["notAllowed"] == 21, "each of them was counted")
     for end in (read_end, write_end):
         os.close(end)
 
