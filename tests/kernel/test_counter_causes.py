@@ -28,7 +28,13 @@ HELD = "--option=capture-mode=walk", "--option=fanotify=on"  # fanotify alone
 TRACED = "--option=capture-mode=trace:ebpf", "--option=fanotify=on"
 ZERO = "--option=require-zero-drops=1"
 FANOTIFY_MARK = {"x86_64": 301, "aarch64": 263}
-VISITOR = "import sys; print('ready', flush=True); sys.stdin.read(); open(sys.argv[1])"
+VISITOR = """
+import sys
+print("ready", flush=True)
+sys.stdin.read()
+open(sys.argv[1])
+print("opened", flush=True)
+"""
 
 # Call that fails in the daemon, the error, and the counter that says so.
 FAILURES = {
@@ -214,8 +220,8 @@ def test_an_open_after_the_end_is_gated(daemon: RunningDaemon, tmp_path: Path) -
         ) as visitor:
             assert visitor.stdin is not None and visitor.stdout is not None
             assert visitor.stdout.readline() == b"ready\n"
-            # The one mark call at the end takes the marks away; nothing that comes then is awaited.
-            with attached(daemon, strace("fanotify_mark", 1, "delay_enter=1000000")):
+            # The one mark call at the end takes the marks away; it goes on when strace has gone.
+            with attached(daemon, strace("fanotify_mark", 1, "delay_enter=1000000000")):
                 process.stdin.write(b"go\n")
                 process.stdin.flush()
                 until(lambda: not is_alive(int(pid)), "the action has ended")
@@ -224,6 +230,7 @@ def test_an_open_after_the_end_is_gated(daemon: RunningDaemon, tmp_path: Path) -
                     "its marks are to go",
                 )
                 visitor.stdin.close()
-                return daemon.end(process, tmp_path / "the-record")
+                assert visitor.stdout.read() == b"opened\n"
+            return daemon.end(process, tmp_path / "the-record")
 
     both_ways("lateEvents", run)
