@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -23,23 +25,22 @@ from trace_action import build_syscalls
 pytestmark = pytest.mark.requires("root", "fanotify", "ebpf", "launcher", "core", "gcc")
 ALONE = OPTIONS[EBPF]
 ZERO = "--option=require-zero-drops=1"
-BUSY_FILES = 4  # as many as there are threads at most
-BUSY_BYTES = 1 << 27
 SETTLED_NS = 100_000_000  # far more than CLOCK_STEP_NS in native/capture/dcache.c
 NOBODY = 65534
 JUST_BEFORE = 40  # one of ten was lost where only a tick was waited for
 
 
-def keep_busy(directory: Path) -> str:
-    """A shell command after which all threads hash for a while: sparse files, not known yet."""
-    names = []
-    for number in range(BUSY_FILES):
-        path = directory / f"busy{number}"
-        path.unlink(missing_ok=True)
-        with path.open("wb") as stream:
-            stream.truncate(BUSY_BYTES)
-        names.append(str(path))
-    return f"head -qc1 {' '.join(names)} >/dev/null"
+@contextlib.contextmanager
+def stopped(daemon: RunningDaemon) -> Iterator[None]:
+    """Within, what is opened is not hashed."""
+    pid = daemon.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def run(daemon: RunningDaemon, root: Path, text: str, *options: str, **more: object) -> Done:
@@ -200,20 +201,26 @@ def long_ago(path: Path) -> None:
     [("mv other in", "gone"), ("rm in", "gone"), ("echo more >> in", "changed")],
 )
 def test_what_is_too_late_is_counted(
-    daemon: RunningDaemon, tmp_path: Path, sandbox: Path, deed: str, reason: str
+    daemon: RunningDaemon, sandbox: Path, deed: str, reason: str
 ) -> None:
-    for name in ("in", "other"):
-        (sandbox / name).write_text(f"{name}\n")
-    done = run(daemon, sandbox, f"{keep_busy(tmp_path)}; cat in; {deed}")
-    assert done.returncode == 0 and b"in\n" in done.stdout, done.stderr
+    def hashed_afterwards(*options: str, record: Path) -> Done:
+        for name in ("in", "other"):
+            (sandbox / name).write_text(f"{name}\n")
+        script = f"echo ready; read go; cat in; {deed}; echo done; read end"
+        process = daemon.start(sandbox, ["/bin/sh", "-c", script], *ALONE, *options, record=record)
+        assert process.stdout.readline() == b"ready\n"
+        with stopped(daemon):
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            assert [process.stdout.readline() for _ in range(2)] == [b"in\n", b"done\n"]
+        return daemon.end(process, record, b"end\n")
+
+    done = hashed_afterwards(record=sandbox / "the-record")
+    assert done.returncode == 0, done.stderr
     assert unhashed(done) == {reason: 1}
     assert "in" not in inside(done)
-    for name in ("in", "other"):
-        (sandbox / name).write_text(f"{name}\n")
-    record = sandbox / "refused"
-    text = f"{keep_busy(tmp_path)}; cat in; {deed}"
-    refused = run(daemon, sandbox, text, ZERO, record=record)
-    assert refused.returncode == 125 and not record.exists()
+    refused = hashed_afterwards(ZERO, record=sandbox / "refused")
+    assert refused.returncode == 125 and not refused.record.exists()
     assert "unhashedOpensTotal" in one_line(refused.stderr)
 
 
