@@ -102,7 +102,7 @@ class Attempts:
         if not (admission.verdict.accepted or problem):
             if ran and (ran_before or not is_loss(result)):
                 return Decision.REFUSE
-            losses = "" if not ran else launcher_line(result.stderr)
+            losses = "" if not ran else launcher_line(result.stderr).rstrip(".")
         elif not admission.verdict.losses:
             return Decision.TAKE
         else:

@@ -117,5 +117,6 @@ def test_it_is_run_again_where_losses_fail_the_action(
         refused = repo.run(*build).failed()
     assert "mutatedAfterOpen 1" in refused.output
     with disturbed(disturber, times=1, runs=2):
-        repo.run(*build).succeeded()
+        again = repo.run(*build).succeeded()
+    assert "lost something: mutatedAfterOpen 1. Build again. It is run again." in again.output
     repo.verify()
