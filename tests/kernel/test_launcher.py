@@ -281,6 +281,7 @@ def test_a_busy_program_is_tried_again(tmp_path: Path, sandbox: Path) -> None:
             done = daemon.run(sandbox, ["./program"], HELD)
             assert done.returncode == 126
             assert "Text file busy" in one_line(done.stderr)
+            daemon.counts(running=0)
             process = daemon.start(sandbox, ["./program"], HELD)
             until(lambda: daemon.status()["actions"]["running"] == 1, "the action is announced")
         assert daemon.end(process, sandbox / "the-record").returncode == 0
