@@ -18,7 +18,9 @@ from rootseal.toolchain import TrustedTools
 POLICY_BYTES_MAX = 1 << 20
 LIST_ITEMS_MAX = 1000
 DOTS_MAX = 1000
-_TOML_STRING = re.compile(r"""#[^\n]*|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
+# A string without an end is passed up to the end of its line, where the parser refuses it: to look
+# for the end anew from each quote takes quadratic time too.
+_TOML_STRING = re.compile(r"""#[^\n]*|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?""")
 EXIT_CODE_MAX = 255
 _KEYS = {
     "required_posture",

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,14 @@ def test_a_key_of_many_parts_is_refused_before_it_is_parsed(text: str) -> None:
     """The parser needs minutes for it."""
     with pytest.raises(ConfigError, match="more than 1000 dots in its keys"):
         parse_policy(text, where="it")
+
+
+@pytest.mark.parametrize("text", ['a = "' + '\\"' * 60_000, '"x\\' * 60_000])
+def test_a_string_that_does_not_end_is_refused_in_no_time(text: str) -> None:
+    before = time.process_time()
+    with pytest.raises(ConfigError, match="is not TOML"):
+        parse_policy(text, where="it")
+    assert time.process_time() - before < 10, "quadratic: most of a minute"
 
 
 def test_dots_in_values_and_comments_are_no_matter() -> None:
