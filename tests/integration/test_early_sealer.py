@@ -70,7 +70,7 @@ def test_goals_that_seal_nothing_leave_none(repo: PantsRepo, sealer: LoggedSeale
     repo.run("--no-rootseal-enabled", "package", "::").succeeded()
     assert sealer.seals() == []
     build = (repo.root / "BUILD").read_text("utf-8")
-    repo.write({"BUILD": build.replace("cat twice.txt left.txt", "false; cat left.txt")})
+    repo.write({"BUILD": build.replace("cat twice.txt left.txt", "exit 1; cat left.txt")})
     repo.run("package", "::").failed()
     repo.run("attest", "::").failed()
     assert len(sealer.seals()) <= 2  # one of them may have been killed before its first line
