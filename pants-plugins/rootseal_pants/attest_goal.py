@@ -11,7 +11,7 @@ from rootseal.errors import Error
 
 from rootseal_pants.attest import prepare_to_attest, requested_targets
 from rootseal_pants.attest_types import AttestedTarget, AttestTarget
-from rootseal_pants.compat import bootstrap_environment, goal_class, requested, wrap_module
+from rootseal_pants.compat import bootstrap_environment, goal_class, requested
 from rootseal_pants.early_sealer import early_sealer
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,9 @@ class AttestGoal(_Goal):  # type: ignore[misc]
             return 1
         session = graph_session.scheduler_session
         with early_sealer(session):
-            with wrap_module().running(session):
-                if not prepare_to_attest(session):
-                    return 1
-                code = _build_all(session, specs)
+            if not prepare_to_attest(session):
+                return 1
+            code = _build_all(session, specs)
             if code != 0:
                 return code
             return int(

@@ -15,6 +15,7 @@ from pants.core.goals.package import (
     environment_aware_package,
 )
 from pants.engine.environment import EnvironmentName
+from pants.engine.internals.session import SessionValues
 from pants.engine.internals.specs_rules import find_valid_field_sets_for_target_roots
 from pants.engine.intrinsics import create_digest, get_digest_entries
 from pants.engine.platform import Platform
@@ -29,14 +30,13 @@ from rootseal_pants.attest_types import (
     CurrentRun,
     attested_target,
 )
-from rootseal_pants.common_rules import ready_daemon
+from rootseal_pants.run_capture import RunCapture
 from rootseal_pants.settings import (
     Capture,
     CaptureRequest,
     LauncherDirectory,
     LauncherRequest,
     Settings,
-    daemon_request,
     launcher_files,
 )
 
@@ -48,12 +48,12 @@ async def launcher_directory(request: LauncherRequest) -> LauncherDirectory:
 
 
 @rule
-async def prepare_capture(_: CaptureRequest, settings: Settings) -> Capture:
-    """Everything that wrapping a process needs."""
+async def prepare_capture(_: CaptureRequest, settings: Settings, values: SessionValues) -> Capture:
+    """Everything that wrapping a process needs; with the daemon that its processes have."""
     platform = Platform.create_for_localhost().value
     if not settings.enabled:
         return Capture(settings, None, None, platform)
-    daemon = await ready_daemon(daemon_request(settings))
+    daemon = values[RunCapture].ready_daemon()
     launcher = await launcher_directory(LauncherRequest(daemon))
     return Capture(settings, launcher.digest, daemon, platform)
 
@@ -85,6 +85,7 @@ def rules() -> list[object]:
     return [
         *collect_rules(),
         *common_rules.rules(),
+        QueryRule(Settings, ()),
         QueryRule(Capture, (CaptureRequest,)),
         QueryRule(AttestRoots, (Specs, EnvironmentName)),
         QueryRule(AttestedTarget, (AttestTarget, EnvironmentName)),

@@ -201,8 +201,7 @@ def _refuse_unrecorded(actions: Iterable[Evidence], address: str) -> None:
         if not action.record:
             raise CaptureError(
                 f"action {action.action_key[:16]} ({action.description}), which {address} is made "
-                f"of, has no record: {action.problem}. Raise its timeout, or fix what keeps it "
-                "from ending, and build again."
+                f"of, has no record: {action.problem}, and build again."
             )
 
 

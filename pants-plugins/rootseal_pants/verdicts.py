@@ -10,6 +10,10 @@ from rootseal.errors import CaptureError
 
 _LAUNCHER_PREFIX = "rootseal-exec: "
 _LAUNCHER_FAILED = 125
+WORKSPACE_PROBLEM = (
+    "it runs in the workspace, not in a sandbox (the environment of its target is a local "
+    "workspace). Give the target another environment"
+)
 
 
 class CaptureFailed(CaptureError):
@@ -27,7 +31,12 @@ def no_record_problem(process: Any, result: Any) -> str:
         and result.exit_code == -signal.SIGTERM
         and b"Exceeded timeout" in result.stdout + result.stderr
     )
-    return f"it was killed after its timeout of {process.timeout_seconds} s" if timed_out else ""
+    if not timed_out:
+        return ""
+    return (
+        f"it was killed after its timeout of {process.timeout_seconds} s. Raise its timeout, or "
+        "fix what keeps it from ending"
+    )
 
 
 def refused_message(process: Any, key: str, result: Any, record: str, reason: str) -> str:

@@ -19,12 +19,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pants.engine.internals.scheduler as pants_scheduler
 from pants.engine.engine_aware import EngineAwareParameter
 from pants.engine.fs import Digest, DigestContents, DigestEntries, DigestSubset
-from pants.engine.internals.session import RunId
+from pants.engine.internals.session import RunId, SessionValues
 from pants.engine.process import FallibleProcessResult, Process
 from pants.engine.rules import Get, MultiGet, collect_rules, rule
 from pants.engine.unions import UnionRule, union
@@ -63,12 +63,6 @@ def is_wrapped(rules: tuple[Any, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def running(session: Any) -> Iterator[None]:
-    """While goals are run: nothing to do, the rules are part of the scheduler."""
-    yield
-
-
-@contextlib.contextmanager
 def building(ours: bool) -> Iterator[None]:
     """While this is open, a scheduler that is built answers `NativeResult` if it has our rules."""
     scheduler: Any = pants_scheduler
@@ -77,6 +71,11 @@ def building(ours: bool) -> Iterator[None]:
         yield
     finally:
         scheduler.FallibleProcessResult = FallibleProcessResult
+
+
+def new_session(start: Callable[[SessionValues], Any], values: SessionValues) -> Any:
+    """Start a session of ours: nothing to add, the rules are part of the scheduler."""
+    return start(values)
 
 
 @union

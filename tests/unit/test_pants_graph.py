@@ -24,6 +24,7 @@ from rootseal_pants.manifest import (
     find_actions,
     source_name,
 )
+from rootseal_pants.verdicts import WORKSPACE_PROBLEM
 
 DUMP = r"""digraph {
     0 [ label = "Package" ]
@@ -232,6 +233,15 @@ def test_an_action_that_was_killed_by_its_timeout_cannot_be_attested() -> None:
     killed = evidence(9, record="", problem="it was killed after its timeout of 1 s")
     build.target("b:b X", [build.action(killed)])
     with pytest.raises(CaptureError, match=r"action 0{16} .*b:b.*timeout of 1 s"):
+        find_actions(build.graph, TARGETS)
+
+
+def test_an_action_in_the_workspace_cannot_be_attested() -> None:
+    build = Build()
+    two_targets(build)
+    bare = evidence(9, record="", problem=WORKSPACE_PROBLEM)
+    build.target("b:b X", [build.action(bare)])
+    with pytest.raises(CaptureError, match=r"b:b.*workspace.*another environment, and build again"):
         find_actions(build.graph, TARGETS)
 
 
