@@ -33,13 +33,18 @@ META_PACKAGES = {
 }
 UNPACK = ("./boot/vmlinuz-*", "./boot/config-*", "./lib/modules/*/kernel/*")
 BUSYBOX = "./bin/busybox"
-UNPACK_FOLDERS = ("fs", "crypto", "lib", "net/9p", "drivers/virtio", "drivers/block", "arch")
+UNPACK_FOLDERS = ("fs", "crypto", "lib", "drivers/virtio", "drivers/block", "arch") + (
+    "net/9p",
+    "net/sunrpc",
+    "net/dns_resolver",
+)
 MODULES = (
     ("virtio_pci", "virtio_mmio", "virtio_blk")
     + ("9pnet_virtio", "9p", "overlay", "loop")
     + ("crc32c_generic", "crc32c_cryptoapi", "ext4", "blake2b_generic", "xxhash_generic")
-    + ("btrfs", "xfs", "fuse")
+    + ("btrfs", "xfs", "fuse", "nfsd", "nfsv4")
 )
+WANTED = repr((UNPACK, UNPACK_FOLDERS))  # an older list may have left out a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +128,7 @@ def fetch(series: str) -> Kernel:
     package = newest_package(series)
     archive = META_PACKAGES[series][0]
     folder = LAB / "kernels" / package
-    if not (folder / "unpacked").exists():
+    if not is_unpacked(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name, members in ((package, UNPACK), ("busybox-static", (BUSYBOX,))):
@@ -131,12 +136,18 @@ def fetch(series: str) -> Kernel:
                 _unpack(file, members, folder)
                 file.unlink()
         _keep_modules(folder)
-        (folder / "unpacked").touch()
+        (folder / "unpacked").write_text(WANTED, "utf-8")
     image = next((folder / "boot").glob("vmlinuz-*"))
     release = image.name[len("vmlinuz-") :]
     initramfs = folder / "initramfs.cpio.gz"
     pack_initramfs(folder / "lib" / "modules" / release, folder / "bin" / "busybox", initramfs)
     return Kernel(series, archive.architecture, release, image, initramfs)
+
+
+def is_unpacked(folder: Path) -> bool:
+    """Whether a kernel is there to its end, with what is wanted of it today."""
+    stamp = folder / "unpacked"
+    return stamp.exists() and stamp.read_text("utf-8") == WANTED
 
 
 def _unpack(archive: Path, members: tuple[str, ...], folder: Path) -> None:

@@ -62,6 +62,7 @@ IMA = (*kernel("ima_kernel"), *GATE_OF_IMA)
 NO_IMA = ("tests/kernel/test_ima_kernel.py::test_doctor_says_what_a_run_would_find",)
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
 SEALING = kernel("fsverity_run")
+NFS = kernel("nfs")
 TOOLCHAINS = kernel("toolchain_action")
 # The whole files run on the host; each of their tests starts a daemon and several processes.
 TOOLCHAINS_HERE = tuple(
@@ -210,6 +211,7 @@ ROWS = (
         without(FACTS_HERE, "reads_that_end_early_are_completed_counted_and_no_loss")
         + TOOLCHAINS_HERE
         + PRODUCTS
+        + NFS
         + without(EBPF_HERE, "what_is_too_late_is_counted[rm in-gone]"),
     ),
     Row("6.12-nobpf", "ext4", HERE + NO_IMA + VERITY + SEALING, ("fs-verity",), 1 << 30),
@@ -218,7 +220,7 @@ ROWS = (
     Row(
         "6.1-bpf",
         "ext4",
-        FACTS_HERE + VERITY + CLOCK + without(EBPF_HERE, "many_at_once"),
+        FACTS_HERE + VERITY + CLOCK + NFS + without(EBPF_HERE, "many_at_once"),
         ("fs-verity",),
     ),
     Row("6.1-bpf", "btrfs", HERE + VERITY, ("fs-verity",)),

@@ -47,7 +47,15 @@ FILESYSTEMS = (
         "rows of overlay",
     ),
     (
-        "9p, and by the same rule NFS, CIFS, Ceph, virtiofs and the like",
+        "NFS",
+        "observed: others can change the content; hashed at each open. A filesystem of the server "
+        "below another one is mounted by the kernel when somebody enters: if that is the action, "
+        "it is `unmarkedMounts`, a loss",
+        "no",
+        "`test_nfs`: NFSv4.2 of the guest's own kernel",
+    ),
+    (
+        "9p, and by the same rule CIFS, Ceph, virtiofs and the like",
         "observed: others can change the content",
         "no",
         "`test_filesystems` on the guests' 9p; the others not tried, for want of a server",

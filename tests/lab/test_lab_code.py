@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from lab_apt import Archive, sites, sources
-from lab_kernels import REPO, Kernel, modules_in_order
+from lab_kernels import REPO, WANTED, Kernel, is_unpacked, modules_in_order
 from lab_results import boot_document, read_junit, row_results
 from lab_rows import BOOTS, DISKS, ROWS, Boot, rows_of
 from lab_table import cell, page
@@ -43,6 +43,14 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
     (tmp_path / "crc-helper.ko").write_bytes(module("ext4"))  # a cycle must end
     order = [name for name, _ in modules_in_order(tmp_path, ("ext4", "built_in"))]
     assert order == ["crc_helper", "jbd2", "mbcache", "ext4"]
+
+
+def test_a_kernel_is_unpacked_again_when_more_is_wanted_of_it(tmp_path: Path) -> None:
+    assert not is_unpacked(tmp_path)
+    (tmp_path / "unpacked").touch()  # as older checkouts left it
+    assert not is_unpacked(tmp_path)
+    (tmp_path / "unpacked").write_text(WANTED, "utf-8")
+    assert is_unpacked(tmp_path)
 
 
 def test_every_outcome_of_junit_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""NFS, served by this kernel to itself: the server changes files as another machine would."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Iterator
+
+import nfs_server
+import pytest
+from fanotify_action import Lab, build_fixture
+from nfs_server import Served
+from rootseal import diagnostics, digest, fsverity, keys
+from rootseal.doctor_mounts import look_at_mounts
+from rootseal.observation import DigestSource, MountMark, Posture
+from running_daemon import RunningDaemon, rootseal
+
+pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
+REASON = "served by others: content can change after it was hashed"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    if not os.environ.get("ROOTSEAL_LAB_EMULATED"):
+        pytest.skip("optional: a server of NFS is started in the kernel lab only")
+    with nfs_server.nfs(tmp_path_factory.mktemp("nfs")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def lab(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    found = Lab(build_fixture(tmp_path_factory.mktemp("fixture")), digest_cache_entries=4096)
+    yield found
+    found.engine.close()
+
+
+@pytest.fixture
+def here(served: Served, request: pytest.FixtureRequest) -> Served:
+    """A directory of the test's own on the server."""
+    name = request.node.name.replace("[", "-").replace("]", "")
+    (served.place / name).mkdir()
+    return Served(served.place / name, served.behind / name)
+
+
+def test_what_it_serves_is_only_observed(
+    lab: Lab, served: Served, here: Served, root: Path
+) -> None:
+    material = here.place / "material"
+    (here.behind / "material").write_bytes(b"content\n")
+    seen = lab.run(root, ["/bin/sh", "-c", f"read -r line <{material}"])
+    (leaf,) = seen.material(os.fsencode(material))
+    assert leaf.source == DigestSource.FANOTIFY_OPEN_TIME
+    assert leaf.digest == digest.sha256(b"content\n")
+    assert seen.observation.posture is Posture.OBSERVED
+    assert diagnostics.losses(seen.counters) == {}
+    mount = MountMark(os.fsencode(served.place), "nfs4", True, REASON)
+    assert mount in seen.observation.mounts
+    (found,) = (item for item in look_at_mounts(Posture.HELD) if item.mount == mount)
+    assert (found.posture, found.can_seal) == (Posture.OBSERVED, False)
+    assert not fsverity.can_seal(served.place)
+
+
+def test_it_is_hashed_at_each_open(lab: Lab, here: Served, tmp_path: Path) -> None:
+    """Neither the cache of digests nor the marks of "hash once" spare it."""
+    material, size = here.place / "material", 8 << 20
+    (here.behind / "material").write_bytes(bytes(size))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        seen = lab.run(tmp_path / name, ["wc", "-c", material, material])
+        assert len(seen.material(os.fsencode(material))) == 1
+        assert seen.counters["bytesHashed"] >= 2 * size
+
+
+def test_the_record_says_so_and_a_verifier_that_requires_held_refuses_it(
+    daemon: RunningDaemon, here: Served, sandbox: Path, tmp_path: Path
+) -> None:
+    (here.behind / "material").write_bytes(b"content\n")
+    key, out = tmp_path / "sign.key", str(tmp_path / "out.rootseal")
+    keys.create_key_files(key, "ed25519")
+    words = ("run", "--socket", str(daemon.socket), "--key", str(key), "--out", out)
+    done = rootseal(*words, "--", "cat", str(here.place / "material"), cwd=sandbox)
+    assert done.returncode == 0 and "posture observed" in done.stderr, done.stderr
+    verify = ("verify", out, "--key", str(key.with_suffix(".pub")))
+    assert rootseal(*verify).returncode == 0
+    refused = rootseal(*verify, "--require-posture", "held", "--json")
+    assert refused.returncode == 1
+    error = json.loads(refused.stdout)["error"]
+    assert error["check"] == "POLICY" and "observed" in error["message"]
+
+
+def test_a_filesystem_of_the_server_that_is_reached_meanwhile_is_counted(
+    lab: Lab, served: Served, root: Path
+) -> None:
+    """The kernel mounts it by itself when somebody enters: no mark was there to be set before."""
+    (served.behind / "inner" / "material").write_bytes(b"content\n")
+    seen = lab.run(root, ["/bin/cat", served.place / "inner" / "material"])
+    assert seen.exit_code == 0
+    assert diagnostics.losses(seen.counters) == {"unmarkedMounts": 1}
+    point = os.fsencode(served.place / "inner")
+    (mount,) = (found for found in seen.observation.mounts if found.mount_point == point)
+    assert (mount.filesystem, mount.marked) == ("nfs4", False)
