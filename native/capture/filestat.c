@@ -64,6 +64,16 @@ int rs_stat_at(int dir_fd, const char *path, struct rs_stat *ret_stat)
 	return stat_any(dir_fd, path, AT_SYMLINK_NOFOLLOW, ret_stat);
 }
 
+int rs_stat_synced_fd(int fd, struct rs_stat *ret_stat)
+{
+	return stat_any(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, ret_stat);
+}
+
+int rs_stat_synced_at(int dir_fd, const char *path, struct rs_stat *ret_stat)
+{
+	return stat_any(dir_fd, path, AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, ret_stat);
+}
+
 int rs_stat_known_at(int dir_fd, const char *path, struct rs_stat *ret_stat)
 {
 	return stat_any(dir_fd, path, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, ret_stat);

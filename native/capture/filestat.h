@@ -26,6 +26,9 @@ struct rs_stat {
 int rs_stat_fd(int fd, struct rs_stat *ret_stat);
 /* Does not follow a symlink in the last component. */
 int rs_stat_at(int dir_fd, const char *path, struct rs_stat *ret_stat);
+/* As its server (NFS, FUSE) has it now: what the kernel has of it may be some seconds old. */
+int rs_stat_synced_fd(int fd, struct rs_stat *ret_stat);
+int rs_stat_synced_at(int dir_fd, const char *path, struct rs_stat *ret_stat);
 /* As the kernel has it: a server (FUSE, NFS), which may not answer, is not asked. */
 int rs_stat_known_at(int dir_fd, const char *path, struct rs_stat *ret_stat);
 

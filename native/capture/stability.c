@@ -101,7 +101,7 @@ void rs_stability_check(struct rs_worker *worker, struct rs_scope *scope,
 	add_change(scope, out, material);
 	if (material->was_unlinked || material->path_length < 2)
 		return;
-	if (rs_stat_at(scope->ns_root_fd, (const char *)material->path + 1, &now)) {
+	if (rs_stat_synced_at(scope->ns_root_fd, (const char *)material->path + 1, &now)) {
 		if (material->ignored) /* removed, or renamed and opened again */
 			RS_COUNT(scope, unstable_files);
 		return;

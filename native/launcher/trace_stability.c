@@ -27,7 +27,9 @@ static int touched(const struct rs_tracer *t, const struct rs_file *file, const 
 	struct rs_file_id id;
 	struct statx st;
 
-	if (rs_statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, RS_STATX_MASK, &st) < 0)
+	/* As a server (NFS) has it now: what this kernel has of it may be some seconds old. */
+	if (rs_statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, RS_STATX_MASK,
+		     &st) < 0)
 		return 0;
 	rs_file_id_from(&st, &id);
 	return S_ISREG(st.stx_mode) && id.device == file->device && id.inode == file->inode &&

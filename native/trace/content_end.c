@@ -49,7 +49,8 @@ static void compare(struct rs_contents *contents, struct rs_hasher *hasher,
 			entry->told.mutated = 2;
 		return;
 	}
-	if (!rs_stat_fd(fd, &now) && rs_same_inode(&now, &entry->stat) &&
+	/* As a server has it now; a file that it has removed is gone. */
+	if (!rs_stat_synced_fd(fd, &now) && rs_same_inode(&now, &entry->stat) &&
 	    now.btime_ns == entry->stat.btime_ns && !rs_same_state(&now, &entry->stat) &&
 	    !rs_table_get(&contents->written, entry->dev, entry->ino)) {
 		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);

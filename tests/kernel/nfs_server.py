@@ -26,6 +26,9 @@ NOBODY = 65534
 # linux/nfsd/export.h. A tmpfs has no UUID that lasts, so it gets a number.
 NFSEXP_INSECURE_PORT, NFSEXP_ASYNC, NFSEXP_NOSUBTREECHECK, NFSEXP_FSID = 0x2, 0x10, 0x400, 0x2000
 FSID_NUM = 1
+# What is known of a file is believed for an hour, or until somebody opens it.
+OPTIONS = "vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,actimeo=3600"
+LEASES = Path("/proc/sys/fs/leases-enable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,16 @@ def stop() -> None:
 
 
 @contextlib.contextmanager
+def without_delegations() -> Iterator[None]:
+    """The server does not promise to tell of changes; many do not, or not always."""
+    LEASES.write_text("0\n", "ascii")
+    try:
+        yield
+    finally:
+        LEASES.write_text("1\n", "ascii")
+
+
+@contextlib.contextmanager
 def mounted(kind: str, source: str, place: Path, options: str) -> Iterator[None]:
     """A mount, without the helper that its type may have."""
     place.mkdir(exist_ok=True)
@@ -95,6 +108,6 @@ def nfs(folder: Path) -> Iterator[Served]:
         stack.callback(stop)
         export(served.behind, 0)
         export(served.behind / "inner", 1)
-        options = f"vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,port={start(folder / 'clients')}"
+        options = f"{OPTIONS},port={start(folder / 'clients')}"
         stack.enter_context(mounted("nfs4", "127.0.0.1:/", served.place, options))
         yield served

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Set
 
 import nfs_server
 import pytest
 from fanotify_action import Lab, build_fixture
 from nfs_server import Served
-from rootseal import diagnostics, digest, fsverity, keys
+from rootseal import diagnostics, digest, fsverity, keys, leaf_table
 from rootseal.doctor_mounts import look_at_mounts
+from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, MountMark, Posture
-from running_daemon import RunningDaemon, rootseal
+from running_daemon import Done, RunningDaemon, rootseal, until
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 REASON = "served by others: content can change after it was hashed"
@@ -100,3 +101,63 @@ def test_a_filesystem_of_the_server_that_is_reached_meanwhile_is_counted(
     point = os.fsencode(served.place / "inner")
     (mount,) = (found for found in seen.observation.mounts if found.mount_point == point)
     assert (mount.filesystem, mount.marked) == ("nfs4", False)
+
+
+BEFORE, AFTER = b"before\n", b"after!\n"
+BACKENDS = {
+    "auto": ("--option=capture-mode=auto",),
+    "ptrace": ("--option=capture-mode=trace:ptrace", "--option=fanotify=off"),
+    "ebpf": ("--option=capture-mode=trace:ebpf", "--option=fanotify=off"),
+}
+
+
+def read_both(daemon: RunningDaemon, here: Served, sandbox: Path, backend: str) -> Done:
+    """An action that reads two files, which the server changes then, and one of them again."""
+    for name in ("once", "twice"):
+        (here.behind / name).write_bytes(BEFORE)
+    script = f"cd {here.place}; cat once twice; echo >{sandbox}/read; read x; cat twice"
+    with nfs_server.without_delegations():
+        process = daemon.start(sandbox, ["/bin/sh", "-c", script], *BACKENDS[backend])
+        until((sandbox / "read").exists, "the files are read")
+        for name in ("once", "twice"):
+            (here.behind / name).write_bytes(AFTER)
+        done = daemon.end(process, sandbox / "the-record", b"\n")
+    assert (done.returncode, done.stdout) == (0, 2 * BEFORE + AFTER), done.stderr
+    return done
+
+
+def digests(done: Done, path: Path) -> Set[bytes]:
+    """Those of the materials of one path."""
+    table = leaf_table.decompress(done.verified().record.tables.materials)
+    leaves = leaf_table.iter_leaves(table, Domain.MATERIAL)
+    return {leaf.digest for leaf in leaves if leaf.path == os.fsencode(path)}
+
+
+@pytest.mark.parametrize("backend", ["auto", "ptrace"])
+def test_a_change_on_the_server_is_seen(
+    daemon: RunningDaemon, here: Served, sandbox: Path, backend: str
+) -> None:
+    """Also of a file that nobody opens any more: at the end the server is asked."""
+    done = read_both(daemon, here, sandbox, backend)
+    before, after = digest.sha256(BEFORE), digest.sha256(AFTER)
+    assert digests(done, here.place / "once") == {before}
+    assert digests(done, here.place / "twice") == {before, after}
+    found = {(item["path"], item["digestLater"]) for item in done.field("mutations")}
+    assert found == {(str(here.place / name), after.hex()) for name in ("once", "twice")}
+    assert done.verified().losses == {"mutatedAfterOpen": 2}
+    capture = done.field("capture")
+    assert capture["posture"] == {"requested": "held", "achieved": "observed"}
+    (step,) = (step for step in capture["fallbacks"] if step["from"] == "held")
+    assert "nfs4" in step["reason"]
+
+
+def test_by_ebpf_alone_a_change_on_the_server_is_seen_or_counted(
+    daemon: RunningDaemon, here: Served, sandbox: Path
+) -> None:
+    """A file that changed before it could be hashed is no material: that open is a loss."""
+    done = read_both(daemon, here, sandbox, "ebpf")
+    losses = done.verified().losses
+    assert set(losses) <= {"mutatedAfterOpen", "unhashedOpensTotal"}
+    assert sum(losses.values()) == 2
+    assert digests(done, here.place / "once") <= {digest.sha256(BEFORE)}
+    assert done.field("capture", "posture", "achieved") == "observed"
