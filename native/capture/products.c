@@ -182,7 +182,7 @@ static enum found find_by_handle(struct rs_worker *worker, struct rs_scope *scop
 	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, product->handle_mount);
 	struct file_handle *handle = (struct file_handle *)worker->handle;
 	enum found found = FOUND_NOWHERE;
-	int mount_fd, fd;
+	int mount_fd, fd, error;
 
 	if (!mount || !product->handle_length)
 		return FOUND_NOWHERE;
@@ -199,8 +199,9 @@ static enum found find_by_handle(struct rs_worker *worker, struct rs_scope *scop
 	close(mount_fd);
 	if (fd < 0)
 		return found;
-	if (!rs_stat_fd(fd, ret_stat) && ret_stat->nlink == 0)
-		found = FOUND_GONE;
+	error = rs_stat_synced_fd(fd, ret_stat);
+	if (error == -ESTALE || (!error && ret_stat->nlink == 0))
+		found = FOUND_GONE; /* NFS keeps the inode of a removed file for a while */
 	else if (rs_path_of_fd(worker, scope, fd) > 0 &&
 		 path_is(scope, worker->path, product, ret_stat))
 		found = FOUND_PATH;

@@ -161,3 +161,29 @@ def test_by_ebpf_alone_a_change_on_the_server_is_seen_or_counted(
     assert sum(losses.values()) == 2
     assert digests(done, here.place / "once") <= {digest.sha256(BEFORE)}
     assert done.field("capture", "posture", "achieved") == "observed"
+
+
+def test_products_are_found_and_what_was_removed_is_none(lab: Lab, here: Served) -> None:
+    """The kernel knows the inode of a removed file for a while; the server says that it is gone."""
+    root, aside = here.place / "root", here.place / "aside"
+    root.mkdir()
+    aside.mkdir()
+    (root / "input").write_bytes(b"input\n")
+    (root / "unused").write_bytes(b"")
+    script = (
+        "echo made >a; echo moved >t; mv t b; ln -s a link; echo more >>input; rm unused; "
+        f"cd {aside}; echo aside >kept; for i in 1 2 3 4; do echo $i >$i; cat $i; rm $i; done"
+    )
+    seen = lab.run(root, ["/bin/sh", "-c", script])
+    assert (seen.exit_code, diagnostics.losses(seen.counters)) == (0, {})
+    wanted = {b"a": b"made\n", b"b": b"moved\n", b"link": b"a", b"input": b"input\nmore\n"}
+    wanted[os.fsencode(aside / "kept")] = b"aside\n"
+    found = {leaf.path: leaf.digest for leaf in seen.products}
+    assert found == {path: digest.sha256(content) for path, content in wanted.items()}
+
+
+def test_what_is_written_through_a_mapping_is_a_product(lab: Lab, here: Served) -> None:
+    seen = lab.do(here.place, "mmap-closed", "mapped", "text")
+    assert diagnostics.losses(seen.counters) == {}
+    content = (here.behind / "mapped").read_bytes()
+    assert content and seen.product(b"mapped").digest == digest.sha256(content)
