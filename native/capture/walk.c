@@ -270,8 +270,11 @@ static int walk_directory(struct walk *walk, int fd)
 
 static int walk_root(struct walk *walk)
 {
-	int fd = openat(walk->scope->root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+	int fd = openat(walk->scope->root_fd, ".", flags);
 
+	if (fd < 0 && errno == ESTALE) /* what a server (NFS) says of it once it is removed */
+		fd = openat(walk->scope->ns_root_fd, walk->scope->root + 1, flags | O_NOFOLLOW);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : -errno; /* the action removed its own root */
 	return walk_directory(walk, fd);

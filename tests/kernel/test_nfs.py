@@ -187,3 +187,16 @@ def test_what_is_written_through_a_mapping_is_a_product(lab: Lab, here: Served) 
     assert diagnostics.losses(seen.counters) == {}
     content = (here.behind / "mapped").read_bytes()
     assert content and seen.product(b"mapped").digest == digest.sha256(content)
+
+
+def test_an_action_that_removes_its_own_root(lab: Lab, here: Served) -> None:
+    """A server says of such a directory that it is stale, not that it is not there."""
+    root = here.place / "root"
+    root.mkdir()
+    script = f"echo x >f; cd /; rm -r {root}"
+    seen = lab.run(root, ["/bin/sh", "-c", script])
+    assert (seen.exit_code, seen.products, diagnostics.losses(seen.counters)) == (0, [], {})
+    root.mkdir()
+    seen = lab.run(root, ["/bin/sh", "-c", f"{script}; mkdir {root}; echo new >{root}/f"])
+    assert (seen.exit_code, diagnostics.losses(seen.counters)) == (0, {})
+    assert seen.product(b"f").digest == digest.sha256(b"new\n")
