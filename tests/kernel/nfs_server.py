@@ -24,7 +24,8 @@ CLIENT = "lab"
 FOREVER = 2**31 - 1
 NOBODY = 65534
 # linux/nfsd/export.h. A tmpfs has no UUID that lasts, so it gets a number.
-NFSEXP_INSECURE_PORT, NFSEXP_ASYNC, NFSEXP_NOSUBTREECHECK, NFSEXP_FSID = 0x2, 0x10, 0x400, 0x2000
+NFSEXP_INSECURE_PORT, NFSEXP_ROOTSQUASH, NFSEXP_ASYNC = 0x2, 0x4, 0x10
+NFSEXP_NOSUBTREECHECK, NFSEXP_FSID = 0x400, 0x2000
 FSID_NUM = 1
 # What is known of a file is believed for an hour, or until somebody opens it.
 OPTIONS = "vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,actimeo=3600"
@@ -49,9 +50,9 @@ def answer(cache: str, *words: object) -> None:
     (CACHES / cache / "channel").write_text(" ".join(map(str, words)) + "\n", "ascii")
 
 
-def export(directory: Path, number: int) -> None:
+def export(directory: Path, number: int, more_flags: int = 0) -> None:
     """Let this machine have a filesystem under that number; 0 is the one at the root."""
-    flags = NFSEXP_INSECURE_PORT | NFSEXP_ASYNC | NFSEXP_NOSUBTREECHECK | NFSEXP_FSID
+    flags = NFSEXP_INSECURE_PORT | NFSEXP_ASYNC | NFSEXP_NOSUBTREECHECK | NFSEXP_FSID | more_flags
     answer("auth.unix.ip", "nfsd", "127.0.0.1", FOREVER, CLIENT)
     answer("nfsd.export", CLIENT, directory, FOREVER, flags, NOBODY, NOBODY, number)
     fsid = "\\x" + number.to_bytes(4, "little").hex()
@@ -98,16 +99,22 @@ def mounted(kind: str, source: str, place: Path, options: str) -> Iterator[None]
 
 @contextlib.contextmanager
 def nfs(folder: Path) -> Iterator[Served]:
-    """A mount of NFS below an empty folder; `inner` in it is a filesystem of its own."""
+    """A mount of NFS below an empty folder.
+
+    In it `inner` and `squashed` are filesystems of their own, and root is nobody in the second. The
+    kernel mounts them when somebody enters, and unmounts them with the first.
+    """
     served = Served(folder / "mounted", folder / "behind")
     (folder / "clients").mkdir()
     with contextlib.ExitStack() as stack:
         stack.enter_context(mounted("nfsd", "nfsd", NFSD, "rw"))
         stack.enter_context(mounted("tmpfs", "none", served.behind, "mode=1777"))
-        stack.enter_context(mounted("tmpfs", "none", served.behind / "inner", "mode=1777"))
+        for name in ("inner", "squashed"):
+            stack.enter_context(mounted("tmpfs", "none", served.behind / name, "mode=1777"))
         stack.callback(stop)
         export(served.behind, 0)
         export(served.behind / "inner", 1)
+        export(served.behind / "squashed", 2, NFSEXP_ROOTSQUASH)
         options = f"{OPTIONS},port={start(folder / 'clients')}"
         stack.enter_context(mounted("nfs4", "127.0.0.1:/", served.place, options))
         yield served

@@ -200,3 +200,34 @@ def test_an_action_that_removes_its_own_root(lab: Lab, here: Served) -> None:
     seen = lab.run(root, ["/bin/sh", "-c", f"{script}; mkdir {root}; echo new >{root}/f"])
     assert (seen.exit_code, diagnostics.losses(seen.counters)) == (0, {})
     assert seen.product(b"f").digest == digest.sha256(b"new\n")
+
+
+@pytest.mark.parametrize("backend", ["auto", "ptrace"])
+def test_a_file_that_the_server_keeps_from_root(
+    daemon: RunningDaemon, served: Served, sandbox: Path, backend: str
+) -> None:
+    """With root_squash: the kernel refuses what it cannot open for a daemon of root as well.
+
+    The tracer reads by what the user has opened.
+    """
+    material = served.behind / "squashed" / f"material-{backend}"
+    material.write_bytes(b"content\n")
+    os.chown(material, nfs_server.NOBODY - 1, nfs_server.NOBODY - 1)
+    material.chmod(0o600)
+    path = served.place / "squashed" / material.name
+    with pytest.raises(PermissionError):
+        path.read_bytes()  # which mounts it
+    for folder in (sandbox, *served.place.parents, *sandbox.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)  # pytest keeps its own folders to root
+    os.chown(sandbox, nfs_server.NOBODY - 1, nfs_server.NOBODY - 1)
+    user = f"--drop-to={nfs_server.NOBODY - 1}:{nfs_server.NOBODY - 1}"
+    done = daemon.run(sandbox, ["/bin/cat", str(path)], user, *BACKENDS[backend])
+    if backend == "ptrace":
+        assert (done.returncode, done.stdout) == (0, b"content\n"), done.stderr
+        assert digests(done, path) == {digest.sha256(b"content\n")}
+        assert done.verified().losses == {}
+    else:
+        assert (done.returncode, done.stdout) == (1, b""), done.stderr
+        assert "Operation not permitted" in done.stderr
+        assert done.verified().losses["handlerErrors"] == 1

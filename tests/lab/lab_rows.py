@@ -63,6 +63,17 @@ NO_IMA = ("tests/kernel/test_ima_kernel.py::test_doctor_says_what_a_run_would_fi
 VERITY = kernel("fsverity_kernel", "fsverity_capture", "seal_artifacts_kernel", "fsverity_figures")
 SEALING = kernel("fsverity_run")
 NFS = kernel("nfs")
+# What another kernel's client could do in another way.
+NFS_HERE = tuple(
+    f"tests/kernel/test_nfs.py::test_{name}"
+    for name in (
+        "what_it_serves_is_only_observed",
+        "a_change_on_the_server_is_seen[auto]",
+        "products_are_found_and_what_was_removed_is_none",
+        "an_action_that_removes_its_own_root",
+        "a_file_that_the_server_keeps_from_root[auto]",
+    )
+)
 TOOLCHAINS = kernel("toolchain_action")
 # The whole files run on the host; each of their tests starts a daemon and several processes.
 TOOLCHAINS_HERE = tuple(
@@ -211,7 +222,7 @@ ROWS = (
         without(FACTS_HERE, "reads_that_end_early_are_completed_counted_and_no_loss")
         + TOOLCHAINS_HERE
         + PRODUCTS
-        + NFS
+        + NFS_HERE
         + without(EBPF_HERE, "what_is_too_late_is_counted[rm in-gone]"),
     ),
     Row("6.12-nobpf", "ext4", HERE + NO_IMA + VERITY + SEALING, ("fs-verity",), 1 << 30),
