@@ -1,6 +1,7 @@
 /* filestat.h: the parts of statx(2) that the core compares, and hashing of an open file. */
 #ifndef ROOTSEAL_CAPTURE_FILESTAT_H
 #define ROOTSEAL_CAPTURE_FILESTAT_H
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,12 @@ int rs_stat_synced_fd(int fd, struct rs_stat *ret_stat);
 int rs_stat_synced_at(int dir_fd, const char *path, struct rs_stat *ret_stat);
 /* As the kernel has it: a server (FUSE, NFS), which may not answer, is not asked. */
 int rs_stat_known_at(int dir_fd, const char *path, struct rs_stat *ret_stat);
+
+/* Whether this error of a look at a path says that the file is not there any more. */
+static inline bool rs_is_gone(int error)
+{
+	return error == -ENOENT || error == -ENOTDIR || error == -ELOOP || error == -ESTALE;
+}
 
 static inline bool rs_same_inode(const struct rs_stat *a, const struct rs_stat *b)
 {

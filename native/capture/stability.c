@@ -97,12 +97,16 @@ void rs_stability_check(struct rs_worker *worker, struct rs_scope *scope,
 			const struct rs_material *material, struct rs_mutations *out)
 {
 	struct rs_stat now;
+	int error;
 
 	add_change(scope, out, material);
 	if (material->was_unlinked || material->path_length < 2)
 		return;
-	if (rs_stat_synced_at(scope->ns_root_fd, (const char *)material->path + 1, &now)) {
-		if (material->ignored) /* removed, or renamed and opened again */
+	error = rs_stat_synced_at(scope->ns_root_fd, (const char *)material->path + 1, &now);
+	if (error) {
+		if (!rs_is_gone(error)) /* nobody knows what it is now */
+			add(scope, out, material, RS_MUTATION_END, NULL);
+		else if (material->ignored) /* removed, or renamed and opened again */
 			RS_COUNT(scope, unstable_files);
 		return;
 	}

@@ -18,9 +18,16 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Whether errno says that the file is not there any more: renamed, or another in its place. */
+static int is_gone(void)
+{
+	return errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == ESTALE;
+}
+
 /*
- * Since it was hashed? Another change time says so, whatever the clock, which may have been set
- * back meanwhile; the same one only where a change in the same tick would have another.
+ * Since it was hashed (1, else 0; -1: it cannot be looked at)? Another change time says so,
+ * whatever the clock, which may have been set back meanwhile; the same one only where a change in
+ * the same tick would have another.
  */
 static int touched(const struct rs_tracer *t, const struct rs_file *file, const char *path)
 {
@@ -30,7 +37,7 @@ static int touched(const struct rs_tracer *t, const struct rs_file *file, const 
 	/* As a server (NFS) has it now: what this kernel has of it may be some seconds old. */
 	if (rs_statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, RS_STATX_MASK,
 		     &st) < 0)
-		return 0;
+		return is_gone() ? 0 : -1;
 	rs_file_id_from(&st, &id);
 	return S_ISREG(st.stx_mode) && id.device == file->device && id.inode == file->inode &&
 	       (id.ctime_ns != file->ctime_ns ||
@@ -45,8 +52,7 @@ static int changed(struct rs_tracer *t, const struct rs_file *file, const char *
 	struct statx st;
 
 	if (fd < 0)
-		/* Renamed away since the look above, or another file now: not a change. */
-		return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : -1;
+		return is_gone() ? 0 : -1;
 	result = rs_hash_file(t, fd, &st, ret_later);
 	close(fd);
 	if (result < 0)
@@ -85,7 +91,9 @@ void rs_stability_check(struct rs_tracer *t)
 			continue;
 		memcpy(path, t->arena + file->path, file->path_length);
 		path[file->path_length] = '\0';
-		result = touched(t, file, path) ? changed(t, file, path, &later) : 0;
+		result = touched(t, file, path);
+		if (result > 0)
+			result = changed(t, file, path, &later);
 		if (result == 0)
 			continue;
 		rs_lost(t, RS_TRACE_LOSS_MUTATED, RS_TRACE_NONE, path);

@@ -41,18 +41,16 @@ static void compare(struct rs_contents *contents, struct rs_hasher *hasher,
 	struct rs_hash_result result;
 	struct rs_stat now;
 	char link[32];
-	int fd = rs_content_open(contents, path, false), copy;
+	int fd = rs_content_open(contents, path, false), error, copy;
 
-	if (fd < 0) {
-		/* Gone, or a link in its place: no later content. Else it was not looked at. */
-		if (fd != -ENOENT && fd != -ENOTDIR && fd != -ELOOP)
+	/* As a server has it now. Gone, or a link in its place, is no later content. */
+	error = fd < 0 ? fd : rs_stat_synced_fd(fd, &now);
+	if (error) {
+		if (!rs_is_gone(error)) /* it was not looked at */
 			entry->told.mutated = 2;
-		return;
-	}
-	/* As a server has it now; a file that it has removed is gone. */
-	if (!rs_stat_synced_fd(fd, &now) && rs_same_inode(&now, &entry->stat) &&
-	    now.btime_ns == entry->stat.btime_ns && !rs_same_state(&now, &entry->stat) &&
-	    !rs_table_get(&contents->written, entry->dev, entry->ino)) {
+	} else if (rs_same_inode(&now, &entry->stat) && now.btime_ns == entry->stat.btime_ns &&
+		   !rs_same_state(&now, &entry->stat) &&
+		   !rs_table_get(&contents->written, entry->dev, entry->ino)) {
 		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 		copy = open(link, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 		if (copy < 0 || rs_hash_fd(hasher, copy, &now, NULL, &result) || result.unstable)
@@ -64,7 +62,8 @@ static void compare(struct rs_contents *contents, struct rs_hasher *hasher,
 		if (copy >= 0)
 			close(copy);
 	}
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 }
 
 void rs_contents_finish(struct rs_contents *contents)

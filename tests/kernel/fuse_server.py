@@ -3,6 +3,7 @@
 Usage: python fuse_server.py MOUNTPOINT [UID [BYTES [BACKING]]]. Only that user (root) may look at
 it. A read gets at most BYTES, past the page cache; 0: all that it asks for. With the file BACKING
 the content is what that holds just now, of the same size, and statfs(2) is answered; else it fails.
+Once BACKING is removed, nobody is told what state the file has.
 Of fs-verity it lies: each file is sealed, with the digest LIE.
 Writes one line to stdout once it is mounted, and serves until it is killed. Needs root, no library
 and no package.
@@ -59,6 +60,8 @@ def lookup(node: int, body: bytes) -> bytes:
 
 def get_attributes(node: int, _: bytes) -> bytes:
     """stat(2)."""
+    if BACKING and not BACKING.exists():
+        raise OSError(errno.EIO, "")
     return struct.pack("<QII", 1, 0, 0) + attributes(node)
 
 

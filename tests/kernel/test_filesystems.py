@@ -271,6 +271,7 @@ def test_reads_that_end_early_are_completed_counted_and_no_loss(tmp_path: Path) 
 
 
 TRACED = ("--option=capture-mode=trace:ptrace", "--option=fanotify=off")
+EBPF = ("--option=capture-mode=trace:ebpf", "--option=fanotify=off")
 PTRACE = pytest.mark.requires("root", "launcher")
 
 
@@ -383,6 +384,35 @@ def test_what_others_serve_is_hashed_at_each_open(tmp_path: Path) -> None:
         if leaf.path == os.fsencode(place / "material")
     ]
     assert sorted(found) == sorted([digest.sha256(SERVED), digest.sha256(later)])
+
+
+@pytest.mark.requires("root", "fanotify", "launcher", "core")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--option=capture-mode=auto",), id="auto"),
+        pytest.param(TRACED, id="ptrace"),
+        pytest.param(EBPF, id="ebpf", marks=pytest.mark.requires("ebpf")),
+    ],
+)
+def test_what_cannot_be_looked_at_at_the_end_counts_as_changed(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The server answers no stat(2) any more: nobody knows what the file is then."""
+    (tmp_path / "sandbox").mkdir()
+    backing = tmp_path / "backing"
+    backing.write_bytes(SERVED)
+    with running_daemon(tmp_path) as daemon, fuse(tmp_path / "a", 0, 4096, backing) as place:
+        script = f"cat {place}/material; rm {backing}"
+        done = daemon.run(tmp_path / "sandbox", ["/bin/sh", "-c", script], *options)
+        assert done.stdout == SERVED
+    losses = done.verified().losses
+    if options == EBPF and "mutatedAfterOpen" not in losses:
+        assert losses == {"unhashedOpensTotal": 1}  # it was removed before it could be hashed
+        return
+    assert losses == {"mutatedAfterOpen": 1}
+    (mutation,) = done.field("mutations")
+    assert (mutation["path"], mutation["digestLater"]) == (str(place / "material"), None)
 
 
 @pytest.mark.requires("root", "fanotify", "launcher", "core")
