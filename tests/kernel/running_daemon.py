@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -40,6 +41,26 @@ def rootseal(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=GIVE_UP_SECONDS, **options
     )
+
+
+def is_observed_and_not_held(place: Path, sandbox: Path, *words: str) -> None:
+    """`rootseal run` of these words is only observed: who requires held refuses its bundle.
+
+    Args:
+        place: An empty directory for key and bundle.
+        sandbox: Where it runs.
+        words: Options and the command.
+    """
+    key, out = place / "sign.key", str(place / "out.rootseal")
+    keys.create_key_files(key, "ed25519")
+    done = rootseal("run", "--key", str(key), "--out", out, *words, cwd=sandbox)
+    assert done.returncode == 0 and "posture observed" in done.stderr, done.stderr
+    verify = ("verify", out, "--key", str(key.with_suffix(".pub")))
+    assert rootseal(*verify).returncode == 0
+    refused = rootseal(*verify, "--require-posture", "held", "--json")
+    assert refused.returncode == 1
+    error = json.loads(refused.stdout)["error"]
+    assert error["check"] == "POLICY" and "observed" in error["message"]
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

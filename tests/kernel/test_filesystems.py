@@ -16,13 +16,20 @@ from typing import Any, Iterator, List, Optional
 import pytest
 from fanotify_action import Lab, build_fixture
 from injected import attached, strace
-from rootseal import diagnostics, digest, fsverity, keys, leaf_table, toolchain_files
+from rootseal import diagnostics, digest, fsverity, leaf_table, toolchain_files
 from rootseal.doctor_mounts import look_at_mounts
 from rootseal.errors import BackendUnavailable
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, MountMark, Posture
 from rootseal.toolchain import Toolchain, ToolFile
-from running_daemon import GIVE_UP_SECONDS, LAUNCHER, Done, command, rootseal, running_daemon
+from running_daemon import (
+    GIVE_UP_SECONDS,
+    LAUNCHER,
+    Done,
+    command,
+    is_observed_and_not_held,
+    running_daemon,
+)
 
 NOBODY = 65534
 LAB_SHARE = Path("/lab/out")  # 9p, in the guests of the kernel lab
@@ -340,19 +347,10 @@ def test_nor_a_program_that_is_executed_and_never_opened(tmp_path: Path) -> None
 @PTRACE
 def test_a_verifier_that_requires_held_refuses_it(tmp_path: Path) -> None:
     (tmp_path / "sandbox").mkdir()
-    key, out = tmp_path / "sign.key", str(tmp_path / "out.rootseal")
-    keys.create_key_files(key, "ed25519")
-    how = ("--capture-mode=trace:ptrace", "--fanotify=off", "--key", str(key), "--out", out)
     with running_daemon(tmp_path) as daemon, fuse(tmp_path / "served") as place:
-        words = ("run", "--socket", str(daemon.socket), *how, "--", "cat", str(place / "material"))
-        done = rootseal(*words, cwd=tmp_path / "sandbox")
-    assert done.returncode == 0 and "posture observed" in done.stderr, done.stderr
-    verify = ("verify", out, "--key", str(key.with_suffix(".pub")))
-    assert rootseal(*verify).returncode == 0
-    refused = rootseal(*verify, "--require-posture", "held", "--json")
-    assert refused.returncode == 1
-    error = json.loads(refused.stdout)["error"]
-    assert error["check"] == "POLICY" and "observed" in error["message"]
+        how = ("--socket", str(daemon.socket), "--capture-mode=trace:ptrace", "--fanotify=off")
+        words = (*how, "--", "cat", str(place / "material"))
+        is_observed_and_not_held(tmp_path, tmp_path / "sandbox", *words)
 
 
 @PTRACE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Iterator, Set
@@ -11,11 +10,11 @@ import nfs_server
 import pytest
 from fanotify_action import Lab, build_fixture
 from nfs_server import Served
-from rootseal import diagnostics, digest, fsverity, keys, leaf_table
+from rootseal import diagnostics, digest, fsverity, leaf_table
 from rootseal.doctor_mounts import look_at_mounts
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, MountMark, Posture
-from running_daemon import Done, RunningDaemon, rootseal, until
+from running_daemon import Done, RunningDaemon, is_observed_and_not_held, until
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 REASON = "served by others: content can change after it was hashed"
@@ -77,17 +76,8 @@ def test_the_record_says_so_and_a_verifier_that_requires_held_refuses_it(
     daemon: RunningDaemon, here: Served, sandbox: Path, tmp_path: Path
 ) -> None:
     (here.behind / "material").write_bytes(b"content\n")
-    key, out = tmp_path / "sign.key", str(tmp_path / "out.rootseal")
-    keys.create_key_files(key, "ed25519")
-    words = ("run", "--socket", str(daemon.socket), "--key", str(key), "--out", out)
-    done = rootseal(*words, "--", "cat", str(here.place / "material"), cwd=sandbox)
-    assert done.returncode == 0 and "posture observed" in done.stderr, done.stderr
-    verify = ("verify", out, "--key", str(key.with_suffix(".pub")))
-    assert rootseal(*verify).returncode == 0
-    refused = rootseal(*verify, "--require-posture", "held", "--json")
-    assert refused.returncode == 1
-    error = json.loads(refused.stdout)["error"]
-    assert error["check"] == "POLICY" and "observed" in error["message"]
+    words = ("--socket", str(daemon.socket), "--", "cat", str(here.place / "material"))
+    is_observed_and_not_held(tmp_path, sandbox, *words)
 
 
 def test_a_filesystem_of_the_server_that_is_reached_meanwhile_is_counted(
