@@ -218,8 +218,8 @@ async def captured_execute(process: Process) -> FallibleProcessResult:
         )
         admission = settled.admission
         problem = "" if admission.record else no_record_problem(process, result)
-        run_id = None
-        if admission.verdict.losses:  # only then, or nothing would be remembered
+        verdict, run_id = admission.verdict, None
+        if verdict.losses or not (verdict.accepted or problem):  # else all would be forgotten
             run_id = (await Get(ThisRun, RunQuestions, ThisRunRequest())).run_id
         decision = attempts.decide(process, result, admission, problem, run_id)
         if decision is Decision.TAKE:

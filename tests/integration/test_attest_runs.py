@@ -62,6 +62,23 @@ def test_cold_memoized_edited_and_restarted(repo: PantsRepo) -> None:
     assert "local-cache" in repo.manifest().sources
 
 
+def test_what_is_memoized_is_made_anew_for_another_capture_key(repo: PantsRepo) -> None:
+    """Another daemon signs, while pantsd still has the results of the one before."""
+    repo.run("package", "::").succeeded()
+    before = repo.manifest()
+    repo.start_daemon("other-state")
+    repo.run("package", "::").succeeded()
+    check_complete(repo)
+    anew = repo.manifest()
+    assert anew.keys() == before.keys()
+    assert set(anew.sources) == {"ran"}
+    assert not anew.records_of(LEFT) & before.records_of(LEFT)
+
+    repo.run("package", "::").succeeded()
+    check_complete(repo)
+    assert repo.manifest().records_of(LEFT) == anew.records_of(LEFT)
+
+
 def test_local_cache_without_pantsd(repo: PantsRepo) -> None:
     repo.run(NO_PANTSD, "package", "::").succeeded()
     check_complete(repo)
