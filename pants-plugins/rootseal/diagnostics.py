@@ -174,7 +174,7 @@ COUNTERS: Tuple[Counter, ...] = (
     Counter(
         "mutatedAfterOpen",
         True,
-        "Materials changed by others after they were hashed.",
+        "Materials that others changed after they were hashed, or that cannot be looked at then.",
         "Build again.",
     ),
     Counter(

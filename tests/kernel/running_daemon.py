@@ -216,11 +216,11 @@ class RunningDaemon:
 @contextlib.contextmanager
 def place_of_users() -> Iterator[Path]:
     """A directory that every user may enter, with a launcher that every user may run."""
-    path = Path(tempfile.mkdtemp(prefix="rootseal-users-"))
-    path.chmod(0o755)
-    shutil.copy(LAUNCHER, path / "rootseal-exec")
-    yield path
-    shutil.rmtree(path)
+    with tempfile.TemporaryDirectory(prefix="rootseal-users-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        shutil.copy(LAUNCHER, path / "rootseal-exec")
+        yield path
 
 
 @contextlib.contextmanager
