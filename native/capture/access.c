@@ -143,6 +143,17 @@ static bool look_up(struct rs_scope *scope, const struct rs_stat *stat, bool acc
 	return found;
 }
 
+static bool is_entering(struct rs_engine *engine, uint64_t inode_key)
+{
+	const struct rs_worker *workers = rs_engine_workers(engine);
+	unsigned i;
+
+	for (i = 0; i < 2 * rs_engine_shards(engine); i++)
+		if (atomic_load(&workers[i].entering) == inode_key)
+			return true;
+	return false;
+}
+
 /* As look_up for an access; its opener may have gone on before another thread entered the file. */
 static bool look_up_entered(struct rs_worker *worker, struct rs_scope *scope,
 			    const struct rs_stat *stat, struct known *ret_known)
@@ -150,7 +161,7 @@ static bool look_up_entered(struct rs_worker *worker, struct rs_scope *scope,
 	bool entering, found;
 
 	for (;;) {
-		entering = rs_engine_is_entering(worker->engine, rs_inode_key(stat));
+		entering = is_entering(worker->engine, rs_inode_key(stat));
 		found = look_up(scope, stat, true, ret_known);
 		if (found || ret_known->number != RS_INDEX_EMPTY || !entering)
 			return found;

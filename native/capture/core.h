@@ -136,7 +136,8 @@ struct rs_scope {
 	_Atomic uint32_t servers;   /* threads that serve it now */
 	_Atomic bool turned_away;   /* a thread came and there were enough */
 	struct rs_once once;
-	bool one_by_one;	      /* events are read singly: see open_group in scope.c */
+	bool remote;		      /* others serve files here: see remote.c */
+	bool one_by_one;	      /* events are read singly: see init_group in scope.c */
 	bool compares;		      /* accesses of changed files make events: see access.c */
 	_Atomic uint32_t guard_epoch; /* how often all marks of inodes were taken away */
 
@@ -197,6 +198,10 @@ struct rs_worker {
 	bool batch; /* the read gave several */
 	/* Inode (rs_inode_key) whose opener goes on before it is entered, else 0: see access.c. */
 	_Atomic uint64_t entering;
+	/* See remote.c: the scope whose events it has in hand, how often it began to read, and for
+	 * which of them nobody waits any more. */
+	struct rs_scope *_Atomic reading;
+	_Atomic uint32_t reads, given_up;
 	int own_pid;
 	int fds_fd; /* owned, O_PATH: /proc/self/fd */
 	_Alignas(8) uint8_t events[RS_EVENTS_PER_READ * 64];
@@ -222,7 +227,8 @@ const struct rs_verity *rs_engine_verity(struct rs_engine *engine); /* NULL: not
 bool rs_engine_may_linger(struct rs_engine *engine);
 bool rs_engine_is_alone(struct rs_engine *engine); /* no second scope is open */
 unsigned rs_engine_shards(struct rs_engine *engine);
-bool rs_engine_is_entering(struct rs_engine *engine, uint64_t inode_key);
+/* One of each shard, which read events, and after them as many that hash what is long. */
+struct rs_worker *rs_engine_workers(struct rs_engine *engine);
 struct rs_awake *rs_engine_awake(struct rs_engine *engine);
 bool rs_engine_compares(struct rs_engine *engine); /* see access.c */
 struct rs_switches {
@@ -262,6 +268,15 @@ uint32_t rs_once_event(struct rs_scope *scope, const struct rs_event *event);
 void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 		  const struct rs_seen *seen, uint32_t material);
 void rs_once_unmark(struct rs_scope *scope, int fd);
+
+/* remote.c: for remote scopes */
+/* Around a read(2) and what is done with the closes it gave, until their files are closed. */
+void rs_remote_begin(struct rs_worker *worker, struct rs_scope *scope);
+void rs_remote_end(struct rs_worker *worker);
+/* Before events are answered: wait for closes that others had read before. Seconds, then never. */
+void rs_remote_wait(struct rs_worker *worker, const struct rs_scope *scope);
+/* Close the file of a permission event, whose descriptor stays open on something else. */
+void rs_remote_let_go(struct rs_worker *worker, struct rs_scope *scope, int fd);
 
 /* access.c */
 /*

@@ -211,14 +211,9 @@ struct rs_switches *rs_engine_switches(struct rs_engine *engine)
 	return &engine->switches;
 }
 
-bool rs_engine_is_entering(struct rs_engine *engine, uint64_t inode_key)
+struct rs_worker *rs_engine_workers(struct rs_engine *engine)
 {
-	unsigned i;
-
-	for (i = 0; i < 2 * engine->shards; i++)
-		if (atomic_load(&engine->workers[i].entering) == inode_key)
-			return true;
-	return false;
+	return engine->workers;
 }
 
 struct rs_awake *rs_engine_awake(struct rs_engine *engine)

@@ -51,11 +51,24 @@ static void answer_held(struct rs_worker *worker, struct rs_scope *scope)
 	worker->held_count = 0;
 }
 
+static bool served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
+{
+	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
+
+	return !mount || mount->remote;
+}
+
 static void done(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event,
-		 enum handled handled)
+		 enum handled handled, bool remote)
 {
 	if (handled == HANDED_OVER)
 		return;
+	if (remote && event->mask & RS_ANSWER_MASK) {
+		rs_remote_let_go(worker, scope, event->fd);
+	} else if (remote) {
+		close(event->fd);
+		return;
+	}
 	if (worker->batch) {
 		worker->held[worker->held_count++] = *event;
 		return;
@@ -125,13 +138,6 @@ static bool reliable_times(const struct rs_scope *scope, const struct rs_stat *s
 	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
 
 	return mount && mount->reliable_times;
-}
-
-static bool served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
-{
-	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
-
-	return !mount || mount->remote;
 }
 
 /* On these filesystems: has the next change another ctime, because this one was looked at? */
@@ -259,12 +265,13 @@ static bool is_intermediate(struct rs_scope *scope, const struct rs_seen *seen)
 
 /*
  * All is known of the file: enter it. Its opener need not wait for that, unless the order of events
- * matters: an exec, or a file that the action made.
+ * matters (an exec, or a file that the action made), or that of closing it: remote.c.
  */
 static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope,
 				const struct rs_event *event, const struct rs_seen *seen)
 {
-	bool may_go_on = !worker->batch && !seen->exec && !seen->young;
+	bool may_go_on = !worker->batch && !seen->exec && !seen->young &&
+			 !(scope->remote && served_by_others(scope, &seen->stat));
 	uint32_t again;
 
 	if (may_go_on) {
@@ -372,6 +379,7 @@ static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event)
 {
 	enum handled handled = HANDLED;
+	bool remote = false;
 	struct rs_stat stat;
 
 	if (event->fd < 0) {
@@ -384,12 +392,16 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	/* The core's own reading. It writes nothing: a file of the action whose last mapping it
 	 * lets go (as a reader of /proc) is the action's. */
 	if (event->pid == worker->own_pid && event->mask & RS_PERM_MASK) {
-		done(worker, scope, event, handled);
+		done(worker, scope, event, handled, remote);
 		return;
 	}
 	if (rs_stat_fd(event->fd, &stat)) {
 		RS_COUNT(scope, handler_errors);
-	} else if (!S_ISREG(stat.mode)) {
+		done(worker, scope, event, handled, scope->remote);
+		return;
+	}
+	remote = scope->remote && served_by_others(scope, &stat);
+	if (!S_ISREG(stat.mode)) {
 		if (S_ISBLK(stat.mode) && event->mask & RS_PERM_MASK)
 			RS_COUNT(scope, block_device_opens); /* all files of its filesystem */
 		RS_COUNT(scope,
@@ -403,7 +415,29 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	} else if (event->mask & FAN_CLOSE_WRITE) {
 		handle_close(worker, scope, event, &stat);
 	}
-	done(worker, scope, event, handled);
+	done(worker, scope, event, handled, remote);
+}
+
+/* The events just read with one of these bits; 0, or -EBADMSG where one is not understood. */
+static int handle_read(struct rs_worker *worker, struct rs_scope *scope, size_t got, uint64_t only,
+		       int *count)
+{
+	struct rs_event event;
+	size_t offset = 0;
+	int parsed;
+
+	while ((parsed = rs_event_parse(worker->events, got, &offset, &event)) > 0) {
+		worker->batch = worker->batch || offset < got;
+		if (!(event.mask & only))
+			continue;
+		RS_COUNT(scope, events);
+		if (__atomic_load_n(&scope->closing, __ATOMIC_RELAXED) &&
+		    event.pid != worker->own_pid)
+			RS_COUNT(scope, late_events);
+		rs_handle_event(worker, scope, &event);
+		++*count;
+	}
+	return parsed;
 }
 
 int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
@@ -411,31 +445,34 @@ int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
 	const unsigned most = rs_engine_descriptors(worker->engine)->events_per_read;
 	const size_t wanted =
 	    (scope->one_by_one ? 1 : most) * sizeof(struct fanotify_event_metadata);
-	struct rs_event event;
-	size_t offset = 0;
+	uint64_t rest = UINT64_MAX;
+	int parsed = 0, count = 0;
 	ssize_t got;
-	int parsed, count = 0;
 
+	if (scope->remote)
+		rs_remote_begin(worker, scope);
 	do {
 		got = read(scope->group_fd, worker->events, wanted);
 	} while (got < 0 && errno == EINTR);
-	if (got < 0 && errno == EAGAIN)
-		return 0;
 	if (got < 0) {
+		int error = errno;
+
+		rs_remote_end(worker);
+		if (error == EAGAIN)
+			return 0;
 		/* The kernel could not open the file for us and has refused the opener (EMFILE,
 		 * ENXIO). */
 		RS_COUNT(scope, handler_errors);
-		return -errno;
+		return -error;
 	}
-	while ((parsed = rs_event_parse(worker->events, (size_t)got, &offset, &event)) > 0) {
-		RS_COUNT(scope, events);
-		if (__atomic_load_n(&scope->closing, __ATOMIC_RELAXED) &&
-		    event.pid != worker->own_pid)
-			RS_COUNT(scope, late_events);
-		worker->batch = worker->batch || offset < (size_t)got;
-		rs_handle_event(worker, scope, &event);
-		count++;
+	if (scope->remote) {
+		rest = ~(uint64_t)FAN_CLOSE_WRITE;
+		parsed = handle_read(worker, scope, (size_t)got, FAN_CLOSE_WRITE, &count);
+		rs_remote_end(worker);
+		rs_remote_wait(worker, scope);
 	}
+	if (parsed == 0)
+		parsed = handle_read(worker, scope, (size_t)got, rest, &count);
 	answer_held(worker, scope);
 	worker->batch = false;
 	if (parsed < 0)

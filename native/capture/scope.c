@@ -225,9 +225,10 @@ static int open_parts(struct rs_scope *scope, int pid, const char *root, rs_erro
 			   RS_EVENT_MASK | (scope->compares ? FAN_PRE_ACCESS : 0));
 	if (result)
 		return rs_fail(error, -result, "mark mounts of", root);
+	scope->remote = rs_mounts_remote(&scope->mounts);
 	/* Of local files only the want of descriptors would be an error: descriptors.c sees to it.
 	 */
-	scope->one_by_one = scope->one_by_one && rs_mounts_remote(&scope->mounts);
+	scope->one_by_one = scope->one_by_one && scope->remote;
 	/* Only now, with the list of mounts complete, may threads see the scope. */
 	result = rs_engine_register(scope->engine, scope);
 	if (result)

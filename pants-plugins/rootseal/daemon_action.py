@@ -31,6 +31,7 @@ from rootseal.daemon_peer import (
     opened_namespace,
     opened_process,
 )
+from rootseal.daemon_removal import hinders_removal
 from rootseal.daemon_seal import require_fsverity, seal_outputs
 from rootseal.daemon_tools import ToolCache, judge_tools, require_sight
 from rootseal.errors import (
@@ -101,8 +102,10 @@ def run_action(
         OSError: Its connection broke.
     """
     announced = read_announcement(announce)
-    decision = decide(announced, backends.missing_for(announced))
     check_root(announced.root, connection.peer)
+    removal = hinders_removal(announced.root, connection.peer)
+    missing = dataclasses.replace(backends.missing_for(announced), removal=removal)
+    decision = decide(announced, missing)
     require_fsverity(announced, connection.peer)
     with connection.pulse(b"reading the toolchains"):
         tools = known_tools.load(announced.tools, connection.peer)

@@ -115,11 +115,19 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """Why this daemon, or its launchers, cannot use a backend; None where they can."""
+    """Why this daemon, or its launchers, cannot use a backend; None where they can.
+
+    Attributes:
+        fanotify: Not used at all.
+        ebpf: Not used at all.
+        ptrace: Not used at all.
+        removal: Why fanotify would hinder this action, so that ptrace is better.
+    """
 
     fanotify: Optional[BackendUnavailable]
     ebpf: Optional[BackendUnavailable]
     ptrace: Optional[BackendUnavailable]
+    removal: Optional[BackendUnavailable] = None
 
 
 def read_announcement(frame: Frame) -> Announcement:
@@ -192,6 +200,8 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
             return _ebpf_alone(missing)
         return _without_fanotify(missing, (), must_trace=mode != "auto")
     problem = missing.fanotify or _namespace_problem(announced.namespace)
+    if problem is None and _may_choose(announced) and missing.ptrace is None:
+        problem = missing.removal
     if problem is None:
         return _with_fanotify(requested, missing)
     if fanotify == "on" or announced.strict:
@@ -203,6 +213,13 @@ def decide(announced: Announcement, missing: Missing) -> Decision:
         )
     step = Fallback("fanotify", _best_without(missing), problem.reason)
     return _without_fanotify(missing, (step,), must_trace=mode != "auto")
+
+
+def _may_choose(announced: Announcement) -> bool:
+    """Whether the caller leaves it to us who watches."""
+    requested = announced.requested
+    named = requested.fanotify == "on" or requested.capture_mode == "trace:ebpf"
+    return not (named or announced.strict)
 
 
 def _ebpf_alone(missing: Missing) -> Decision:

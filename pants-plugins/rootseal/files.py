@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, Iterator, Tuple, Union
 
 from rootseal.errors import ConfigError, Error
+
+_STATFS_BYTES_MAX = 256  # struct statfs, which begins with the type, is 120
 
 
 @contextlib.contextmanager
@@ -88,3 +91,19 @@ def read_bounded(path: Union[str, Path], *, bytes_max: int, what: str) -> bytes:
     if len(data) > bytes_max:
         raise ConfigError(f"{what} {path} is larger than {bytes_max} bytes")
     return data
+
+
+def filesystem_magic(descriptor: int) -> int:
+    """Type of an open file's filesystem, a number of linux/magic.h.
+
+    Raises:
+        OSError: Who serves the file does not say.
+
+    Source:
+        statfs(2).
+    """
+    found = ctypes.create_string_buffer(_STATFS_BYTES_MAX)
+    if ctypes.CDLL(None, use_errno=True).fstatfs(descriptor, found):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return ctypes.c_long.from_buffer(found).value

@@ -11,7 +11,6 @@ Source: Documentation/filesystems/fsverity.rst of the kernel; include/uapi/linux
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -24,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator, List, Optional, Union
 
-from rootseal import digest
+from rootseal import digest, files
 from rootseal.errors import BackendUnavailable, CaptureError, NativeError
 
 BLOCK_BYTES = 4096
@@ -43,8 +42,7 @@ _ENABLE_ARGUMENT = struct.pack(
 _MEASUREMENT = struct.Struct(f"=HH{digest.DIGEST_BYTES}s")
 _DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144s")
 
-_FUSE_MAGIC = 0x65735546  # linux/magic.h; first in struct statfs, which is 120 bytes
-_STATFS_BYTES = 256
+_FUSE_MAGIC = 0x65735546  # linux/magic.h
 
 _UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS)
 _WHY: Dict[int, str] = {
@@ -155,10 +153,10 @@ def is_sealed(descriptor: int) -> bool:
 
 def is_served_by_a_process(descriptor: int) -> bool:
     """Whether a file is of FUSE: its server answers the calls below, and may say what it likes."""
-    room = ctypes.create_string_buffer(_STATFS_BYTES)
-    if ctypes.CDLL(None).fstatfs(descriptor, room):
+    try:
+        return files.filesystem_magic(descriptor) == _FUSE_MAGIC
+    except OSError:
         return True  # the server is asked for this too; a filesystem of the kernel's does not fail
-    return ctypes.c_long.from_buffer(room).value == _FUSE_MAGIC
 
 
 def measure(descriptor: int, *, where: str) -> bytes:

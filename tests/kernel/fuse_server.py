@@ -1,9 +1,10 @@
 """A FUSE filesystem with one file, `material`, spoken in the kernel's own protocol.
 
-Usage: python fuse_server.py MOUNTPOINT [UID [BYTES [BACKING]]]. Only that user (root) may look at
-it. A read gets at most BYTES, past the page cache; 0: all that it asks for. With the file BACKING
-the content is what that holds just now, of the same size, and statfs(2) is answered; else it fails.
-Once BACKING is removed, nobody is told what state the file has.
+Usage: python fuse_server.py MOUNTPOINT [UID [BYTES [BACKING [LOG]]]]. Only that user (root) may
+look at it. A read gets at most BYTES, past the page cache; 0: all that it asks for. With the file
+BACKING the content is what that holds just now, of the same size, and statfs(2) is answered; else
+it fails. Once BACKING is removed, nobody is told what state the file has. With LOG the third open
+is answered half a second late, and others are served meanwhile.
 Of fs-verity it lies: each file is sealed, with the digest LIE.
 Writes one line to stdout once it is mounted, and serves until it is killed. Needs root, no library
 and no package.
@@ -19,6 +20,7 @@ import os
 import stat
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import Callable, Dict, Tuple
 
@@ -32,7 +34,9 @@ IOCTL, GET_FLAGS, MEASURE, ENABLE = 39, 0x80086601, 0xC0046686, 0x40806685
 SILENT = (FORGET, INTERRUPT, BATCH_FORGET)
 FOPEN_DIRECT_IO = 1
 READ_BYTES_MAX = int("".join(sys.argv[3:4]) or 0)  # 0: whatever is asked for
-BACKING = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+BACKING = Path(sys.argv[4]) if "".join(sys.argv[4:5]) else None
+LOG = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+LATE, LATE_SECONDS = 3, 0.5
 REQUEST_BYTES_MAX = 1 << 20
 _IN = struct.Struct("<IIQQIIIHH")
 _OUT = struct.Struct("<IiQ")
@@ -136,8 +140,37 @@ def answer(request: bytes) -> Tuple[int, bytes]:
     return operation, _OUT.pack(_OUT.size + len(body), error, unique) + body
 
 
+class Log:
+    """Tells of opens and releases, and makes one open late.
+
+    Lines: `open`, `release`, and `answered` for the late one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("a", buffering=1, encoding="ascii")
+        self._opens = 0
+
+    def is_late(self, operation: int) -> bool:
+        """Write down a request; whether its answer is to be late."""
+        if operation not in (OPEN, RELEASE):
+            return False
+        self._stream.write("open\n" if operation == OPEN else "release\n")
+        self._opens += operation == OPEN
+        return operation == OPEN and self._opens == LATE
+
+    def answer_late(self, device: int, reply: bytes) -> None:
+        """In a while."""
+
+        def answer_now() -> None:
+            self._stream.write("answered\n")
+            os.write(device, reply)
+
+        threading.Timer(LATE_SECONDS, answer_now).start()
+
+
 def main() -> None:
     """Mount and serve."""
+    log = Log(LOG) if LOG else None
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     owner = sys.argv[2] if len(sys.argv) > 2 else "0"
     options = f"fd={device},rootmode=40000,user_id={owner},group_id={owner}"
@@ -152,7 +185,9 @@ def main() -> None:
             if error.errno == errno.ENODEV:  # unmounted
                 return
             raise
-        if operation not in SILENT:
+        if log is not None and log.is_late(operation):
+            log.answer_late(device, reply)
+        elif operation not in SILENT:
             os.write(device, reply)
 
 

@@ -109,6 +109,7 @@ def fuse(
     read_bytes_max: int = 0,
     backing: Optional[Path] = None,
     answers: bool = True,
+    log: Optional[Path] = None,
 ) -> Iterator[Path]:
     """A FUSE mount of this user, with the file `material` (fuse_server.py has the arguments)."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -116,7 +117,7 @@ def fuse(
     place.mkdir()
     program = Path(__file__).with_name("fuse_server.py")
     command = [sys.executable, str(program), str(place), str(uid), str(read_bytes_max)]
-    command += [str(backing)] if backing else []
+    command += [str(backing or ""), *([str(log)] if log else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
@@ -162,6 +163,28 @@ def test_a_server_that_says_its_files_are_sealed_is_not_believed(lab: Lab, tmp_p
         DigestSource.FANOTIFY_OPEN_TIME,
         digest.sha256(SERVED),
     )
+
+
+def test_an_opener_goes_on_after_what_was_held_of_its_files_is_let_go(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Who removes a file that is still held (NFS, many of FUSE) gets a rename, and rmdir fails.
+
+    The third open is that of the event of a close, which nobody waits for: what the action does
+    next does, here an exec.
+    """
+    log = tmp_path / "log"
+    (tmp_path / "root").mkdir()
+    with fuse(tmp_path / "served", log=log) as place:
+        script = f": >>{place}/material; exec /bin/cat {place}/material"
+        seen = lab.run(tmp_path / "root", ["/bin/sh", "-c", script])
+        lines = log.read_text("ascii").split()
+    assert seen.exit_code == 0
+    late = lines.index("answered")
+    opens = [number for number, line in enumerate(lines) if line == "open"]
+    assert len(opens) >= 5 and opens[2] < late < opens[3], lines
+    assert lines[: opens[1]].count("release") == 1, lines  # ours; before the action's own open
+    assert lines[: opens[3]].count("release") == 3, lines  # ours, the action's, ours
 
 
 def test_an_action_does_not_wait_for_a_server_that_does_not_answer(

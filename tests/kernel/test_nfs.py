@@ -179,6 +179,30 @@ def test_what_is_written_through_a_mapping_is_a_product(lab: Lab, here: Served) 
     assert content and seen.product(b"mapped").digest == digest.sha256(content)
 
 
+REMOVES = """import os
+os.mkdir("d")
+for name in "d/a", "d/b":
+    with open(name, "w") as stream:
+        stream.write(name)
+for name in "d/a", "d/b":
+    os.unlink(name)
+os.rmdir("d")
+"""
+
+
+def test_an_action_in_a_root_on_nfs_can_remove_what_it_made(
+    daemon: RunningDaemon, here: Served
+) -> None:
+    """What an event of fanotify still holds would only be renamed, and `d` would not be empty."""
+    argv = ["/usr/bin/python3", "-ISc", REMOVES + "open('left', 'w').write('left')"]
+    done = daemon.run(here.place, argv)
+    assert (done.returncode, done.verified().losses) == (0, {}), done.stderr
+    assert done.products()[b"left"].digest == digest.sha256(b"left")
+    assert done.field("capture", "backend") == "ptrace"
+    steps = {step["from"]: step for step in done.field("capture", "fallbacks")}
+    assert steps["fanotify"]["to"] == "ptrace" and "NFS" in steps["fanotify"]["reason"]
+
+
 def test_an_action_that_removes_its_own_root(lab: Lab, here: Served) -> None:
     """A server says of such a directory that it is stale, not that it is not there."""
     root = here.place / "root"

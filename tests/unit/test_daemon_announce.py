@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import List, Optional, Tuple
 
 import pytest
@@ -191,6 +192,25 @@ def test_what_a_level_takes(words: str, want: Decision) -> None:
 def test_standard_steps_down_with_a_reason() -> None:
     assert decided("hardening=standard", NO_FANOTIFY).backend == "ptrace"
     assert [step.reason for step in decided("hardening=standard", NO_EBPF).fallbacks] == ["no BTF"]
+
+
+def test_where_fanotify_would_hinder_the_action_ptrace_is_better() -> None:
+    removal = BackendUnavailable("fanotify", "the root is on NFS", "")
+    there = dataclasses.replace(HERE, removal=removal)
+    step = Fallback("fanotify", "ptrace", "the root is on NFS")
+    for words in ("", "capture-mode=trace", "capture-mode=trace:auto"):
+        assert decided(words, there) == Decision("ptrace", Posture.HELD, (step,))
+    yama = BackendUnavailable("ptrace", "Yama says no", "")
+    nobody_else = dataclasses.replace(there, ptrace=yama)
+    assert decided("", nobody_else).backend == "fanotify"
+
+
+@pytest.mark.parametrize(
+    "words", ["fanotify=on", "hardening=strict", "capture-mode=trace:ebpf", "capture-mode=walk"]
+)
+def test_what_was_asked_for_by_name_is_kept(words: str) -> None:
+    removal = BackendUnavailable("fanotify", "the root is on NFS", "")
+    assert decided(words, dataclasses.replace(HERE, removal=removal)) == decided(words)
 
 
 def test_ebpf_alone_is_after_ptrace_and_before_the_walk() -> None:
