@@ -323,4 +323,4 @@ def test_an_engine_that_ends_while_a_file_is_hashed_lets_go_of_the_opener(
         time.sleep(0.001)
     own.engine.close()
     assert groups() == before
-    assert action.process.wait(10) == 0
+    assert action.process.wait(timeout=600) == 0

@@ -60,7 +60,20 @@ static struct rlimit leave(int free_ones)
 	return before;
 }
 
-static rs_observation observe(rs_engine *engine, bool short_of_descriptors)
+/* Until so many events are told; a minute at most. */
+static void wait_for_events(rs_scope *scope, uint64_t wanted)
+{
+	rs_counters counters = {0};
+	int tries;
+
+	for (tries = 0; tries < 6000 && counters.events < wanted; tries++) {
+		usleep(10000);
+		rs_scope_progress(scope, &counters);
+	}
+}
+
+/* Of so many events, while the process is short of descriptors; 0: it has enough. */
+static rs_observation observe(rs_engine *engine, uint64_t while_short)
 {
 	int ready[2], go[2], status;
 	rs_observation observation;
@@ -80,12 +93,12 @@ static rs_observation observe(rs_engine *engine, bool short_of_descriptors)
 	CHECK(!rs_scope_open(engine, pid, root, &limits, &scope, &error));
 	CHECK(write(go[1], "x", 1) == 1);
 	CHECK(read(ready[0], &byte, 1) == 1); /* all are open, and nobody waits for an answer */
-	if (short_of_descriptors)
+	if (while_short)
 		before = leave(DESCRIPTORS);
 	CHECK(write(go[1], "x", 1) == 1);
 	CHECK(waitpid(pid, &status, 0) == pid && status == 0);
-	sleep(1); /* what the threads read meanwhile is short of descriptors */
-	if (short_of_descriptors)
+	wait_for_events(scope, while_short);
+	if (while_short)
 		CHECK(!setrlimit(RLIMIT_NOFILE, &before));
 	CHECK(!rs_scope_finish(scope, NULL, 0, NULL, 0, &result, &error));
 	observation = *rs_result_observation(result);
@@ -128,9 +141,9 @@ int main(void)
 		return 77;
 	CHECK(mkdtemp(root) != NULL);
 	CHECK(!rs_engine_open(2, 1 << 12, &engine, &error));
-	all = observe(engine, false);
+	all = observe(engine, 0);
 	CHECK(all.counters.handler_errors == 0 && all.products_count == FILES);
-	some = observe(engine, true);
+	some = observe(engine, all.counters.events);
 	CHECK(some.counters.handler_errors > 0);
 	/* Each is told, with its file or without; opens and closes. */
 	CHECK(some.counters.events >= all.counters.events);
