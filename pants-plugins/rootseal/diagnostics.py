@@ -195,7 +195,13 @@ COUNTERS: Tuple[Counter, ...] = (
     ),
     Counter("unmarkedMounts", True, "Mounts that can hold files and could not be marked.", _REPORT),
     Counter("tracerDetaches", True, "Processes that the tracer lost.", _REPORT),
-    Counter("handlerErrors", True, "Errors of the capture's own threads.", _REPORT),
+    Counter(
+        "handlerErrors",
+        True,
+        "Errors of the capture's own threads.",
+        "On NFS with root_squash use --capture-mode trace:ptrace --fanotify off; otherwise run "
+        "`rootseal doctor` and report the action, the kernel and this counter.",
+    ),
     Counter("lateEvents", True, "Events that came after the scope was closed.", _REPORT),
     Counter(
         "scopeRestarts",
