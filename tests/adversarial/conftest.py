@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -65,6 +66,20 @@ class Arena:
         self.socket = directory / "private" / "daemon.sock"
         self.key = directory / "private" / "key"
         self.bundle = directory / "private" / "bundle"
+        self.daemon = 0  # its process
+
+    def wait_for_rest(self) -> None:
+        """Until no thread of the daemon has anything to do: what was queued has been handled.
+
+        A thread waits for another at times; so it is looked at three times in a row.
+        """
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        in_a_row = 0
+        while in_a_row < 3:
+            assert time.monotonic() < deadline, "the daemon always has something to do"
+            threads = Path(f"/proc/{self.daemon}/task").iterdir()
+            in_a_row = in_a_row + 1 if all(map(is_asleep, threads)) else 0
+            time.sleep(0.01)
 
     def rootseal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line as root; the action itself runs as the user."""
@@ -117,6 +132,15 @@ class Arena:
         return path
 
 
+def is_asleep(thread: Path) -> bool:
+    """Whether a thread waits for something, or is gone."""
+    try:
+        text = (thread / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return text.rpartition(")")[2].split()[0] == "S"
+
+
 @pytest.fixture(scope="session")
 def hostile_user(unprivileged_user: UnprivilegedUser) -> UnprivilegedUser:
     """Who the actions run as."""
@@ -164,6 +188,7 @@ def running_daemon(arena: Arena, *options: str) -> Iterator[subprocess.Popen[byt
     ):
         try:
             wait_for(arena, daemon)
+            arena.daemon = daemon.pid
             yield daemon
         finally:
             daemon.terminate()

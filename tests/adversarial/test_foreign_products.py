@@ -18,9 +18,7 @@ BACKENDS = {
     "auto": ("--capture-mode=auto",),
     "ptrace": ("--capture-mode=trace:ptrace",),
 }
-# After its writes the action meets the other. Its close is looked at in the order of events, so
-# when many opens after it were answered (in the root: none is passed unseen), it has been.
-MEETS = "for n in range(5000): open('many', 'rb', 0).close()\nopen('go').read()\n"
+MEETS = "open('go').read()\n"  # after its writes the action meets the other
 WRITES = f"import os\nos.makedirs('out', exist_ok=True)\nopen('out/mine', 'w').write({OWN!r})\n"
 
 
@@ -34,14 +32,17 @@ def backend(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def meet(arena, program: str, backend, deed: Callable[[], object], *options: str):
-    """Run an action that opens `go` when the other may do its deed, and then goes on."""
-    arena.write("many", "times")
+    """Run an action that opens `go` when the other may do its deed, and then goes on.
+
+    By then the daemon has seen what the action closed.
+    """
     fifo = arena.root / "go"
     os.mkfifo(fifo)
     os.chown(fifo, arena.user.uid, arena.user.gid)
 
     def other() -> None:
         with fifo.open("w"):
+            arena.wait_for_rest()
             deed()
 
     thread = threading.Thread(target=other, daemon=True)
