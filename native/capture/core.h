@@ -270,7 +270,7 @@ void rs_once_mark(struct rs_worker *worker, struct rs_scope *scope, int fd,
 void rs_once_unmark(struct rs_scope *scope, int fd);
 
 /* remote.c: for remote scopes */
-/* Around a read(2) and what is done with the closes it gave, until their files are closed. */
+/* Around a read(2) and what is done with the remote closes it gave: their files are closed. */
 void rs_remote_begin(struct rs_worker *worker, struct rs_scope *scope);
 void rs_remote_end(struct rs_worker *worker);
 /* Before events are answered: wait for closes that others had read before. Seconds, then never. */

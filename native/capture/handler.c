@@ -64,6 +64,7 @@ static void done(struct rs_worker *worker, struct rs_scope *scope, const struct 
 	if (handled == HANDED_OVER)
 		return;
 	if (remote && event->mask & RS_ANSWER_MASK) {
+		answer_held(worker, scope); /* the server may be among them */
 		rs_remote_let_go(worker, scope, event->fd);
 	} else if (remote) {
 		close(event->fd);
@@ -418,24 +419,42 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 	done(worker, scope, event, handled, remote);
 }
 
-/* The events just read with one of these bits; 0, or -EBADMSG where one is not understood. */
-static int handle_read(struct rs_worker *worker, struct rs_scope *scope, size_t got, uint64_t only,
-		       int *count)
+static bool is_remote_close(const struct rs_scope *scope, const struct rs_event *event)
 {
+	struct rs_stat stat;
+
+	return event->mask & FAN_CLOSE_WRITE && event->fd >= 0 && !rs_stat_fd(event->fd, &stat) &&
+	       served_by_others(scope, &stat);
+}
+
+/*
+ * The events just read but those that *taken has a bit of; or only what remote.c wants early, which
+ * then has its bit. 0, or -EBADMSG where one is not understood.
+ */
+static int handle_read(struct rs_worker *worker, struct rs_scope *scope, size_t got, bool early,
+		       uint32_t *taken)
+{
+	bool waits = scope->remote;
 	struct rs_event event;
 	size_t offset = 0;
+	uint32_t bit = 1;
 	int parsed;
 
-	while ((parsed = rs_event_parse(worker->events, got, &offset, &event)) > 0) {
+	_Static_assert(RS_EVENTS_PER_READ <= 32, "one bit for each event of a read");
+	for (; (parsed = rs_event_parse(worker->events, got, &offset, &event)) > 0; bit <<= 1) {
 		worker->batch = worker->batch || offset < got;
-		if (!(event.mask & only))
+		if (*taken & bit || (early && !is_remote_close(scope, &event)))
 			continue;
+		*taken |= bit;
 		RS_COUNT(scope, events);
 		if (__atomic_load_n(&scope->closing, __ATOMIC_RELAXED) &&
 		    event.pid != worker->own_pid)
 			RS_COUNT(scope, late_events);
+		if (waits && event.mask & RS_ANSWER_MASK && event.pid != worker->own_pid) {
+			rs_remote_wait(worker, scope);
+			waits = false;
+		}
 		rs_handle_event(worker, scope, &event);
-		++*count;
 	}
 	return parsed;
 }
@@ -445,8 +464,8 @@ int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
 	const unsigned most = rs_engine_descriptors(worker->engine)->events_per_read;
 	const size_t wanted =
 	    (scope->one_by_one ? 1 : most) * sizeof(struct fanotify_event_metadata);
-	uint64_t rest = UINT64_MAX;
-	int parsed = 0, count = 0;
+	uint32_t taken = 0;
+	int parsed;
 	ssize_t got;
 
 	if (scope->remote)
@@ -466,16 +485,13 @@ int rs_handle_some(struct rs_worker *worker, struct rs_scope *scope)
 		return -error;
 	}
 	if (scope->remote) {
-		rest = ~(uint64_t)FAN_CLOSE_WRITE;
-		parsed = handle_read(worker, scope, (size_t)got, FAN_CLOSE_WRITE, &count);
+		handle_read(worker, scope, (size_t)got, true, &taken);
 		rs_remote_end(worker);
-		rs_remote_wait(worker, scope);
 	}
-	if (parsed == 0)
-		parsed = handle_read(worker, scope, (size_t)got, rest, &count);
+	parsed = handle_read(worker, scope, (size_t)got, false, &taken);
 	answer_held(worker, scope);
 	worker->batch = false;
 	if (parsed < 0)
 		RS_COUNT(scope, handler_errors);
-	return count;
+	return __builtin_popcount(taken);
 }

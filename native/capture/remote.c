@@ -18,7 +18,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WAIT_NS 3000000000 /* then the server that a close waits for may be waiting for us */
+#define WAIT_NS	 5000000000 /* then the server that a close waits for may be waiting for us */
+#define YIELDS	 100	    /* as long as a close takes that waits for nobody */
+#define PAUSE_NS 100000
 
 static int64_t monotonic_ns(void)
 {
@@ -45,19 +47,31 @@ static bool is_in_hand(const struct rs_worker *other, const struct rs_scope *sco
 	       atomic_load(&other->given_up) != read;
 }
 
+static void pause_after(unsigned yields)
+{
+	const struct timespec pause = {.tv_nsec = PAUSE_NS};
+
+	if (yields < YIELDS)
+		sched_yield();
+	else
+		nanosleep(&pause, NULL);
+}
+
 void rs_remote_wait(struct rs_worker *worker, const struct rs_scope *scope)
 {
 	struct rs_worker *workers = rs_engine_workers(worker->engine);
-	const int64_t until = monotonic_ns() + WAIT_NS;
-	unsigned i;
+	unsigned i, yields = 0, shards = rs_engine_shards(worker->engine);
+	uint32_t reads[RS_SHARDS_MAX];
+	int64_t until;
 
-	for (i = 0; i < rs_engine_shards(worker->engine); i++) {
-		uint32_t read = atomic_load(&workers[i].reads);
-
-		while (is_in_hand(&workers[i], scope, read)) {
+	for (i = 0; i < shards; i++) /* later ones are of later events */
+		reads[i] = atomic_load(&workers[i].reads);
+	until = monotonic_ns() + WAIT_NS;
+	for (i = 0; i < shards; i++) {
+		while (is_in_hand(&workers[i], scope, reads[i])) {
 			if (monotonic_ns() > until)
-				atomic_store(&workers[i].given_up, read);
-			sched_yield();
+				atomic_store(&workers[i].given_up, reads[i]);
+			pause_after(yields++);
 		}
 	}
 }

@@ -87,8 +87,6 @@ class _Keeper:
         kind, token = message[:1], message[1:]
         if kind == HOLD and len(descriptors) == DESCRIPTORS:
             self._held[token] = _Held(*descriptors)
-        elif kind == HOLD:
-            _close(tuple(descriptors))  # no room for all: the daemon has none either, and fails
         elif kind == RELEASE:
             _close(self._held.pop(token, ()))
         elif kind == ORPHAN and token in self._held:
