@@ -15,7 +15,7 @@ import functools
 import os
 import select
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Set, Tuple
 
 from rootseal import __version__, canonical, diagnostics, digest, leaf_table, record, toolchain
 from rootseal.capture.ptrace import TracedByLauncher, mode_text
@@ -43,7 +43,7 @@ from rootseal.errors import (
 )
 from rootseal.keys import Signer
 from rootseal.leaf_table import Domain
-from rootseal.observation import Observation, Posture
+from rootseal.observation import MountMark, Observation, Posture
 from rootseal.predicate import ActionDescription, Fallback, Host, exit_of_wait_status
 from rootseal.wire import Frame, FrameType, Tag
 
@@ -132,7 +132,7 @@ def run_action(
             refuse_exposed_key(observation, key_sha256)
             judge_tools(observation, tools, announced.root)
             observation = seal_outputs(observation, announced, connection.peer)
-            steps = (*decision.fallbacks, *served_by_others(observation))
+            steps = (*decision.fallbacks, *served_by_others(observation, announced.root))
             description = described(**_ending(exited), started_at=started_at, fallbacks=steps)
             signed = record.sign_record(observation, description, signer)
         connection.send(Frame(FrameType.RECORD, ((Tag.RECORD, signed.data),)))
@@ -329,14 +329,38 @@ def describe(announced: Announcement, decision: Decision) -> Callable[..., Actio
     )
 
 
-def served_by_others(observation: Observation) -> Tuple[Fallback, ...]:
+def served_by_others(observation: Observation, root: bytes) -> Tuple[Fallback, ...]:
     """The step down to `observed` that files of FUSE, NFS and the like are, if there were any."""
     if observation.posture is not Posture.OBSERVED or observation.backend == "ebpf":
         return ()
-    weaker = [mount for mount in observation.mounts if mount.posture is Posture.OBSERVED]
-    names = ", ".join(sorted({mount.filesystem for mount in weaker}))[:256] or "not named"
+    weaker = {mount.filesystem for mount in observation.mounts if _is_weaker(mount)}
+    if len(weaker) > 1:
+        weaker = _weaker_used(observation, root) or weaker
+    names = ", ".join(sorted(weaker))[:256] or "not named"
     reason = f"it used files that others serve ({names}): content can change after it was hashed"
     return (Fallback(Posture.HELD.value, observation.posture.value, reason),)
+
+
+def _is_weaker(mount: MountMark) -> bool:
+    return mount.posture is Posture.OBSERVED
+
+
+def _weaker_used(observation: Observation, root: bytes) -> Set[str]:
+    """Types of those weaker mounts that a material is on."""
+    mounts = {mount.mount_point: mount for mount in observation.mounts if mount.marked}
+    known: Dict[bytes, Optional[MountMark]] = {b"/": None, **mounts}
+    used = set()
+    for leaf in leaf_table.iter_leaves(observation.materials.raw, Domain.MATERIAL):
+        place = os.path.join(root, leaf.path)
+        passed = []
+        while place not in known:
+            place = os.path.dirname(place)
+            passed.append(place)
+        mount = known[place]
+        known.update(dict.fromkeys(passed, mount))  # directories, and there are fewer of them
+        if mount is not None and _is_weaker(mount):
+            used.add(mount.filesystem)
+    return used
 
 
 def _ending(exited: Exited) -> Dict[str, Any]:
