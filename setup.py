@@ -1,10 +1,11 @@
-"""Builds what is compiled: the C cores beside the package, the launcher and helper in bin/.
+"""Builds what is compiled: the C cores beside the package, all programs in bin/.
 
 Everything else is in pyproject.toml.
 """
 
 import importlib.util
 import pathlib
+import shutil
 import subprocess
 from types import ModuleType
 
@@ -15,11 +16,18 @@ BUILDERS = pathlib.Path("pants-plugins/rootseal/_native_build.py")
 
 
 class BuildPrograms(build_py):
-    """`make -C native`, then what build_py does: the programs are package data."""
+    """`make` in native/ and bpf/, then what build_py does: the programs are package data."""
 
     def run(self) -> None:
         subprocess.run(["make", "-s", "-C", "native", "all"], check=True)
+        if has_bpf_compiler():
+            subprocess.run(["make", "-s", "-C", "bpf", "all"], check=True)
         super().run()
+
+
+def has_bpf_compiler() -> bool:
+    """Trace programs are optional, as the trace core is."""
+    return bool(shutil.which("clang")) and pathlib.Path("/usr/include/bpf/bpf_helpers.h").is_file()
 
 
 def native_build() -> ModuleType:

@@ -57,14 +57,14 @@ class Goal:
     unit: str = "×"
 
     def judged(self, rows: Mapping[str, Mapping[str, float]]) -> Mapping[str, object]:
-        """With what was measured, rounded as the table shows it."""
+        """With what was measured; it is judged before it is rounded for the table."""
         row, first = rows[self.variant], next(iter(rows.values()))
         more = row["medianSeconds"] - (first["medianSeconds"] if self.unit == "s more" else 0)
-        measured = round(row["ratio"] if self.unit == "×" else more, 3)
+        measured = row["ratio"] if self.unit == "×" else more
         return {
             "variant": self.variant,
             "goal": f"at most {self.at_most:g}{'' if self.unit == '×' else ' '}{self.unit}",
-            "measured": measured,
+            "measured": round(measured, 4),
             "met": measured <= self.at_most,
         }
 

@@ -78,8 +78,8 @@ def find_executable(configured: str, build_root: str) -> str:
     found = str(local) if os.access(local, os.X_OK) else shutil.which("rootseal")
     if found is None:
         raise ConfigError(
-            "The `rootseal` executable was not found. Run `make setup build` in this repository, "
-            "or `pip install rootseal`, or set [rootseal].executable in pants.toml; "
+            "The `rootseal` executable was not found. Install Rootseal's wheel, or run `make setup "
+            "build` in its repository, and set [rootseal].executable in pants.toml; "
             "`--no-rootseal-enabled` builds without an attestation."
         )
     return found

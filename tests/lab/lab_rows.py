@@ -196,10 +196,10 @@ DISKS = {
     "btrfs": (1024, ("mkfs.btrfs", "-q", "-f")),
 }
 
-# Each group of tests runs once on every kernel that can do it; what depends on the filesystem, on
-# each of them: two processors are to be done with all rows in a quarter of an hour. With
-# ima_policy=tcb the emulated kernel hashes every file that root reads too, so that boot gets few.
-# The host's own kernel runs what the guests run; `make test` runs all of the group there.
+# What depends on the kernel runs on each that can do it, what depends on the filesystem on each of
+# them, and the rest on one: two processors are to be done with all rows in a quarter of an hour.
+# With ima_policy=tcb the emulated kernel hashes every file that root reads too, so that boot gets
+# few. The host's own kernel runs what the guests run; `make test` runs all of the group there.
 ROWS = (
     Row(
         "host",

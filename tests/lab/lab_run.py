@@ -78,6 +78,7 @@ def chosen_rows(boot: str, options: argparse.Namespace) -> tuple[Row, ...]:
 
 def run(options: argparse.Namespace) -> None:
     """Run the boots, two machines at once, and the host's own rows beside them."""
+    started, when = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     rows = {b.name: chosen_rows(b.name, options) for b in BOOTS}
     boots = [b for b in BOOTS if rows[b.name]]
     if not boots:
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     if any(kernel.architecture == "arm64" for kernel in kernels.values()):
         make_root()
     build_programs(PROGRAMS)
-    started, when = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
+    prepared = time.monotonic()
     host = [b for b in boots if b.series is None]
     guests = [b for b in boots if b.series is not None]
     with concurrent.futures.ThreadPoolExecutor(max_workers=GUESTS_AT_ONCE) as pool:
@@ -103,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
             "commit": commit(),
             "startedAt": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - started, 1),
+            "preparation": round(prepared - started, 1),
             "boots": {b.name: documents[b.name] for b in boots},
         }
     )

@@ -22,9 +22,11 @@ HEAD = """# Kernels
 
 What runs where, as `make lab` found it: Debian's kernels booted under qemu with the host's tree
 under an overlay (that of aarch64: a Debian of aarch64 with this checkout cross-compiled into it),
-the tests of `tests/kernel` inside as root, their temporary files on the row's filesystem. This page
-is written by `tests/lab/lab_table.py`; do not edit it. A row fails if its kernel lacks what the row
-is there for; *n/a* counts tests that do not apply, with the reasons below.
+tests of `tests/kernel` inside as root (`tests/lab/lab_rows.py` says which where), their temporary
+files on the row's filesystem. This page is written by `tests/lab/lab_table.py`; do not edit it. A
+row fails if its kernel lacks what the row is there for; *n/a* counts tests that do not apply, with
+the reasons below. An empty cell: another row runs that test, and this one does not; what is too
+heavy for emulation runs on the host in `make test`.
 
 """
 FILESYSTEMS_HEAD = """## Filesystems
@@ -137,12 +139,11 @@ def tests_table(rows: dict[str, Any]) -> list[str]:
     cells: dict[str, dict[str, Counter[str]]] = {}
     for name, row in rows.items():
         for test in row["tests"]:
-            base = re.sub(r"\[.*", "", test["name"], flags=re.DOTALL)
-            cells.setdefault(base, {}).setdefault(name, Counter())[test["outcome"]] += 1
+            cells.setdefault(base_name(test), {}).setdefault(name, Counter())[test["outcome"]] += 1
     lines = ["| test | " + " | ".join(map(row_label, rows)) + " |", "|---" * (len(rows) + 1) + "|"]
     for base in sorted(cells):
         found = (cell(cells[base].get(name, Counter())) for name in rows)
-        lines.append(f"| {base.replace('::', ' ')} | " + " | ".join(found) + " |")
+        lines.append(f"| {base} | " + " | ".join(found) + " |")
     return lines
 
 
@@ -167,8 +168,8 @@ def figures(rows: dict[str, Any]) -> list[str]:
 
 
 def reasons(rows: dict[str, Any]) -> list[str]:
-    """Why tests did not apply or failed."""
-    found: Counter[str] = Counter()
+    """Why tests failed, and for each reason where which tests do not apply."""
+    skipped: dict[str, dict[str, list[str]]] = {}
     lines = []
     for name, row in rows.items():
         if row["reason"]:
@@ -177,12 +178,20 @@ def reasons(rows: dict[str, Any]) -> list[str]:
             if test["outcome"] == "skipped":
                 text = test["text"].replace("Skipped: ", "").replace("optional: ", "")
                 first = text.splitlines()[0] if text else "no reason"
-                found[f"{test['name'].split('::')[0]}: {first}"] += 1
+                places = skipped.setdefault(first, {}).setdefault(base_name(test), [])
+                places += [] if name in places else [name]
             elif test["outcome"] == "failed":
                 first = test["text"].splitlines()[0] if test["text"] else "no message"
                 lines.append(f"- failed: {name} {test['name']}: {first[:200]}")
-    lines += [f"- n/a, {count} ×: {text}" for text, count in sorted(found.items())]
+    for reason, tests in sorted(skipped.items()):
+        lines.append(f"- n/a: {reason}")
+        lines += [f"  - {test} ({', '.join(found)})" for test, found in sorted(tests.items())]
     return lines
+
+
+def base_name(test: dict[str, Any]) -> str:
+    """File and name of a test, without its parameters."""
+    return re.sub(r"\[.*", "", test["name"], flags=re.DOTALL).replace("::", " ")
 
 
 def page(document: dict[str, Any]) -> str:
@@ -191,7 +200,8 @@ def page(document: dict[str, Any]) -> str:
     rows = {name: row for boot in boots.values() for name, row in boot["rows"].items()}
     parts = [
         HEAD + f"Run of {document['startedAt']}, commit {document['commit']}, "
-        f"{document['seconds']:.0f} s in all.\n",
+        f"{document['seconds']:.0f} s in all, {document['preparation']:.0f} s of them to fetch and "
+        "build what the machines need.\n",
         filesystems() + "## Machines\n\n" + "\n".join(boots_table(boots)) + "\n",
         "## Rows\n\n" + "\n".join(rows_table(rows)) + "\n",
         "## Tests\n\n" + "\n".join(tests_table(rows)) + "\n",

@@ -177,12 +177,14 @@ def test_table_shows_failures_and_reasons() -> None:
     row = {"reason": "", "seconds": 3.0, "tests": tests}
     boot = {"facts": {"release": "6.1"}, "seconds": 9.0, "rows": {"m/ext4": row}}
     boot["processorSeconds"] = 5.0
-    document = {"startedAt": "T", "commit": "c", "seconds": 9.0, "boots": {"m": boot}}
+    document = {"startedAt": "T", "commit": "c", "seconds": 9.0, "preparation": 2.0}
+    document["boots"] = {"m": boot}
     text = page(document)
     assert "| test_a test_x | yes 1, **no** 1 |" in text
     assert "- failed: m/ext4 test_a::test_x[2]: broken" in text
-    assert "- n/a, 1 ×: test_a: none" in text
-    assert "- n/a, 1 ×: test_b: no reason" in text
+    assert "- n/a: none\n  - test_a test_y (m/ext4)\n" in text
+    assert "- n/a: no reason\n  - test_b test_z (m/ext4)\n" in text
+    assert "9 s in all, 2 s of them to fetch" in text
 
 
 def test_empty_cell_is_a_test_that_did_not_run() -> None:
