@@ -12,11 +12,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import pytest
+from threads_at_rest import wait_for_rest
 from throwaway_user import UnprivilegedUser
 
 TIMEOUT_SECONDS = 120
@@ -69,17 +69,8 @@ class Arena:
         self.daemon = 0  # its process
 
     def wait_for_rest(self) -> None:
-        """Until no thread of the daemon has anything to do: what was queued has been handled.
-
-        A thread waits for another at times; so it is looked at three times in a row.
-        """
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        in_a_row = 0
-        while in_a_row < 3:
-            assert time.monotonic() < deadline, "the daemon always has something to do"
-            threads = Path(f"/proc/{self.daemon}/task").iterdir()
-            in_a_row = in_a_row + 1 if all(map(is_asleep, threads)) else 0
-            time.sleep(0.01)
+        """Until the daemon has handled what was queued."""
+        wait_for_rest(self.daemon)
 
     def rootseal(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line as root; the action itself runs as the user."""
@@ -130,15 +121,6 @@ class Arena:
         path.write_text(text)
         os.chown(path, self.user.uid, self.user.gid)
         return path
-
-
-def is_asleep(thread: Path) -> bool:
-    """Whether a thread waits for something, or is gone."""
-    try:
-        text = (thread / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return text.rpartition(")")[2].split()[0] == "S"
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from running_daemon import (
     running_daemon,
     until,
 )
+from threads_at_rest import wait_for_rest
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 FIRST, SECOND = 64101, 64102  # uids that nobody has
@@ -35,7 +36,11 @@ def place() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def crowd(daemon: RunningDaemon, uid: int, number: int, refused: int) -> Iterator[None]:
-    """So many silent clients of a user; so many of them have been told that the daemon is busy."""
+    """So many silent clients of a user; so many of them have been told that the daemon is busy.
+
+    Who has got an answer before is no client any more.
+    """
+    wait_for_rest(daemon.process.pid)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
