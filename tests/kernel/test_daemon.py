@@ -29,6 +29,7 @@ from running_daemon import (
     running_daemon,
     until,
 )
+from threads_at_rest import wait_for_rest
 
 pytestmark = pytest.mark.requires("root", "fanotify", "launcher", "core")
 HELD = "--option=fanotify=on"
@@ -265,6 +266,7 @@ def test_ready_must_come_from_a_child_in_a_private_namespace(
 
 def test_more_clients_than_the_limit_are_told(tmp_path: Path, sandbox: Path) -> None:
     with running_daemon(tmp_path, "--clients", "3") as daemon:
+        wait_for_rest(daemon.process.pid)
         silent = [connect(daemon) for _ in range(4)]
         told = select.select(silent, [], [], GIVE_UP_SECONDS)[0]
         assert [reply(sock).text(Tag.CODE) for sock in told] == ["Busy"]
