@@ -47,6 +47,7 @@ LAYERS: Mapping[str, int] = {
             "hardening",
             "build_id",
             "trace_ring",
+            "key_file",
         ),
         1,
     ),
@@ -68,6 +69,7 @@ PLUGIN_MAY_IMPORT = {
     "fsverity",
     "build_id",
     "hardening",
+    "key_file",
     "trace_ring",
     "diagnostics",
 }
@@ -80,6 +82,7 @@ STDLIB_ONLY = (
     "keeper",
     "build_id",
     "hardening",
+    "key_file",
     "trace_ring",
     "diagnostics",
     "sizes",

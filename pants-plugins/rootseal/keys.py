@@ -12,20 +12,17 @@ import importlib
 import os
 import re
 import secrets
-import stat
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Protocol, Tuple, Union
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from rootseal import digest
+from rootseal import digest, key_file
 from rootseal.errors import ConfigError, KeyFormatError, SignatureError
 
-ALGORITHMS = ("ed25519", "ecdsa-p256")
-KEY_FILE_BYTES_MAX = 64 * 1024
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(?:(?!-----).)*-----END \1-----\s*", re.DOTALL)
+ALGORITHMS = key_file.ALGORITHMS
 _URI = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 PrivateKeyTypes = Union[ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey]
@@ -134,13 +131,7 @@ def parse_public_key(pem: bytes, *, where: str = "public key") -> PublicKey:
     Raises:
         KeyFormatError: Not exactly one PEM public key of a supported kind; says what it is instead.
     """
-    label = _one_pem_block(pem, where)
-    if "PRIVATE KEY" in label:
-        raise KeyFormatError(
-            f"{where} holds a private key; give the public one (`rootseal keygen` wrote it: .pub)"
-        )
-    if label != "PUBLIC KEY":
-        raise KeyFormatError(f"{where} holds a PEM {label}; a PEM PUBLIC KEY is needed")
+    key_file.public_block(pem, where)
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -154,26 +145,24 @@ def parse_private_key(pem: bytes, *, where: str = "private key") -> KeyFileSigne
     Raises:
         KeyFormatError: Not exactly one PEM private key of a supported kind; says what it is.
     """
-    label = _one_pem_block(pem, where)
-    if "PRIVATE KEY" not in label:
-        raise KeyFormatError(f"{where} holds a PEM {label}; a private key is needed to sign")
+    key_file.private_block(pem, where)
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
-        raise KeyFormatError(
-            f"{where} is encrypted; decrypt it (`openssl pkey -in KEY -out KEY2`) or use a key URI"
-        ) from None
+        raise key_file.encrypted(where) from None
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyFormatError(f"{where} is not a readable PEM private key: {error}") from None
+    except InternalError:  # what the library makes of an Ed25519 key of another length
+        raise KeyFormatError(f"{where} is not a readable PEM private key: wrong length") from None
     if isinstance(key, (ed25519.Ed25519PrivateKey, ec.EllipticCurvePrivateKey)):
         _supported_public(key.public_key(), where)
         return KeyFileSigner(key)
-    raise KeyFormatError(f"{where} is of another kind; use {' or '.join(ALGORITHMS)}")
+    raise key_file.other_kind(where)
 
 
 def load_public_key(path: Union[str, Path]) -> PublicKey:
     """Read a public key file; `ConfigError` if it cannot be read or is something else."""
-    return parse_public_key(_read_file(Path(path)), where=str(path))
+    return parse_public_key(_read_file(Path(path), private=False), where=str(path))
 
 
 def load_public_keys(paths: Iterable[Union[str, Path]]) -> Tuple[PublicKey, ...]:
@@ -187,11 +176,7 @@ def load_private_key(path: Union[str, Path]) -> KeyFileSigner:
     Raises:
         ConfigError: It cannot be read, others may read it, or it is not a supported key.
     """
-    path = Path(path)
-    pem = _read_file(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise ConfigError(f"{path} may be used by others (mode {mode:04o}); run `chmod 600 {path}`")
+    pem = _read_file(Path(path), private=True)
     return parse_private_key(pem, where=str(path))
 
 
@@ -356,28 +341,11 @@ def _create_file(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, *, private: bool) -> bytes:
     try:
-        # Without O_NONBLOCK a FIFO would wait for a writer that may never come.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError(f"{path} is not a regular file; name a key file")
-            data = os.read(descriptor, KEY_FILE_BYTES_MAX + 1)
-        finally:
-            os.close(descriptor)
+        return key_file.read(path, private=private)
     except OSError as error:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}") from None
-    if len(data) > KEY_FILE_BYTES_MAX:
-        raise KeyFormatError(f"{path} is too large to be a key file")
-    return data
-
-
-def _one_pem_block(pem: bytes, where: str) -> str:
-    match = _PEM.fullmatch(pem.strip() + b"\n")
-    if match is None:
-        raise KeyFormatError(f"{where} is not a PEM key file (one -----BEGIN … KEY----- block)")
-    return match.group(1).decode("ascii")
 
 
 def _supported_public(key: object, where: str) -> PublicKeyTypes:
@@ -385,7 +353,7 @@ def _supported_public(key: object, where: str) -> PublicKeyTypes:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return key
-    raise KeyFormatError(f"{where} is of another kind; use {' or '.join(ALGORITHMS)}")
+    raise key_file.other_kind(where)
 
 
 def _spki(key: PublicKeyTypes) -> bytes:

@@ -38,8 +38,8 @@ from rootseal_pants.settings import (
     CaptureRequest,
     ReadyDaemon,
     Settings,
-    check_signing_key,
 )
+from rootseal_pants.signing_key import check_signing_key
 from rootseal_pants.vcs import VcsQuestion
 
 logger = logging.getLogger(__name__)
@@ -71,14 +71,14 @@ def prepare_to_attest(session: SchedulerSession) -> bool:
     """Before the goals: whether they should run, and nothing older that could be taken for theirs.
 
     Returns:
-        False, once it is said, if the signing key cannot be read: else the end of the whole build
+        False, once it is said, if the signing key cannot be one: else the end of the whole build
         would tell.
     """
     capture = _forget_the_last_run(session)
     if capture is None or capture.daemon is None:
         return True
     try:
-        check_signing_key(capture.settings.key)
+        check_signing_key(capture.settings.key, capture.settings.public_key)
     except ConfigError as error:
         logger.error(f"Nothing was built, for it could not be attested: {error}")
         return False

@@ -7,8 +7,6 @@ for each rule API.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +18,10 @@ from rootseal_pants.demands import Demands
 from rootseal_pants.identity import LAUNCHER_DIRECTORY
 from rootseal_pants.option_values import check_out, check_values
 from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
+from rootseal_pants.signing_key import is_key_uri
 from rootseal_pants.subsystem import RootsealSubsystem
 
 KEY_BYTES_MAX = 64 * 1024
-_KEY_URI = re.compile(r"[a-z][a-z0-9+.-]+:")
 TOOLCHAIN_BYTES_MAX = 64 * 1024 * 1024  # what the daemon accepts (envelope.ENVELOPE_BYTES_MAX)
 
 
@@ -226,37 +224,15 @@ def _require_fsverity(dist: Path) -> None:
 
 def _signing_key(key: str, root: str) -> str:
     """A key URI (awskms:, gcpkms:, …) as it is, a path as an absolute one, empty as empty."""
-    if not key or _KEY_URI.match(key):
+    if not key or is_key_uri(key):
         return key
     return str(Path(root, Path(key).expanduser()))
-
-
-def check_signing_key(key: str) -> None:
-    """Refuse at once what sealing would refuse after the whole build.
-
-    Not for goals that sign nothing: who has no release key may test and lint.
-
-    Args:
-        key: As in `Settings`.
-
-    Raises:
-        ConfigError: It is a file that cannot be read.
-    """
-    if not key or _KEY_URI.match(key):
-        return
-    try:
-        os.close(os.open(key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
-        raise ConfigError(
-            f"the signing key {key} cannot be read: {error.strerror}; correct [rootseal].key, or "
-            f"make one: rootseal keygen {key}"
-        ) from error
 
 
 def _public_key(rootseal: RootsealSubsystem, root: str) -> str:
     """Absolute path of the public key; refused at once, not after the whole build, if missing."""
     path = str(Path(root, Path(rootseal.public_key).expanduser())) if rootseal.public_key else ""
-    if rootseal.enabled and not path and _KEY_URI.match(rootseal.key):
+    if rootseal.enabled and not path and is_key_uri(rootseal.key):
         raise ConfigError(
             f"[rootseal].key is the key URI {rootseal.key}; set [rootseal].public_key to the PEM "
             "file of its public key"

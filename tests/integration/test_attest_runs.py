@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from attested import check_complete
-from pants_repo import PantsRepo
+from pants_repo import PantsRepo, short_key
 
 LEFT, RIGHT = "//:left-archive", "//:right-archive"
 NO_PANTSD = "--no-pantsd"
@@ -161,12 +161,10 @@ def test_a_key_uri_signs_with_its_public_key(repo: PantsRepo) -> None:
 def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> None:
     repo.run("package", "::").succeeded()
     check_complete(repo)
-    open_to_all = repo.home / "open.key"
-    repo.command("keygen", str(open_to_all)).succeeded()
-    open_to_all.chmod(0o644)
-    failed = repo.run(f"--rootseal-key={open_to_all}", "package", "::").failed()
-    assert "Nothing was attested" in failed.output
-    assert f"chmod 600 {open_to_all}" in failed.output
+    short = short_key(repo)
+    failed = repo.run(f"--rootseal-key={short}", "package", "::").failed()
+    assert "Nothing was attested: `rootseal seal` refused this build: " in failed.output
+    assert f"{short} is not a readable PEM private key: wrong length" in failed.output
     assert not (repo.root / "dist" / "rootseal" / "build.rootseal").exists()
 
     repo.run("--no-rootseal-enabled", "package", "::").succeeded()
@@ -179,15 +177,24 @@ def test_package_itself_fails_when_nothing_can_be_sealed(repo: PantsRepo) -> Non
     assert [path.name for path in left] == ["manifest.json"]  # nothing of the run before
 
 
-def test_a_signing_key_that_is_not_there_is_refused_before_the_build(repo: PantsRepo) -> None:
+def test_a_signing_key_that_cannot_sign_is_refused_before_the_build(repo: PantsRepo) -> None:
     """By the goals that sign, and by no other."""
     repo.run("package", "::").succeeded()
     (repo.dist / "left.tar").unlink()
-    key = "--rootseal-key=no-such.key"
-    for goal in ("package", "attest"):
-        failed = repo.run(key, goal, "::").failed()
-        assert f"the signing key {repo.root}/no-such.key cannot be read" in failed.output
-        assert "rootseal keygen" in failed.output
-        assert not (repo.dist / "left.tar").exists()
-        assert not (repo.dist / "rootseal" / "build.rootseal").exists()
-    repo.run(key, "dependencies", "::").succeeded()
+    open_to_all = repo.home / "open.key"
+    repo.command("keygen", str(open_to_all)).succeeded()
+    open_to_all.chmod(0o644)
+    public = f"file2:{open_to_all}", f"--rootseal-public-key={open_to_all}"
+    cases = {
+        ("no-such.key",): f"the signing key {repo.root}/no-such.key cannot be read",
+        (str(open_to_all),): f"(mode 0644); run `chmod 600 {open_to_all}`",
+        public: f"[rootseal].public_key: {open_to_all} holds a private key",
+    }
+    for (key, *more), words in cases.items():
+        for goal in ("package", "attest"):
+            failed = repo.run(f"--rootseal-key={key}", *more, goal, "::").failed()
+            assert words in failed.output
+            assert not (repo.dist / "left.tar").exists()
+            assert not (repo.dist / "rootseal" / "build.rootseal").exists()
+    assert "rootseal keygen" in repo.run("--rootseal-key=none.key", "package", "::").output
+    repo.run("--rootseal-key=no-such.key", "dependencies", "::").succeeded()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from pants_repo import PantsRepo
+from pants_repo import PantsRepo, short_key
 
 WAITING = "seal --arguments-on-stdin"
 
@@ -57,10 +57,9 @@ def test_each_run_of_one_pantsd_seals_with_its_own_and_leaves_none(
     bundle = str(repo.dist / "rootseal" / "build.rootseal")
     repo.command("verify", bundle, "--key", str(repo.home / "other.pub")).succeeded()
 
-    (repo.home / "other.key").chmod(0o644)
-    wrong = repo.run(f"--rootseal-key={repo.home / 'other.key'}", "package", "::").failed()
+    wrong = repo.run(f"--rootseal-key={short_key(repo)}", "package", "::").failed()
     assert "Nothing was attested: `rootseal seal` refused this build: rootseal: " in wrong.output
-    assert "other.key may be used by others" in wrong.output
+    assert "short.key is not a readable PEM private key" in wrong.output
     assert [words for _, words in sealer.seals()] == [WAITING] * 4
     assert sealer.all_are_gone()
 

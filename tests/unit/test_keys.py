@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from rootseal import canonical, envelope, keys
+from rootseal import canonical, envelope, key_file, keys
 from rootseal.errors import ConfigError, EnvelopeError, SignatureError
 from securesystemslib.dsse import Envelope as LibraryEnvelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
@@ -66,6 +67,14 @@ def test_a_lost_or_wrong_public_file_is_put_right(tmp_path: Path) -> None:
     assert keys.load_public_key(keys.public_key_path(path)) == signer.public_key
 
 
+def ed25519_of(size: int) -> bytes:
+    """PEM of an Ed25519 key (RFC 8410 section 7) of a length that may be wrong."""
+    inner = bytes([4, size]) + bytes(size)
+    body = bytes.fromhex("020100300506032b6570") + bytes([4, len(inner)]) + inner
+    text = base64.b64encode(bytes([0x30, len(body)]) + body)
+    return b"-----BEGIN PRIVATE KEY-----\n" + text + b"\n-----END PRIVATE KEY-----\n"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -81,6 +90,7 @@ def test_a_lost_or_wrong_public_file_is_put_right(tmp_path: Path) -> None:
             lambda: b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
             "not a readable PEM",
         ),
+        *((functools.partial(ed25519_of, size), "wrong length") for size in (0, 1, 31, 33, 64)),
     ],
 )
 def test_private_keys_in_the_wrong_format_are_one_clear_error(make: object, message: str) -> None:
@@ -117,7 +127,7 @@ def test_public_keys_in_the_wrong_format_are_one_clear_error(make: object, messa
 def test_files_that_cannot_be_read_or_are_too_large(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the key"):
         keys.load_public_key(tmp_path / "none.pub")
-    (tmp_path / "large").write_bytes(b"x" * (keys.KEY_FILE_BYTES_MAX + 1))
+    (tmp_path / "large").write_bytes(b"x" * (key_file.KEY_FILE_BYTES_MAX + 1))
     with pytest.raises(ConfigError, match="too large"):
         keys.load_public_key(tmp_path / "large")
 
