@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pants.engine.fs import CreateDigest, Digest, FileContent
-from rootseal import fsverity, trace_ring
+from rootseal import fsverity, key_file, trace_ring
 from rootseal.errors import ConfigError
 
 from rootseal_pants.demands import Demands
@@ -21,7 +21,7 @@ from rootseal_pants.runtime import DaemonInfo, ensure_daemon, find_executable
 from rootseal_pants.signing_key import is_key_uri
 from rootseal_pants.subsystem import RootsealSubsystem
 
-KEY_BYTES_MAX = 64 * 1024
+CAPTURE_KEY_BYTES_MAX = 4096  # what a run manifest may hold (rootseal/manifest.py)
 TOOLCHAIN_BYTES_MAX = 64 * 1024 * 1024  # what the daemon accepts (envelope.ENVELOPE_BYTES_MAX)
 
 
@@ -240,20 +240,23 @@ def _public_key(rootseal: RootsealSubsystem, root: str) -> str:
     return path
 
 
-def _read_key(path: str) -> str:
-    """The PEM text of a capture key."""
+def _read_key(path: str, what: str) -> str:
+    """The PEM text of a capture key; `what` names the option in errors."""
     try:
-        content = Path(path).read_bytes()
+        content = key_file.read(Path(path), private=False)
+        key_file.check_public(content, path)
     except OSError as error:
         raise ConfigError(
             f"the capture key {path} cannot be read: {error.strerror}; correct "
             "[rootseal].trusted_capture_keys, or run `rootseal doctor` if it is this machine's own"
         ) from error
-    if len(content) > KEY_BYTES_MAX or b"-----BEGIN PUBLIC KEY-----" not in content:
-        raise ConfigError(
-            f"{path} is not a PEM public key; correct [rootseal].trusted_capture_keys"
-        )
-    return content.decode("ascii", errors="strict")
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    if len(content) > CAPTURE_KEY_BYTES_MAX:
+        raise ConfigError(f"{what}: {path} is larger than {CAPTURE_KEY_BYTES_MAX} bytes")
+    if not content.isascii():
+        raise ConfigError(f"{what}: {path} is not ASCII; remove what is beside the key")
+    return content.decode("ascii")
 
 
 def _read_tool(path: str) -> bytes:
@@ -338,8 +341,11 @@ def make_ready(request: DaemonRequest) -> ReadyDaemon:
         info=info,
         executable=executable,
         launcher_sha256=hashlib.sha256(Path(info.launcher).read_bytes()).hexdigest(),
-        capture_key=_read_key(info.capture_key),
-        trusted_capture_keys=tuple(_read_key(path) for path in request.trusted_capture_keys),
+        capture_key=_read_key(info.capture_key, "this machine's capture key"),
+        trusted_capture_keys=tuple(
+            _read_key(path, "[rootseal].trusted_capture_keys")
+            for path in request.trusted_capture_keys
+        ),
         toolchain_files=tuple((name, _read_tool(path)) for name, path in request.toolchain_files),
     )
 

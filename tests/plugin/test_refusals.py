@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from conftest import wrapping_engine
@@ -20,11 +20,12 @@ from pants.testutil.rule_runner import RuleRunner
 from pants.util.frozendict import FrozenDict
 from pants.util.logging import LogLevel
 from rootseal import fsverity
-from rootseal.errors import CaptureError, Error
+from rootseal.errors import CaptureError, ConfigError, Error
 from rootseal_pants.attest import restore_records
 from rootseal_pants.evidence import Evidence, FileSummary
 from rootseal_pants.identity import output_prefix, process_key, wrapped_argv
 from rootseal_pants.records import RecordStore
+from rootseal_pants.settings import DaemonRequest, make_ready
 from rootseal_pants.verdicts import CaptureFailed
 
 ECHO = Process(["/bin/echo", "hi"], description="say hi")
@@ -207,7 +208,63 @@ def test_a_trusted_key_that_is_not_a_key(
     engine = wrapping_engine(
         executable, daemon_socket, f"--rootseal-trusted-capture-keys=['{wrong}']"
     )
-    assert f"{wrong} is not a PEM public key" in refusal(engine)
+    assert f"[rootseal].trusted_capture_keys: {wrong} is not a PEM key file" in refusal(engine)
+
+
+@pytest.fixture
+def capture_key(status: dict[str, Any]) -> bytes:
+    """A good public key."""
+    return Path(status["captureKey"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda pem: "# clé de la CI\n".encode() + pem, "is not a PEM key file"),
+        (lambda pem: b"# of CI\n" + pem, "is not a PEM key file"),
+        (lambda pem: pem + pem, "is not a PEM key file"),
+        (lambda pem: pem[:-10], "is not a PEM key file"),
+        (lambda pem: pem.replace(b"PUBLIC", b"PRIVATE"), "holds a private key; give the public"),
+        (lambda pem: pem.replace(b"PUBLIC KEY", b"CERTIFICATE"), "holds a PEM CERTIFICATE; a PEM"),
+        (lambda pem: pem.replace(b"M", "é".encode(), 1), "is not a readable PEM public key: "),
+        (lambda pem: pem.replace(b"\nM", "\nName: é\n\nM".encode(), 1), "is not ASCII"),
+        (lambda pem: pem.replace(b"M", b"", 1), "is not a readable PEM public key: "),
+        (lambda pem: pem + b" " * 4096, "is larger than 4096 bytes"),
+        (lambda pem: pem + b" " * 65536, "is too large to be a key file"),
+    ],
+)
+def test_a_trusted_key_in_another_form_is_refused(
+    tmp_path: Path,
+    status: dict[str, Any],
+    executable: str,
+    capture_key: bytes,
+    change: Callable[[bytes], bytes],
+    words: str,
+) -> None:
+    path = tmp_path / "other.pub"
+
+    def ready() -> tuple[str, ...]:
+        request = DaemonRequest(executable, "/", status["socket"], 0, (str(path),), ())
+        return make_ready(request).trusted_capture_keys
+
+    path.write_bytes(capture_key)
+    assert ready() == (capture_key.decode(),)
+    path.write_bytes(change(capture_key))
+    with pytest.raises(ConfigError) as caught:
+        ready()
+    assert str(caught.value).startswith(f"[rootseal].trusted_capture_keys: {path} {words}")
+
+
+def test_a_trusted_key_that_is_not_there(
+    tmp_path: Path, executable: str, daemon_socket: str
+) -> None:
+    option = f"--rootseal-trusted-capture-keys=['{tmp_path}', '/no/such.pub']"
+    assert f"{tmp_path} is not a regular file" in refusal(
+        wrapping_engine(executable, daemon_socket, option)
+    )
+    option = "--rootseal-trusted-capture-keys=['/no/such.pub']"
+    message = refusal(wrapping_engine(executable, daemon_socket, option))
+    assert "/no/such.pub cannot be read: No such file or directory" in message
 
 
 def test_a_record_that_is_lost_everywhere(wrapped: RuleRunner, tmp_path: Path) -> None:
