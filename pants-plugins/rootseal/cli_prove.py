@@ -34,7 +34,7 @@ def register(subparsers: Any) -> None:
         "absolute or relative to the action's root, symbolic links resolved",
     )
     parser.add_argument("--out", metavar="FILE", help="proof file to write; default: stdout")
-    add_trust(parser, required=False)
+    add_trust(parser)
     add_json(parser)
     parser.set_defaults(handler=run)
 

@@ -30,7 +30,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--expand", action="store_true", help="every material and product, and who opened what"
     )
-    add_trust(parser, required=False)
+    add_trust(parser)
     add_json(parser)
     parser.set_defaults(handler=run)
 

@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
         default=[],
         help="file that must be an artifact of the build, by digest (repeatable)",
     )
-    add_trust(parser, required=True)
+    add_trust(parser)
     add_policy(parser)
     parser.add_argument(
         "--rego", metavar="FILE", help="policy in Rego over the root Statement (rootseal[rego])"
@@ -59,19 +59,18 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--artifact", metavar="FILE", help="file that an artifact proof must be about"
     )
-    add_trust(parser, required=True)
+    add_trust(parser)
     add_policy(parser)
     add_json(parser)
     parser.set_defaults(handler=verify_proof_file)
 
 
-def add_trust(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """The options that say whom to trust."""
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The options that say whom to trust; `trust_from` demands the first."""
     parser.add_argument(
         "--key",
         metavar="PUB",
         action="append",
-        required=required,
         help="public key of the signer (repeatable: any of them may have signed)",
     )
     parser.add_argument(
@@ -101,8 +100,15 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
 def trust_from(
     arguments: argparse.Namespace,
 ) -> Tuple[Tuple[keys.PublicKey, ...], Optional[Tuple[keys.PublicKey, ...]]]:
-    """The signing keys and the capture keys that the options name."""
+    """The signing keys and the capture keys that the options name.
+
+    Raises:
+        SignatureError: No signing key, or a file that is no public key.
+    """
     captures = arguments.capture_key
+    with checking(Check.ROOT_SIGNATURE, SignatureError):
+        if not arguments.key:
+            raise SignatureError("no key was given; --key PUB says who may have signed")
     trusted = _public_keys(arguments.key, Check.ROOT_SIGNATURE)
     return trusted, None if captures is None else _public_keys(captures, Check.RECORD_SIGNATURE)
 

@@ -125,7 +125,8 @@ def test_verify_in_json(build: Build, run: Any) -> None:
             1,
             "check 10 (record-signature): {app.bin} is not a PEM key",
         ),
-        ([], 2, "--key"),
+        ([], 1, "refused: check 3 (root-signature): no key was given; --key PUB says who may"),
+        (["--capture-key", "capture.pub"], 1, "check 3 (root-signature): no key was given"),
         (["--key", "sign.pub", "--artifact", "manifest.json"], 1, "check 5 (artifacts)"),
         (["--key", "sign.pub", "--artifact", "none"], 2, "cannot read the artifact"),
         (["--key", "sign.pub", "--require-posture", "sealed"], 1, "check 20 (policy)"),
@@ -160,6 +161,18 @@ def test_a_refusal_in_json_has_the_check(build: Build, run: Any) -> None:
     assert (code, error["type"], error["check"]) == (1, "SignatureError", "ROOT_SIGNATURE")
     assert error["data"]["trusted"]
     assert err.startswith("rootseal: refused: ")
+
+
+@pytest.mark.parametrize("command", ["verify", "verify-proof"])
+def test_without_a_key_nothing_is_verified(build: Build, run: Any, command: str) -> None:
+    words = "check 3 (root-signature): no key was given; --key PUB says who may have signed"
+    for file in ("b.rootseal", "none"):
+        assert run(command, build.of(file)) == (1, "", f"rootseal: refused: {words}\n")
+        code, out, err = run(command, build.of(file), "--json")
+        document = json.loads(out)
+        assert (code, document["ok"], err) == (1, False, f"rootseal: refused: {words}\n")
+        error = document["error"]
+        assert (error["type"], error["check"]) == ("SignatureError", "ROOT_SIGNATURE")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "sign.pub"])
