@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Iterator, Tuple
 
 import core_factory as factory
 import pytest
@@ -360,11 +360,31 @@ def test_without_its_statements_a_seal_leaves_no_bundle(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", ["keygen", "seal", "verify", "verify-proof", "prove", "show"])
+def commands_of(parser: argparse.ArgumentParser, *words: str) -> Iterator[Tuple[str, ...]]:
+    """The words of every command that does something itself."""
+    groups = [item for item in parser._actions if isinstance(item, argparse._SubParsersAction)]
+    for name, below in (pair for group in groups for pair in group.choices.items()):
+        yield from commands_of(below, *words, name)
+    if not groups:
+        yield words
+
+
+COMMANDS = {" ".join(words): words for words in commands_of(cli.build_parser())}
+
+
+def test_the_commands_are_those_that_are_known() -> None:
+    daemon = {f"daemon {name}" for name in ("run", "ensure", "stop", "status")}
+    others = {"run", "keygen", "seal", "verify", "verify-proof", "prove", "show", "doctor"}
+    assert set(COMMANDS) == {*daemon, *others, "toolchain seal", "toolchain verify"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_json(run: Any, command: str) -> None:
-    code, out, _ = run(command, "--help")
-    assert code == 0
-    assert "--json" in out
+    code, out, err = run(*COMMANDS[command], "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: rootseal {command} ")
+    # `daemon run` serves until it is stopped: it has no result.
+    assert ("--json" in out) == (command != "daemon run")
 
 
 def test_every_module_registers_the_commands_it_is_listed_with() -> None:
