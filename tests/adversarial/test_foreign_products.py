@@ -117,6 +117,19 @@ def test_a_symlink_that_another_makes_is_counted(arena, backend) -> None:
     assert captured.counter("foreignProducts") == 1
 
 
+def test_a_link_to_a_directory_that_was_there_is_not_counted(arena, backend) -> None:
+    """It is an output itself; what is behind it is none."""
+    directory = arena.root / "kept"
+    directory.mkdir()
+    (arena.directory / "behind").mkdir(exist_ok=True)
+    (arena.directory / "behind" / "file").write_text("text")
+    (directory / "link").symlink_to(arena.directory / "behind")
+    captured = arena.attack("pass", *backend, "--output=kept/")
+    assert captured.code == 0, captured.stderr
+    assert "kept/link" in captured.products()
+    assert captured.counter("foreignProducts") == 0
+
+
 LEGITIMATE = """
 import ctypes, mmap, os, shutil
 os.makedirs('d/deep')

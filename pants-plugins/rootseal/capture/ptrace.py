@@ -39,7 +39,7 @@ from rootseal.capture.ptrace_stream import (
     TraceStream,
 )
 from rootseal.capture.scope import CaptureLimits, RecordRoom
-from rootseal.capture.walk import Declared, declared_leaves, declared_state
+from rootseal.capture.walk import Declared, declared_leaves
 from rootseal.errors import BackendUnavailable, CaptureError, EncodingError
 from rootseal.leaf_table import Domain, Leaf
 from rootseal.observation import (
@@ -328,17 +328,24 @@ class PtraceScope:
 
     def _came(self, declared: Sequence[Leaf], known: AbstractSet[bytes]) -> int:
         """How many declared outputs were not there before, nor made by the action."""
-        if self._before is None:
-            return 0
-        now = declared_state(self._root, [leaf.path for leaf in declared], ())
-        if now is None:
-            return 0  # beyond the cap, which declared_leaves has counted
         came = 0
-        for path, _inode in now - self._before:
-            directory, name = os.path.split(self._root.rstrip(b"/") + b"/" + path)
-            real = os.path.realpath(directory) + b"/" + name
-            came += relative_to(self._root, real) not in known
+        for path in (leaf.path for leaf in declared):
+            place = self._root.rstrip(b"/") + b"/" + path
+            # Not where it leads: a link to a directory is an output, what is in there is none.
+            if not self._was_there(path, place):
+                directory, name = os.path.split(place)
+                real = os.path.realpath(directory) + b"/" + name
+                came += relative_to(self._root, real) not in known
         return came
+
+    def _was_there(self, path: bytes, place: bytes) -> bool:
+        """Whether a declared output was there before, or is gone meanwhile."""
+        try:
+            return self._before is None or (path, os.lstat(place).st_ino) in self._before
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # nobody can tell
 
     def _leaf(self, path: bytes, fields: FileFields, source: DigestSource) -> Leaf:
         digest, size, mode, kind = fields[:4]
