@@ -244,22 +244,41 @@ def unavailable(where: str) -> BackendUnavailable:
     )
 
 
-def seal_file(path: Union[str, Path]) -> Measurement:
+def seal_file(path: Union[str, Path], *, other_names: bool = False) -> Measurement:
     """Seal a file, measure it, and read it once more: now nobody can change what is read.
 
     The SHA-256 is taken after sealing, so it belongs to the content that is sealed; the caller
     compares it with what was built.
 
+    Args:
+        path: The file.
+        other_names: Whether one with several hard links is sealed too, under each of its names.
+
     Raises:
         BackendUnavailable: The kernel or the filesystem has no fs-verity.
-        CaptureError: It is not a regular file, or could not be sealed.
+        CaptureError: It is not a regular file, has other names, or could not be sealed.
     """
     name = os.fspath(path)
     with _opened(name) as stream:
+        if not other_names:
+            _refuse_other_names(stream.fileno(), name)
         enable(stream.fileno(), where=name)
         measured = measure(stream.fileno(), where=name)
         sha256, size = digest.sha256_file(stream)
     return Measurement(measured, sha256, size)
+
+
+def _refuse_other_names(descriptor: int, where: str) -> None:
+    """A seal is the file's, not the name's: it would hold, for ever, under names of others too.
+
+    What is sealed already, or is where nothing can be sealed, is for the kernel to answer.
+    """
+    links = os.fstat(descriptor).st_nlink
+    if links > 1 and _has_verity(descriptor) and not is_sealed(descriptor):
+        raise CaptureError(
+            f"{where} is not sealed: it has other names (hard links), {links} in all, which a seal "
+            "would make read-only for ever too; copy it"
+        )
 
 
 def check_sealed(path: Union[str, Path], *, expected: bytes, size: int) -> bool:
@@ -367,13 +386,19 @@ def can_seal(place: Union[str, bytes, Path]) -> bool:
     except OSError:
         return False
     try:
-        if is_served_by_a_process(descriptor):
-            return False
+        return _has_verity(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _has_verity(descriptor: int) -> bool:
+    """Whether an open file or directory is on a filesystem with fs-verity."""
+    if is_served_by_a_process(descriptor):
+        return False
+    try:
         fcntl.ioctl(descriptor, _MEASURE, _MEASUREMENT.pack(0, 32, b""))
     except OSError as error:
         return error.errno == errno.ENODATA
-    finally:
-        os.close(descriptor)
     return True
 
 

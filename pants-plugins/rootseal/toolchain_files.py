@@ -108,7 +108,8 @@ def _seal_file(path: bytes, mode: str) -> ToolFile:
     permissions = stat.S_IMODE(os.lstat(path).st_mode)
     if mode != "off":
         try:
-            found = fsverity.seal_file(name)
+            # Packages link their tools among themselves; the caller named the directories to seal.
+            found = fsverity.seal_file(name, other_names=True)
             return ToolFile(path, found.sha256, found.fsverity, found.size, permissions)
         except (BackendUnavailable, CaptureError):
             if mode == "on":

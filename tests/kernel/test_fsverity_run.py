@@ -157,6 +157,28 @@ def test_the_file_behind_a_link_and_those_of_a_new_directory_are_sealed(
     assert cli.artifact() == "measured"
 
 
+@pytest.mark.parametrize("script", ["ln {} out; echo built > out", "echo built > out; ln out {}"])
+def test_an_output_with_another_name_is_not_sealed_under_it(
+    daemon: RunningDaemon, verity: Path, script: str
+) -> None:
+    """Somebody's file that the command linked, or a name that it left outside its root."""
+    cli, other = Cli(daemon, verity), verity.parent / "other"
+    for mode, code in (("on", 1), ("auto", 0)):
+        (verity / "out").unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+        if script.startswith("ln"):
+            other.write_text("not of this build")
+        done = cli.run(script.format(other), "--fsverity", mode)
+        assert done.returncode == code, done.stderr
+        assert cli.bundle.exists() == (mode == "auto")
+        if mode == "on":
+            assert "other names (hard links), 2 in all" in one_line(done.stderr)
+            assert "fsVeritySealFailures is 1" in done.stderr
+        other.write_text("still writable")
+    unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 1}
+    assert cli.counters() == [unsealed, unsealed]
+
+
 READER = """
 #include <fcntl.h>
 int main(int argc, char **argv)

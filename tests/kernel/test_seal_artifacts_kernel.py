@@ -129,6 +129,24 @@ def test_a_file_outside_the_directory_is_never_sealed_for_an_artifact(dist: Path
     outside.write_bytes(b"still writable")
 
 
+def test_an_artifact_with_another_name_is_never_sealed(
+    dist: Path, rootseal_command: Sequence[str]
+) -> None:
+    """`on` refuses it, `auto` counts it; the other name may be anybody's."""
+    outside = dist.parent / "outside"
+    os.link(dist / "app.bin", outside)
+    with pytest.raises(CaptureError, match=r"app\.bin .*other names \(hard links\).*copy it"):
+        build(dist, "on")
+    for name in ("key.pem", "key.pub"):
+        (dist.parent / name).unlink()
+    bundle, key = build(dist, "auto")
+    code, answer, text = verify(rootseal_command, bundle, key, dist / "app.bin")
+    assert (code, answer["artifacts"][0]["fsverity"]) == (0, None), text
+    counted = answer["summary"]["diagnostics"]
+    assert [counted[f"fsVerity{name}"] for name in ("FilesSealed", "SealFailures")] == [1, 1]
+    outside.write_bytes(b"still writable")
+
+
 def test_artifact_that_is_not_what_was_built_is_refused(dist: Path) -> None:
     (dist / "app.bin").write_bytes(b"something else")
     with pytest.raises(IncompleteError, match=hashlib.sha256(b"something else").hexdigest()):
@@ -140,13 +158,14 @@ def test_sealed_toolchain_is_measured_not_read(
 ) -> None:
     manifest = tmp_path / "tools.toolchain"
     signer = keys.create_key_files(tmp_path / "tools.pem", "ed25519")
+    os.link(dist / "lib/lib.a", dist / "alias")  # as packages do; sealed here, unlike an artifact
     found = toolchain_files.seal_directories([os.fsencode(dist)], mode="on")
     manifest.write_bytes(toolchain.sign_toolchain(found, signer))
     command = [*rootseal_command, "toolchain", "verify", manifest, "--json"]
     command += ["--key", keys.public_key_path(tmp_path / "tools.pem")]
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"ok": True, "measured": 2, "hashed": 0}
+    assert json.loads(done.stdout) == {"ok": True, "measured": 3, "hashed": 0}
     with pytest.raises(PermissionError):
         (dist / "app.bin").write_bytes(b"patched compiler")
     (dist / "app.bin").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -93,14 +94,18 @@ def test_a_filesystem_without_fs_verity_says_what_to_do() -> None:
     shm = Path("/dev/shm")
     if not shm.is_dir():
         pytest.skip("optional: no /dev/shm here to stand for a tmpfs")
-    path = shm / f"rootseal-test-{id(shm)}"
+    path, link = shm / f"rootseal-test-{id(shm)}", shm / f"rootseal-test-{id(shm)}-link"
     try:
         path.write_bytes(b"content")
         assert not fsverity.available(shm)
         with pytest.raises(BackendUnavailable, match="btrfs"):
             fsverity.seal_file(path)
+        os.link(path, link)  # no seal that failed: there would be none of a copy either
+        with pytest.raises(BackendUnavailable, match="btrfs"):
+            fsverity.seal_file(path)
     finally:
         path.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_not_an_answer(tmp_path: Path) -> None:
