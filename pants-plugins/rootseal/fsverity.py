@@ -193,8 +193,11 @@ def _measurement(descriptor: int, where: str) -> Optional[bytes]:
     return bytes(found)
 
 
-def enable(descriptor: int, *, where: str) -> None:
+def enable(descriptor: int, *, where: str) -> bool:
     """Seal an open file (opened for reading only); one that is sealed already stays as it is.
+
+    Returns:
+        False if it was sealed already, with whatever parameters.
 
     Raises:
         BackendUnavailable: The kernel or the filesystem has no fs-verity.
@@ -206,13 +209,14 @@ def enable(descriptor: int, *, where: str) -> None:
         _enable(descriptor)
     except OSError as error:
         if error.errno == errno.EEXIST:
-            return
+            return False
         if error.errno in _UNSUPPORTED:
             raise unavailable(where) from None
         if error.errno in _WHY:
             why = _WHY[error.errno]
             raise CaptureError(f"{where} cannot be sealed with fs-verity: {why}") from None
         raise _native("FS_IOC_ENABLE_VERITY", error, where) from None
+    return True
 
 
 def _enable(descriptor: int) -> None:
@@ -256,16 +260,32 @@ def seal_file(path: Union[str, Path], *, other_names: bool = False) -> Measureme
 
     Raises:
         BackendUnavailable: The kernel or the filesystem has no fs-verity.
-        CaptureError: It is not a regular file, has other names, or could not be sealed.
+        CaptureError: It is not a regular file, has other names, could not be sealed, or was sealed
+            before with other parameters.
     """
     name = os.fspath(path)
     with _opened(name) as stream:
         if not other_names:
             _refuse_other_names(stream.fileno(), name)
-        enable(stream.fileno(), where=name)
+        is_ours = enable(stream.fileno(), where=name)
         measured = measure(stream.fileno(), where=name)
+        if not is_ours:
+            _require_parameters(stream, measured, name)
         sha256, size = digest.sha256_file(stream)
     return Measurement(measured, sha256, size)
+
+
+def _require_parameters(stream: BinaryIO, measured: bytes, where: str) -> None:
+    """Of a file that somebody else sealed: its digest must be the one that our parameters give.
+
+    Leaves the stream at its beginning.
+    """
+    if calculate(stream) != measured:
+        raise CaptureError(
+            f"{where} is sealed already, but not with SHA-256 over {BLOCK_BYTES}-byte blocks "
+            "without salt; copy it, or seal it so"
+        )
+    stream.seek(0)
 
 
 def _refuse_other_names(descriptor: int, where: str) -> None:

@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -175,6 +176,30 @@ def test_an_output_with_another_name_is_not_sealed_under_it(
             assert "other names (hard links), 2 in all" in one_line(done.stderr)
             assert "fsVeritySealFailures is 1" in done.stderr
         other.write_text("still writable")
+    unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 1}
+    assert cli.counters() == [unsealed, unsealed]
+
+
+SEAL_WITH_SALT = """
+import ctypes, fcntl, struct
+salt = ctypes.create_string_buffer(b"salt", 4)
+argument = struct.pack("=IIIIQIIQ88x", 1, 1, 4096, 4, ctypes.addressof(salt), 0, 0, 0)
+with open("out", "rb") as stream:  # FS_IOC_ENABLE_VERITY
+    fcntl.ioctl(stream, 0x40806685, argument)
+"""
+
+
+def test_what_the_command_sealed_with_other_parameters_is_a_seal_that_failed(
+    daemon: RunningDaemon, verity: Path
+) -> None:
+    cli = Cli(daemon, verity)
+    (verity / "seal.py").write_text(SEAL_WITH_SALT)
+    script = f"rm -f out; echo built > out; {sys.executable} seal.py"
+    done = cli.run(script, "--fsverity", "on")
+    assert (done.returncode, cli.bundle.exists()) == (1, False), done.stderr
+    assert "is sealed already, but not with SHA-256 over 4096-byte blocks" in one_line(done.stderr)
+    done = cli.run(script, "--fsverity", "auto")
+    assert done.returncode == 0, done.stderr
     unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 1}
     assert cli.counters() == [unsealed, unsealed]
 

@@ -55,6 +55,15 @@ def build(dist: Path, mode: str) -> tuple[Path, Path]:
     return out, keys.public_key_path(dist.parent / "key.pem")
 
 
+def seal_with_salt(path: Path) -> None:
+    """FS_IOC_ENABLE_VERITY with other parameters than Rootseal's."""
+    salt = ctypes.create_string_buffer(b"salt", 4)
+    address = ctypes.addressof(salt)
+    with path.open("rb") as stream:
+        argument = struct.pack("=IIIIQIIQ88x", 1, 1, 4096, len(salt), address, 0, 0, 0)
+        fcntl.ioctl(stream, 0x40806685, argument)
+
+
 def verify(
     command: Sequence[str], bundle: Path, key: Path, *artifacts: Path
 ) -> tuple[int, dict[str, Any], str]:
@@ -107,17 +116,31 @@ def test_the_same_content_with_another_measurement_is_refused(
 ) -> None:
     """It has the SHA-256 of the artifact, and is not the file that was sealed: it has a salt."""
     bundle, key = build(dist, "on")
-    path, salt = dist / "app.bin", ctypes.create_string_buffer(b"salt", 4)
+    path = dist / "app.bin"
     path.unlink()
     path.write_bytes(CONTENT["app.bin"])
     assert verify(rootseal_command, bundle, key, path)[1]["artifacts"][0]["fsverity"] == "copy"
-    address = ctypes.addressof(salt)
-    with path.open("rb") as stream:  # FS_IOC_ENABLE_VERITY
-        argument = struct.pack("=IIIIQIIQ88x", 1, 1, 4096, len(salt), address, 0, 0, 0)
-        fcntl.ioctl(stream, 0x40806685, argument)
+    seal_with_salt(path)
     code, answer, text = verify(rootseal_command, bundle, key, path)
     assert (code, answer["error"]["check"]) == (1, "ARTIFACTS"), text
     assert "is sealed with fs-verity digest" in text
+
+
+def test_an_artifact_that_is_sealed_in_another_way_is_no_sealed_artifact(
+    dist: Path, rootseal_command: Sequence[str]
+) -> None:
+    """Its digest would not be the one that docs/predicate.md promises."""
+    fsverity.seal_file(dist / "lib/lib.a")
+    seal_with_salt(dist / "app.bin")
+    with pytest.raises(CaptureError, match=r"app\.bin is sealed already, but not with SHA-256"):
+        build(dist, "on")
+    for name in ("key.pem", "key.pub"):
+        (dist.parent / name).unlink()
+    bundle, key = build(dist, "auto")
+    code, answer, text = verify(rootseal_command, bundle, key, dist / "lib/lib.a")
+    assert (code, answer["artifacts"][0]["fsverity"]) == (0, "measured"), text
+    counted = answer["summary"]["diagnostics"]
+    assert [counted[f"fsVerity{name}"] for name in ("FilesSealed", "SealFailures")] == [1, 1]
 
 
 def test_a_file_outside_the_directory_is_never_sealed_for_an_artifact(dist: Path) -> None:
