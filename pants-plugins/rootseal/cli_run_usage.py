@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from rootseal import bundle, record
+from rootseal import bundle, hardening, record
 from rootseal.cli_keys import signing_files
 from rootseal.cli_paths import check_result, check_there
 from rootseal.errors import ConfigError
@@ -36,6 +36,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
     root = os.path.realpath(arguments.root)
     for path in arguments.output:
         _check_output(path, root)
+    _check_seal(arguments)
     check_results(arguments)
 
 
@@ -72,6 +73,13 @@ def _check_output(path: str, root: str) -> None:
     place = os.path.normpath(Path(working_directory()) / path)
     if place != root and not place.startswith(root.rstrip("/") + "/"):
         raise ConfigError(f"--output {path} lies outside the root {root}; see --root")
+
+
+def _check_seal(arguments: argparse.Namespace) -> None:
+    """A seal that was asked for needs something to seal; `auto` and `strict` seal what there is."""
+    said = hardening.switch("fsverity", arguments.fsverity, os.environ)
+    if said.value == "on" and not arguments.output:
+        raise ConfigError(f"{said.source} seals what --output declares; name one, or drop it")
 
 
 def working_directory() -> str:

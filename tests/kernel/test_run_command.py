@@ -99,6 +99,7 @@ def test_what_is_absent_is_said_to_be_a_recorded_path(cli: Cli, tmp_path: Path) 
         (["--input", "none", "--capture-mode", "walk"], 2, "--input none cannot be used"),
         (["--input", "loop", "--capture-mode", "walk"], 2, "--input loop cannot be used"),
         (["--capture-mode", "ima", "--fanotify", "on"], 2, "contradicts"),
+        (["--fsverity", "on"], 2, "--fsverity=on seals what --output declares; name one"),
         (["--require-zero-drops", "--max-digests", "1"], 1, "fanotifyDigestsCapHit"),
     ],
 )
@@ -118,6 +119,18 @@ def test_what_is_refused_has_one_exit_code_and_one_line(
             assert len(done.stderr.splitlines()) == 1
     assert (cli.sandbox / "ran").exists() == (code == 1)
     assert not cli.bundle.exists()
+
+
+def test_a_seal_that_only_the_environment_asks_for_needs_an_output_too(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sealed where it can be (`auto`) needs none."""
+    monkeypatch.setenv("ROOTSEAL_FSVERITY", "1")
+    done = cli.run("echo > ran")
+    assert (done.returncode, (cli.sandbox / "ran").exists()) == (2, False)
+    assert "ROOTSEAL_FSVERITY=1 seals what --output declares" in done.stderr
+    monkeypatch.setenv("ROOTSEAL_FSVERITY", "auto")
+    assert cli.run("echo > ran", "--fsverity=auto").returncode == 0
 
 
 # Option, a value that is too low for the action, one that is enough, and the counter that tells.
