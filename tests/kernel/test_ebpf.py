@@ -138,6 +138,18 @@ def test_every_kind_of_open_is_seen(lab: TraceLab, root: Path, call: str) -> Non
         assert len(seen.calls(call)) == 1
 
 
+def test_an_open_through_links_is_one_of_the_file_behind_them(lab: TraceLab, root: Path) -> None:
+    """By the hook and by the exit of the call alike; its path: test_ebpf_daemon.py."""
+    (root / "real").mkdir()
+    (root / "real" / "file").write_bytes(b"behind two links")
+    (root / "folder").symlink_to("real")
+    (root / "link").symlink_to("folder/file")
+    seen = lab.do(root, "openat", "link")
+    assert seen.pairs_of("real/file") & seen.pairs()
+    itself = info_bytes((root / "link").lstat())
+    assert not {itself, bytes(8) + itself[8:]} & seen.pairs()
+
+
 def test_creat_is_an_open_of_a_file_the_action_made(lab: TraceLab, root: Path) -> None:
     seen = lab.do(root, "creat", "new")
     assert seen.opened("new") and seen.ledger.excluded["created"] == 1

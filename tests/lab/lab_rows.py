@@ -99,6 +99,7 @@ BOTH_HERE = tuple(
         "record_says_how_opens_were_told",
         "a_compilation_has_both_witnesses",
         "what_only_fanotify_saw_is_told_apart",
+        "a_file_is_named_as_it_is_behind_links",
         "opens_without_content_are_typed",
         "new_mount_that_is_not_marked_shows_in_the_ledger",
         "many_at_once",
@@ -120,7 +121,7 @@ OBSERVED_HERE = tuple(
 )
 EBPF_HERE = kernel("ebpf", "ebpf_net") + BOTH_HERE + OBSERVED_HERE
 # By tracepoints alone, which 6.12 has all tests for: here is what another machine could change.
-EBPF_ARM = kernel("ebpf", "ebpf_net") + BOTH_HERE[:4] + OBSERVED_HERE[:3]
+EBPF_ARM = kernel("ebpf", "ebpf_net") + BOTH_HERE[:5] + OBSERVED_HERE[:3]
 LAUNCHER = kernel("launcher")
 NOT_PERMITTED = kernel("ptrace_not_permitted")
 YAMA = tuple(f"{name}::test_user_whom_yama_refuses_is_not_taken_for_root" for name in NOT_PERMITTED)
