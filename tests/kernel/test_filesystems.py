@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Mapping, Optional
 
 import pytest
 from fanotify_action import Lab, build_fixture
 from injected import attached, strace
 from rootseal import diagnostics, digest, fsverity, leaf_table, toolchain_files
-from rootseal.doctor_mounts import look_at_mounts
+from rootseal.doctor_mounts import MountFinding, look_at_mounts
 from rootseal.errors import BackendUnavailable
 from rootseal.leaf_table import Domain
 from rootseal.observation import DigestSource, MountMark, Posture
@@ -200,7 +200,7 @@ def test_an_action_does_not_wait_for_a_server_that_does_not_answer(
 
 def test_doctor_does_not_wait_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from rootseal.doctor_mounts import look_at_mounts, Posture\n"
+        "import os, sys; from rootseal.doctor_mounts import MountFinding, look_at_mounts, Posture\n"
         "(found,) = [item for item in look_at_mounts(Posture.WALKED)\n"
         "    if item.mount.mount_point == os.fsencode(sys.argv[1])]\n"
         "print(found.mount.filesystem, found.posture.value, found.can_seal)"
@@ -494,12 +494,27 @@ def test_kernel_interfaces_are_left_out_with_a_reason(lab: Lab, tmp_path: Path) 
     assert "kernel interface" in mounts[b"/proc"].reason
 
 
-def test_doctor_shows_each_mount_as_the_capture_finds_it() -> None:
+def test_doctor_shows_each_mount_as_the_capture_finds_it(lab: Lab, tmp_path: Path) -> None:
     found = {item.mount.mount_point: item for item in look_at_mounts(Posture.HELD)}
     assert found[b"/"].posture is Posture.HELD
     assert b"/proc" not in found
-    expects = os.environ.get("ROOTSEAL_LAB_EXPECTS", "").split(",")
-    if os.environ.get("ROOTSEAL_LAB_EMULATED"):
+    (tmp_path / "material").write_bytes(b"content\n")
+    _, mounts = read_one(lab, tmp_path / "root", tmp_path / "material")
+    marked = {point: mount for point, mount in mounts.items() if mount.marked}
+    both = marked.keys() & found.keys()
+    assert {point: found[point].mount for point in both} == {point: marked[point] for point in both}
+    if os.environ.get("ROOTSEAL_LAB_EMULATED"):  # elsewhere others mount and unmount meanwhile
+        assert marked.keys() == {point for point, item in found.items() if item.mount.marked}
         assert found[bytes(LAB_SHARE)].posture is Posture.OBSERVED
-        here = Path("/lab/fs", os.environ["ROOTSEAL_LAB_FILESYSTEM"])
-        assert bytes(here) not in found or found[bytes(here)].can_seal == ("fs-verity" in expects)
+        check_row(found)
+
+
+def check_row(found: Mapping[bytes, MountFinding]) -> None:
+    """The filesystem of a row of the lab; only that of overlay is no mount of its own."""
+    kind = os.environ["ROOTSEAL_LAB_FILESYSTEM"]
+    here = bytes(Path("/lab/fs", kind))
+    assert (here in found) == (kind != "overlay")
+    if kind != "overlay":
+        can_seal = "fs-verity" in os.environ["ROOTSEAL_LAB_EXPECTS"].split(",")
+        mark = MountMark(here, kind, True, "")
+        assert found[here] == MountFinding(mark, Posture.HELD, can_seal)
