@@ -257,11 +257,7 @@ def check_list(entries: Sequence[Measurement], *, pcrs: Optional[Mapping[int, by
         raise VerificationError("the boot aggregate is a violation or no digest of content")
     expected = boot_aggregate(entries[0].algorithm, pcrs)
     if expected is not None and entries[0].digest != expected:
-        raise VerificationError(
-            "the boot aggregate is not that of the TPM's PCRs"
-            if pcrs
-            else "the boot aggregate is not zero though there is no TPM"
-        )
+        raise VerificationError(_other_aggregate(entries[0].digest, pcrs))
     pcr10 = bytes(TEMPLATE_HASH_BYTES)
     for number, entry in enumerate(entries):
         value = entry.template_hash
@@ -275,6 +271,19 @@ def check_list(entries: Sequence[Measurement], *, pcrs: Optional[Mapping[int, by
         if entry.pcr == 10:
             pcr10 = hashlib.sha1(pcr10 + value, usedforsecurity=False).digest()
     return pcr10
+
+
+def _other_aggregate(found: bytes, pcrs: Optional[Mapping[int, bytes]]) -> str:
+    """What is wrong with a boot aggregate that is not the expected one."""
+    if pcrs is None:
+        return "the boot aggregate is not zero though there is no TPM"
+    if any(found):
+        return "the boot aggregate is not that of the TPM's PCRs"
+    return (
+        "the boot aggregate is zero though there is a TPM: its driver was loaded after IMA had "
+        "started; boot a kernel with the driver built in (CONFIG_TCG_CRB=y, CONFIG_TCG_TIS=y), or "
+        "keep it from being loaded"
+    )
 
 
 def boot_aggregate(algorithm: str, pcrs: Optional[Mapping[int, bytes]]) -> Optional[bytes]:

@@ -220,9 +220,40 @@ def test_boot_aggregate_is_that_of_the_tpm_or_zero_without_one() -> None:
     genuine = made(name=ima.BOOT_AGGREGATE, digest=aggregate)
     ima.check_list([genuine], pcrs=pcrs)
     with pytest.raises(VerificationError, match="not that of the TPM"):
-        ima.check_list([BOOT], pcrs=pcrs)
+        ima.check_list([genuine], pcrs={**pcrs, 9: bytes(32)})
     with pytest.raises(VerificationError, match="no TPM"):
         ima.check_list([genuine], pcrs=None)
+    with pytest.raises(
+        VerificationError, match=r"is zero though .* CONFIG_TCG_TIS=y.*being loaded"
+    ):
+        ima.check_list([BOOT], pcrs=pcrs)
+
+
+def test_an_aggregate_that_the_tpm_cannot_show_is_not_compared() -> None:
+    """Of SHA-1, or of a TPM of which not each SHA-256 PCR can be read (docs/ima.md)."""
+    nine = {index: bytes(32) for index in range(9)}
+    other = made(name=ima.BOOT_AGGREGATE, digest=digest.sha256(b"of another boot"))
+    sha1 = made(name=ima.BOOT_AGGREGATE, algorithm="sha1", digest=b"\1" * 20)
+    ima.check_list([other], pcrs=nine)
+    ima.check_list([sha1], pcrs={**nine, 9: bytes(32)})
+    for entry in (other, sha1):
+        with pytest.raises(VerificationError, match="no TPM"):
+            ima.check_list([entry], pcrs=None)
+
+
+def test_pcrs_are_read_as_the_kernel_shows_them(tmp_path: Path) -> None:
+    tpm = tmp_path / "tpm0"
+    assert backend.read_pcrs(tpm) is None
+    tpm.mkdir()
+    assert backend.read_pcrs(tpm) == {}, "a TPM of SHA-1 alone, or Linux before 5.12"
+    (tpm / "pcr-sha256").mkdir()
+    for index in range(24):
+        (tpm / "pcr-sha256" / str(index)).write_text(f"{index:02X}" * 32 + "\n")
+    wanted = {index: bytes([index]) * 32 for index in range(10)}
+    assert backend.read_pcrs(tpm) == wanted
+    (tpm / "pcr-sha256" / "0").write_text("no number\n")
+    (tpm / "pcr-sha256" / "9").unlink()
+    assert backend.read_pcrs(tpm) == {index: wanted[index] for index in range(1, 9)}
 
 
 def test_violation_is_extended_as_ones() -> None:
