@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -33,6 +34,14 @@ def daemon_socket(executable: str, tmp_path_factory: pytest.TempPathFactory) -> 
     socket = str(directory / "daemon.sock")
     yield socket
     subprocess.run([executable, "daemon", "stop", "--socket", socket], check=True)
+
+
+def daemon_status(executable: str, socket: str) -> dict[str, Any]:
+    """What the daemon at this socket says of itself, started if need be."""
+    command = [executable, "daemon", "ensure", "--json", "--socket", socket]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert isinstance(answer, dict)
+    return answer
 
 
 def wrapping_engine(executable: str, daemon_socket: str, *options: str) -> RuleRunner:

@@ -1,12 +1,20 @@
-"""The wrap changes nothing: every process shape gives the same result with and without it."""
+"""The wrap changes nothing: every process shape gives the same result with and without it.
+
+Whoever captures: the host's best backend, ptrace, or walk.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import signal
+import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
+from conftest import daemon_status, wrapping_engine
 from pants.engine.fs import (
     EMPTY_DIGEST,
     CreateDigest,
@@ -198,19 +206,53 @@ def queries() -> list[Any]:
     ]
 
 
+# How actions are captured, and the backend that their records must name; None: the host's best.
+CAPTURES = {
+    "auto": ((), None),
+    "ptrace": (("--rootseal-capture-mode=trace:ptrace", "--rootseal-fanotify=off"), "ptrace"),
+    "walk": (("--rootseal-capture-mode=walk",), "walk"),
+}
+
+
+@dataclass(frozen=True)
+class Capturing:
+    """An engine whose processes are wrapped, and the backend that captures them."""
+
+    engine: RuleRunner
+    backend: str
+
+
+@pytest.fixture(scope="module", params=CAPTURES)
+def capturing(request: pytest.FixtureRequest, executable: str, daemon_socket: str) -> Capturing:
+    options, backend = CAPTURES[request.param]
+    engine = wrapping_engine(executable, daemon_socket, *options)
+    best = daemon_status(executable, daemon_socket)["backend"]
+    return Capturing(engine, backend or best)
+
+
 @pytest.mark.parametrize("name", list(SHAPES))
-def test_same_result(name: str, plain: RuleRunner, wrapped: RuleRunner) -> None:
-    before = records_of(wrapped)
-    result = result_of(wrapped, SHAPES[name])
+def test_same_result(name: str, plain: RuleRunner, capturing: Capturing) -> None:
+    before = records_of(capturing.engine)
+    result = result_of(capturing.engine, SHAPES[name])
     assert result == result_of(plain, SHAPES[name])
     assert result[0] == OTHER_EXIT_CODES.get(name, 0)
-    assert (records_of(wrapped) > before) == (name != "timeout")  # it was captured
+    made = records_of(capturing.engine) - before
+    assert [backend_of(record) for record in made] == [capturing.backend] * (name != "timeout")
 
 
-def records_of(rules: RuleRunner) -> int:
-    """How many actions the engine has a record of."""
+def records_of(rules: RuleRunner) -> set[Path]:
+    """The record of each action that the engine has one of."""
     records = Path(rules.build_root, rules.pants_workdir, "rootseal", "records")
-    return sum(path.is_file() for path in records.rglob("*"))
+    return {path for path in records.rglob("*") if path.is_file()}
+
+
+def backend_of(record: Path) -> str:
+    """The backend that a record names (docs/formats.md, "Action record")."""
+    data = record.read_bytes()
+    (length,) = struct.unpack_from(">I", data, 8)
+    payload = json.loads(base64.b64decode(json.loads(data[12 : 12 + length])["payload"]))
+    backend = str(payload["predicate"]["capture"]["backend"])
+    return backend.split("+")[0]  # beside fanotify, who traces
 
 
 def test_nothing_of_pants_itself_is_inherited_open(wrapped: RuleRunner) -> None:

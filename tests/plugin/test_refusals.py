@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from conftest import wrapping_engine
+from conftest import daemon_status, wrapping_engine
 from pants.engine.fs import EMPTY_DIGEST, Digest, FileDigest
 from pants.engine.internals.scheduler import ExecutionError
 from pants.engine.process import FallibleProcessResult, Process, ProcessCacheScope
@@ -52,14 +52,7 @@ def launcher_that(directory: Path, script: str) -> str:
 @pytest.fixture
 def status(executable: str, daemon_socket: str) -> dict[str, Any]:
     """What the real daemon of these tests says of itself."""
-    done = subprocess.run(
-        [executable, "daemon", "ensure", "--json", "--socket", daemon_socket],
-        check=True,
-        capture_output=True,
-    )
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, dict)
-    return answer
+    return daemon_status(executable, daemon_socket)
 
 
 def refusal(engine: RuleRunner, process: Process = ECHO) -> str:
