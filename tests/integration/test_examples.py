@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Iterator
 
@@ -48,6 +49,7 @@ def test_everything_is_attested_and_pex_files_are_those_of_plain_pants(
         assert {*PEXES, "tools.tar.gz"} < names
         (wheel,) = (name for name in names if name.endswith(".whl"))
         assert wheel.startswith("rootseal-")
+        check_wheel(captured.dist / wheel)
         generated = captured.manifest().records("`examples/src/data:generate`")
         for address in ("examples/src/python/invoice:app", "examples/src/python/report:app"):
             assert set(generated.values()) <= set(targets[address]["actions"])
@@ -65,6 +67,26 @@ def test_everything_is_attested_and_pex_files_are_those_of_plain_pants(
     for name in PEXES:
         with_plugin, without = (repo.dist / name for repo in (captured, plain))
         assert sha256(with_plugin) == sha256(without)
+
+
+def check_wheel(path: Path) -> None:
+    """What a user needs who has nothing but the wheel, and each compiled part as it must be."""
+    with zipfile.ZipFile(path) as wheel:
+        entries = {entry.filename: entry for entry in wheel.infolist()}
+        modules = {
+            str(module.relative_to(REPO / "pants-plugins"))
+            for package in ("rootseal", "rootseal_pants")
+            for module in (REPO / "pants-plugins" / package).rglob("*.py")
+            if "bin" not in module.parts  # of `make build`: the wheel has no trace programs
+        }
+        assert {"rootseal/cli.py", "rootseal_pants/register.py"} < modules
+        assert modules <= entries.keys()
+        (metadata,) = (name for name in entries if name.endswith(".dist-info/entry_points.txt"))
+        assert b"rootseal = rootseal.cli:main" in wheel.read(metadata)
+        programs = [f"rootseal/bin/{name}" for name in ("rootseal-exec", "rootseal-scope")]
+        for name in ("rootseal/_core.abi3.so", *programs):
+            assert wheel.read(name).startswith(b"\x7fELF")
+            assert name not in programs or entries[name].external_attr >> 16 & 0o111 == 0o111
 
 
 def sha256(path: Path) -> str:
