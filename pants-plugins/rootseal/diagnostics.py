@@ -47,7 +47,8 @@ COUNTERS: Tuple[Counter, ...] = (
         "fsVeritySealFailures",
         False,
         "Products left unsealed though their filesystem has fs-verity.",
-        "Let nobody write the outputs; `--fsverity on` refuses and names the file and the reason.",
+        "Let nobody write the outputs, and copy hard links; `--fsverity on` refuses and names the "
+        "file and the reason.",
     ),
     Counter("partialReadFallbacks", False, "Reads that were completed by a second read.", _NONE),
     Counter("digestCacheHits", False, "Opens whose digest came from the digest cache.", _NONE),
