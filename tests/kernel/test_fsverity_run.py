@@ -158,18 +158,16 @@ def test_the_file_behind_a_link_and_those_of_a_new_directory_are_sealed(
     assert cli.artifact() == "measured"
 
 
-@pytest.mark.parametrize("script", ["ln {} out; echo built > out", "echo built > out; ln out {}"])
 def test_an_output_with_another_name_is_not_sealed_under_it(
-    daemon: RunningDaemon, verity: Path, script: str
+    daemon: RunningDaemon, verity: Path
 ) -> None:
     """Somebody's file that the command linked, or a name that it left outside its root."""
     cli, other = Cli(daemon, verity), verity.parent / "other"
-    for mode, code in (("on", 1), ("auto", 0)):
-        (verity / "out").unlink(missing_ok=True)
-        other.unlink(missing_ok=True)
-        if script.startswith("ln"):
-            other.write_text("not of this build")
-        done = cli.run(script.format(other), "--fsverity", mode)
+    other.write_text("not of this build")
+    linked = f"ln {other} out; echo built > out"
+    left = f"rm out {other}; echo built > out; ln out {other}"
+    for mode, code, script in (("on", 1, linked), ("auto", 0, left)):
+        done = cli.run(script, "--fsverity", mode)
         assert done.returncode == code, done.stderr
         assert cli.bundle.exists() == (mode == "auto")
         if mode == "on":
@@ -198,10 +196,7 @@ def test_what_the_command_sealed_with_other_parameters_is_a_seal_that_failed(
     done = cli.run(script, "--fsverity", "on")
     assert (done.returncode, cli.bundle.exists()) == (1, False), done.stderr
     assert "is sealed already, but not with SHA-256 over 4096-byte blocks" in one_line(done.stderr)
-    done = cli.run(script, "--fsverity", "auto")
-    assert done.returncode == 0, done.stderr
-    unsealed = {"fsVerityAvailable": 1, "fsVerityFilesSealed": 0, "fsVeritySealFailures": 1}
-    assert cli.counters() == [unsealed, unsealed]
+    assert "fsVeritySealFailures is 1" in one_line(done.stderr)
 
 
 READER = """
