@@ -27,7 +27,7 @@ from lab_kernels import LAB, REPO, Kernel, LabError, fetch, require_tools
 from lab_programs import PROGRAMS, build_programs
 from lab_results import RESULTS, boot_document, write_results
 from lab_rows import BOOTS, Boot, Row, rows_of
-from lab_vm import run_boot
+from lab_vm import is_fault_of_emulation, run_boot
 
 GUESTS_AT_ONCE = 2  # each keeps about one processor busy, and has 3 GiB of memory
 ROW_SECONDS = 1800  # guards against a hang; a row takes one to five minutes on a quiet machine
@@ -51,6 +51,9 @@ def run_one(boot: Boot, rows: tuple[Row, ...], kernels: dict[str, Kernel]) -> di
         result = run_host(rows, seconds)
     else:
         result = run_boot(boot, kernels[boot.series], rows, row_seconds=seconds)
+        if is_fault_of_emulation(boot.name):
+            print(f"lab: {boot.name}: the emulation failed (int3); once more", flush=True)
+            result = run_boot(boot, kernels[boot.series], rows, row_seconds=seconds)
     document = boot_document(boot.name, result, rows)
     tests = [test for row in document["rows"].values() for test in row["tests"]]
     counts = {o: sum(t["outcome"] == o for t in tests) for o in ("passed", "failed", "skipped")}

@@ -114,6 +114,20 @@ def run_boot(
     return {**found, "processorSeconds": round(processor_seconds, 1)}
 
 
+def is_fault_of_emulation(name: str) -> bool:
+    """Whether a machine ended by a breakpoint that its kernel had set to patch itself.
+
+    With several emulated processors one of them may still meet it (`int3`) when the kernel has
+    taken it away: a real processor cannot. Any other panic is a result.
+
+    Source:
+        Documentation of text_poke_bp in arch/x86/kernel/alternative.c.
+    """
+    path = LAB / "run" / name / "console.log"
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    return "Oops: int3" in text and "Kernel panic" in text
+
+
 def wait_for(machine: subprocess.Popen[bytes], seconds: float) -> tuple[int | None, float]:
     """Wait for a machine, and kill it after its time.
 

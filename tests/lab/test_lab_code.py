@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import lab_vm
 import pytest
 from lab_apt import Archive, sites, sources
 from lab_kernels import REPO, WANTED, Kernel, is_unpacked, modules_in_order
@@ -185,6 +186,25 @@ def test_table_shows_failures_and_reasons() -> None:
     assert "- n/a: none\n  - test_a test_y (m/ext4)\n" in text
     assert "- n/a: no reason\n  - test_b test_z (m/ext4)\n" in text
     assert "9 s in all, 2 s of them to fetch" in text
+
+
+@pytest.mark.parametrize(
+    ("console", "again"),
+    [
+        ("Oops: int3: 0000 [#2] PREEMPT\nKernel panic - not syncing: Fatal exception", True),
+        ("Oops: general protection fault\nKernel panic - not syncing: Fatal exception", False),
+        ("Oops: int3: 0000 [#1] PREEMPT", False),
+        ("", False),
+    ],
+)
+def test_only_a_fault_of_emulation_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: str, again: bool
+) -> None:
+    monkeypatch.setattr(lab_vm, "LAB", tmp_path)
+    assert not lab_vm.is_fault_of_emulation("m")
+    (tmp_path / "run" / "m").mkdir(parents=True)
+    (tmp_path / "run" / "m" / "console.log").write_text(console)
+    assert lab_vm.is_fault_of_emulation("m") == again
 
 
 def test_empty_cell_is_a_test_that_did_not_run() -> None:
