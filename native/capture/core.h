@@ -256,6 +256,7 @@ void rs_host_prepare(void);
 bool rs_host_multigrain(void);
 
 /* serve.c */
+int64_t rs_monotonic_ns(void);
 void rs_serve(struct rs_worker *worker, struct rs_scope *scope);
 
 /* once.c */
@@ -426,6 +427,8 @@ void rs_judge_product(struct rs_scope *scope, const struct rs_left *left, uint64
 		      struct rs_leaf *leaf, struct rs_stat *stat);
 void rs_judge_symlink(struct rs_scope *scope, const struct rs_left *left);
 bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t length, uint64_t ino);
+/* Can its content change without this kernel knowing? Also where its mount is not known. */
+bool rs_served_by_others(const struct rs_scope *scope, const struct rs_stat *stat);
 /* Member of snapshot_states: a name, the inode behind it, and what of its state is told. */
 #define RS_STATE_NAMED 1 /* that it was there, in whatever state */
 uint64_t rs_snapshot_key(const void *path, uint32_t length, uint64_t ino, uint64_t state);

@@ -89,7 +89,7 @@ bool rs_is_fresh(const struct rs_scope *scope, const uint8_t *path, uint32_t len
 			   rs_snapshot_key(path, length, ino, RS_STATE_NAMED));
 }
 
-static bool served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
+bool rs_served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
 {
 	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
 
@@ -133,7 +133,7 @@ static void judge_own(struct rs_scope *scope, const struct rs_left *left,
 
 	leaf->source = same ? RS_SOURCE_CLOSE_WRITE : RS_SOURCE_WALK;
 	if (same || !written_since(product, left->stat) || was_cut(scope, left) ||
-	    served_by_others(scope, left->stat))
+	    rs_served_by_others(scope, left->stat))
 		return;
 	if (leaf->path[0] != '/') {
 		RS_COUNT(scope, foreign_products);
@@ -159,7 +159,7 @@ void rs_judge_product(struct rs_scope *scope, const struct rs_left *left, uint64
 	}
 	if (leaf->path[0] == '/')
 		return; /* met by its inode only: it has the number of a file that is gone */
-	if (served_by_others(scope, left->stat) && closed_there(scope, left))
+	if (rs_served_by_others(scope, left->stat) && closed_there(scope, left))
 		return;
 	if (!rs_is_young(scope, left->stat))
 		foreign = left->fresh && scope->has_names && !was_moved(scope, left);

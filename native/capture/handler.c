@@ -51,13 +51,6 @@ static void answer_held(struct rs_worker *worker, struct rs_scope *scope)
 	worker->held_count = 0;
 }
 
-static bool served_by_others(const struct rs_scope *scope, const struct rs_stat *stat)
-{
-	const struct rs_mount *mount = rs_mounts_by_id(&scope->mounts, stat->mount_id);
-
-	return !mount || mount->remote;
-}
-
 static void done(struct rs_worker *worker, struct rs_scope *scope, const struct rs_event *event,
 		 enum handled handled, bool remote)
 {
@@ -272,7 +265,7 @@ static enum handled record_open(struct rs_worker *worker, struct rs_scope *scope
 				const struct rs_event *event, const struct rs_seen *seen)
 {
 	bool may_go_on = !worker->batch && !seen->exec && !seen->young &&
-			 !(scope->remote && served_by_others(scope, &seen->stat));
+			 !(scope->remote && rs_served_by_others(scope, &seen->stat));
 	uint32_t again;
 
 	if (may_go_on) {
@@ -369,7 +362,7 @@ static void handle_close(struct rs_worker *worker, struct rs_scope *scope,
 	 * What the action left, before somebody else may come to it: see foreign.c. If another
 	 * descriptor of the action is open still, its close is yet to come and to be hashed.
 	 */
-	if (closes < 0 || !worth || stat->nlink == 0 || served_by_others(scope, stat))
+	if (closes < 0 || !worth || stat->nlink == 0 || rs_served_by_others(scope, stat))
 		return;
 	outcome = rs_digest_of_fd(worker, scope, event->fd, &now, !worker->may_hand_off, &content,
 				  &trusted);
@@ -401,7 +394,7 @@ void rs_handle_event(struct rs_worker *worker, struct rs_scope *scope, const str
 		done(worker, scope, event, handled, scope->remote);
 		return;
 	}
-	remote = scope->remote && served_by_others(scope, &stat);
+	remote = scope->remote && rs_served_by_others(scope, &stat);
 	if (!S_ISREG(stat.mode)) {
 		if (S_ISBLK(stat.mode) && event->mask & RS_PERM_MASK)
 			RS_COUNT(scope, block_device_opens); /* all files of its filesystem */
@@ -424,7 +417,7 @@ static bool is_remote_close(const struct rs_scope *scope, const struct rs_event 
 	struct rs_stat stat;
 
 	return event->mask & FAN_CLOSE_WRITE && event->fd >= 0 && !rs_stat_fd(event->fd, &stat) &&
-	       served_by_others(scope, &stat);
+	       rs_served_by_others(scope, &stat);
 }
 
 /*

@@ -22,14 +22,6 @@
 #define YIELDS	 100	    /* as long as a close takes that waits for nobody */
 #define PAUSE_NS 100000
 
-static int64_t monotonic_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
 void rs_remote_begin(struct rs_worker *worker, struct rs_scope *scope)
 {
 	atomic_fetch_add(&worker->reads, 1);
@@ -66,10 +58,10 @@ void rs_remote_wait(struct rs_worker *worker, const struct rs_scope *scope)
 
 	for (i = 0; i < shards; i++) /* later ones are of later events */
 		reads[i] = atomic_load(&workers[i].reads);
-	until = monotonic_ns() + WAIT_NS;
+	until = rs_monotonic_ns() + WAIT_NS;
 	for (i = 0; i < shards; i++) {
 		while (is_in_hand(&workers[i], scope, reads[i])) {
-			if (monotonic_ns() > until)
+			if (rs_monotonic_ns() > until)
 				atomic_store(&workers[i].given_up, reads[i]);
 			pause_after(yields++);
 		}

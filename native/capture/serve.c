@@ -35,7 +35,7 @@ struct turn {
 	bool alone; /* out of epoll */
 };
 
-static int64_t monotonic_ns(void)
+int64_t rs_monotonic_ns(void)
 {
 	struct timespec ts;
 
@@ -77,7 +77,7 @@ static bool is_crowded(struct rs_scope *scope, int64_t now);
 static void judge(struct turn *turn, int got, bool may_linger)
 {
 	struct rs_scope *scope = turn->scope;
-	int64_t now = monotonic_ns(), before;
+	int64_t now = rs_monotonic_ns(), before;
 	uint32_t dense, single;
 
 	before = atomic_exchange_explicit(&scope->last_event_ns, now, memory_order_relaxed);
@@ -101,17 +101,17 @@ static int linger(struct turn *turn)
 {
 	int64_t until =
 	    atomic_load_explicit(&turn->scope->last_event_ns, memory_order_relaxed) + LINGER_NS;
-	int64_t before = monotonic_ns(), now;
+	int64_t before = rs_monotonic_ns(), now;
 	int got;
 
 	do {
 		sched_yield();
-		now = monotonic_ns();
+		now = rs_monotonic_ns();
 		if (now - before > CROWDED_NS)
 			atomic_store_explicit(&turn->scope->crowded_ns, now + CROWDED_FOR_NS,
 					      memory_order_relaxed);
 		got = rs_handle_some(turn->worker, turn->scope);
-		before = monotonic_ns();
+		before = rs_monotonic_ns();
 	} while (got == 0 && before < until && now < until && !is_crowded(turn->scope, now));
 	return got;
 }
